@@ -1,0 +1,1 @@
+"""What a run leaves behind: telemetry, captures, the manifest that closes a folder."""

@@ -1,0 +1,1 @@
+"""Start, ready, drain, stop: the two workloads and what they share. Imports no pandas."""

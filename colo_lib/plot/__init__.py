@@ -1,0 +1,1 @@
+"""Frame in, figure out: never parses, never computes a result."""
