@@ -1,0 +1,82 @@
+"""What every frame of a run folder holds: columns, types, units. One place for writers and readers.
+
+Times are CLOCK_MONOTONIC in ns, the same for every process of a host. The run folder's layout and
+the meaning of each frame are fixed in the README's section on the run folder.
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+# column -> Arrow type name; "?" after it: may be null
+GEN = {"request_id": "int32", "sequence_number": "int32", "arrival_ns": "int64"}
+REQUESTS = {
+    "request_id": "int32",
+    "prompt_tokens": "int32",
+    "output_tokens": "int32",
+    "submitted_ns": "int64",
+    "first_token_ns": "int64?",
+    "done_ns": "int64?",
+    "error": "string?",
+}
+EMBED = {"started_ns": "int64", "done_ns": "int64", "sequences": "int32", "tokens": "int32"}
+# A row a turn of cpu-alternating: who was allowed to run from start to end.
+SLICES = {"workload": "string", "start_ns": "int64", "end_ns": "int64"}
+# A row an entity a sample: `scope` is "device" (a GPU, or a core that stands in) or "workload" (all of its processes).
+TELEMETRY = {
+    "t_ns": "int64",
+    "scope": "string",
+    "name": "string",
+    "sm_clock_mhz": "float64?",
+    "memory_clock_mhz": "float64?",
+    "power_w": "float64?",
+    "energy_mj": "float64?",
+    "temperature_c": "float64?",
+    "throttle_reasons": "int64?",
+    "utilization": "float64?",
+    "memory_utilization": "float64?",
+    "memory_used_gib": "float64?",
+    "sm_active": "float64?",
+    "sm_occupancy": "float64?",
+    "tensor_active": "float64?",
+    "dram_active": "float64?",
+    "nvlink_gib_s": "float64?",
+    "cpu_cores": "float64?",
+    "processes": "int32?",
+}
+FRAMES = {"gen": GEN, "requests": REQUESTS, "embed": EMBED, "slices": SLICES, "telemetry": TELEMETRY}
+
+STEP_TITLES = {
+    "step1": "gen alone",
+    "step2": "both, shared",
+    "step3": "both, alternating",
+    "step4": "embed alone",
+    "configA": "dedicated, one device each",
+    "configB": "sharded over two devices and co-located",
+}
+STEP_NOTEBOOKS = {
+    "step1": "11-gen-alone",
+    "step2": "12-both-shared",
+    "step3": "13-both-alternating",
+    "step4": "14-embed-alone",
+    "configA": "21-dedicated",
+    "configB": "22-sharded-co-located",
+}
+# step -> device -> the mechanism's name (design: mps, time-sliced, mig, sm-partition, none)
+MECHANISMS = {
+    "step1": {"cpu": "none", "cuda": "none"},
+    "step2": {"cpu": "cpu-shared", "cuda": "mps"},
+    "step3": {"cpu": "cpu-alternating", "cuda": "time-sliced"},
+    "step4": {"cpu": "none", "cuda": "none"},
+    "configA": {"cpu": "none", "cuda": "none"},
+    "configB": {"cpu": "cpu-shared", "cuda": "mps"},
+}
+# The step against which a shared step's kept fractions are taken: (for gen, for embed)
+BASELINES = {
+    "step1": ("step1", None),
+    "step2": ("step1", "step4"),
+    "step3": ("step1", "step4"),
+    "step4": (None, "step4"),
+    "configA": ("configA", "configA"),
+    "configB": ("configA", "configA"),
+}
