@@ -70,6 +70,9 @@ class Params(BaseModel):
     slice_ms: float = Field(50.0, gt=0, le=60_000, description="cpu-alternating: length of one workload's slice")
     # --- measuring -------------------------------------------------------------------------------------
     blocks: int = Field(3, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
+    interleave: Literal["engines", "all"] = Field(
+        "engines", description="all: every step in every block; engines: one set of engines after the other"
+    )
     warmup_s: float = Field(2.0, ge=0, le=3600, description="dropped before each trial's window, seconds")
     window_s: float = Field(6.0, gt=0, le=86_400, description="timed window of a trial, seconds")
     telemetry_hz: float = Field(10.0, gt=0, le=1000, description="telemetry samples a second")

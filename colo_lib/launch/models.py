@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from colo_lib.engines_env import resolve_python
-from colo_lib.models import find_model
+from colo_lib.models import Model, find_model
 from colo_lib.params import Params
 
 
@@ -19,6 +20,21 @@ class EngineModels:
     gen_model: str
     embed_model: str
     gen_vocab_size: int
+    found: dict[str, Model]
+
+    def facts(self, params: Params) -> dict[str, Any]:
+        """The manifest's `models`."""
+        dtypes = {"gen": params.gen_quantization or params.gen_dtype, "embed": params.embed_dtype}
+        return {
+            role: {
+                "name": model.name,
+                "architecture": model.config["architectures"][0],
+                "parameters": model.parameters,
+                "weights": params.weights,
+                "dtype": dtypes[role],
+            }
+            for role, model in self.found.items()
+        }
 
 
 def resolve_models(params: Params) -> EngineModels:
@@ -31,6 +47,7 @@ def resolve_models(params: Params) -> EngineModels:
         gen_model=gen.source(params.weights),
         embed_model=embed.source(params.weights),
         gen_vocab_size=int(gen.config["vocab_size"]),
+        found={"gen": gen, "embed": embed},
     )
 
 

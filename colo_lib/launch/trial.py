@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colo_lib.capture.manifest import write_json
 from colo_lib.capture.telemetry import convert
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.frames import write_frame
@@ -102,16 +103,6 @@ def _close(partial: Path, folder: Path, record: dict[str, Any]) -> None:
         write_json(partial / TRIAL, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that a reader sees all of it or nothing: temporary name, fsync, rename."""
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(file)
 
 
 def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> dict[str, Any]:
