@@ -74,7 +74,9 @@ def cpu_devices(cores: list[str]) -> Callable[[], list[dict[str, Any]]]:
         for core in map(int, cores):
             clock = frequencies[core].current if core < len(frequencies) else None
             memory = {"memory_used_gib": (used.total - used.available) / GIB}
-            rows.append({"name": str(core), "utilization": percents[core] / 100, "sm_clock_mhz": clock or None} | memory)
+            rows.append(
+                {"name": str(core), "utilization": percents[core] / 100, "sm_clock_mhz": clock or None} | memory
+            )
         return rows
 
     return sample

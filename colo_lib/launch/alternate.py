@@ -15,58 +15,68 @@ import os
 import signal
 import time
 
-STOP_DEADLINE_S = 2.0
-STOPPED = b"Tt"
+STOP_DEADLINE_S = 10.0
+INSIST_S = 0.2
+LOOK_AGAIN_S = 1.0
+HELD = "TtZX"
 
 
-def members(groups: list[int]) -> list[int]:
-    """Living pids whose process group is one of `groups`."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and _stat(int(name))[1] in groups:
-            found.append(int(name))
-    return found
-
-
-def _stat(pid: int) -> tuple[bytes, int]:
+def stat(pid: int) -> tuple[str, int]:
     """(state, process group) of a pid; state X when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-        return fields[0], int(fields[2])
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[2])
     except OSError:
-        return b"X", -1
+        return "X", -1
 
 
-def signal_groups(groups: list[int], number: int) -> None:
-    """One signal to every group; raises ProcessLookupError when one is gone."""
-    for group in groups:
-        os.killpg(group, number)
+class Tenant:
+    """The process groups of one workload; their members are looked up anew every second."""
+
+    def __init__(self, name: str, groups: list[int]) -> None:
+        self.name, self.groups = name, groups
+        self.looked_s = 0.0
+        self.known: list[int] = []
+
+    def members(self) -> list[int]:
+        """Pids in the groups."""
+        if time.monotonic() - self.looked_s > LOOK_AGAIN_S:
+            self.known = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and stat(int(pid))[1] in self.groups]
+            self.looked_s = time.monotonic()
+        return self.known
+
+    def send(self, number: int) -> None:
+        """One signal to every group; raises ProcessLookupError when one is gone."""
+        for group in self.groups:
+            os.killpg(group, number)
+
+    def hold(self) -> None:
+        """Stop the groups and wait until each process is seen stopped; raises TimeoutError naming one that is not."""
+        self.send(signal.SIGSTOP)
+        began = insisted = time.monotonic()
+        while running := [(pid, stat(pid)[0]) for pid in self.members() if stat(pid)[0] not in HELD]:
+            now = time.monotonic()
+            if now - began > STOP_DEADLINE_S:
+                raise TimeoutError(f"{self.name} did not stop within {STOP_DEADLINE_S:g} s: (pid, state) {running}")
+            if now - insisted > INSIST_S:
+                self.send(signal.SIGSTOP)
+                insisted = now
+            time.sleep(0.0005)
 
 
-def hold(groups: list[int]) -> None:
-    """Stop the groups and wait until each of their processes is seen stopped."""
-    signal_groups(groups, signal.SIGSTOP)
-    deadline = time.monotonic() + STOP_DEADLINE_S
-    while any(_stat(pid)[0] not in b"TtZX" for pid in members(groups)):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"process groups {groups} did not stop within {STOP_DEADLINE_S} s")
-        time.sleep(0.0005)
-
-
-def alternate(gen: list[int], embed: list[int], slice_s: float, going: list[bool]) -> list[tuple[str, int, int]]:
+def alternate(gen: Tenant, embed: Tenant, slice_s: float, going: list[bool]) -> list[tuple[str, int, int]]:
     """Turns of `slice_s` until `going[0]` is false; returns (workload, start_ns, end_ns) a turn."""
     turns: list[tuple[str, int, int]] = []
-    hold(embed)
-    names, groups, turn = ("gen", "embed"), (gen, embed), 0
+    embed.hold()
+    mine, other = gen, embed
     while going[0]:
         start = time.monotonic_ns()
         time.sleep(slice_s)
-        end = time.monotonic_ns()
-        hold(groups[turn])
-        turns.append((names[turn], start, end))
-        turn = 1 - turn
-        signal_groups(groups[turn], signal.SIGCONT)
+        mine.hold()
+        turns.append((mine.name, start, time.monotonic_ns()))
+        mine, other = other, mine
+        mine.send(signal.SIGCONT)
     return turns
 
 
@@ -82,7 +92,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: going.__setitem__(0, False))
     turns: list[tuple[str, int, int]] = []
     try:
-        turns = alternate(options.gen, options.embed, options.slice_ms / 1e3, going)
+        tenants = Tenant("gen", options.gen), Tenant("embed", options.embed)
+        turns = alternate(*tenants, options.slice_ms / 1e3, going)
     finally:
         for group in options.gen + options.embed:
             try:

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from colo_lib.errors import StepFailed
 from colo_lib.launch.gen import ENGINE_NICE
+from colo_lib.launch.orders import Handle, order
 from colo_lib.launch.process import Child, child_environment
 from colo_lib.params import Params
 
 WORKER = Path(__file__).with_name("embed_worker.py")
-ORDER_TIMEOUT_S = 130.0
-
-
-@dataclass(frozen=True)
-class EmbedHandle:
-    """How to reach a running embedding process from any process of this run."""
-
-    socket: str
-    pid: int
-    log: str
 
 
 class EmbedProcess:
@@ -58,7 +46,7 @@ class EmbedProcess:
             cpus=[int(core) for core in devices] if on_cpu else (),
             nice=ENGINE_NICE if on_cpu else 0,
         )
-        self.handle = EmbedHandle(socket=str(socket_path), pid=self.child.pid, log=str(log))
+        self.handle = Handle(socket=str(socket_path), pid=self.child.pid, log=str(log))
 
     def wait_ready(self, tick: Callable[[str], None] = lambda _: None) -> float:
         """Until it answers; seconds it took. Raises StepFailed with the log's end."""
@@ -95,21 +83,6 @@ def environment(params: Params, devices: tuple[str, ...]) -> dict[str, str]:
     else:
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     return child_environment(additions)
-
-
-def order(handle: EmbedHandle, do: str, timeout_s: float = ORDER_TIMEOUT_S, **more: Any) -> dict[str, Any]:
-    """One order, one answer. Raises OSError when the process cannot be reached or is silent."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(timeout_s)
-        connection.connect(handle.socket)
-        with connection.makefile("rw") as stream:
-            stream.write(json.dumps({"do": do, **more}) + "\n")
-            stream.flush()
-            line = stream.readline()
-    if not line:
-        raise OSError(f"embed (pid {handle.pid}) hung up")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
 
 
 def read_rows(file: Path) -> np.ndarray:

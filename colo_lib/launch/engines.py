@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 
 from colo_lib.errors import StepFailed
-from colo_lib.launch.embed import EmbedHandle, EmbedProcess
+from colo_lib.launch.embed import EmbedProcess
 from colo_lib.launch.gen import GenHandle, GenServer
 from colo_lib.launch.models import resolve_models
+from colo_lib.launch.orders import Handle
 from colo_lib.launch.placement import Placement
+from colo_lib.launch.process import tail
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.params import Params
 
@@ -39,7 +41,7 @@ class Handles:
     key: str
     owner_pid: int
     gen: GenHandle | None
-    embeds: tuple[EmbedHandle, ...]
+    embeds: tuple[Handle, ...]
 
     def pids(self) -> dict[str, list[int]]:
         """Root pids of each workload."""
@@ -49,8 +51,6 @@ class Handles:
         """Raises StepFailed, with the log's end, when an engine's root process is gone."""
         for name, handle in [("gen", self.gen), *(("embed", embed) for embed in self.embeds)]:
             if handle is not None and not _running(handle.pid):
-                from colo_lib.launch.process import tail
-
                 raise StepFailed(f"{name} (pid {handle.pid}) ended unasked; its last lines:\n{tail(Path(handle.log))}")
 
 
@@ -119,7 +119,7 @@ def published(placement: Placement) -> Handles | None:
         told = json.loads(Path(os.environ[ENGINES_FILE]).read_text())
         if told["key"] == repr(placement.engine_key()) and _running(told["owner_pid"]):
             gen = GenHandle(**told["gen"]) if told["gen"] else None
-            return Handles(told["key"], told["owner_pid"], gen, tuple(EmbedHandle(**one) for one in told["embeds"]))
+            return Handles(told["key"], told["owner_pid"], gen, tuple(Handle(**one) for one in told["embeds"]))
     return None
 
 

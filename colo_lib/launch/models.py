@@ -49,5 +49,3 @@ def resolve_models(params: Params) -> EngineModels:
         gen_vocab_size=int(gen.config["vocab_size"]),
         found={"gen": gen, "embed": embed},
     )
-
-

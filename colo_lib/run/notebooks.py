@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import StepFailed
-from colo_lib.launch.embed import EmbedHandle, order
+from colo_lib.launch.loads import package_environment, wait_for
+from colo_lib.launch.orders import Handle, order
 from colo_lib.launch.process import Child
-from colo_lib.launch.trial import package_environment, wait_for
 from colo_lib.params import Params
 from colo_lib.paths import NOTEBOOKS
 
@@ -22,7 +22,7 @@ HOST_TIMEOUT_S = 60.0
 class NotebookHost:
     """Executes notebooks of this workbook; `execute` returns papermill's complaint, which alone decides nothing."""
 
-    def __init__(self, handle: EmbedHandle, child: Child) -> None:
+    def __init__(self, handle: Handle, child: Child) -> None:
         self.handle, self.child = handle, child
 
     def execute(self, notebook: str, out: Path, params: Params, timeout_s: float) -> str | None:
@@ -56,8 +56,6 @@ def notebook_host(runtime: Path, log: Path, additions: Mapping[str, str]) -> Ite
     child = Child("notebooks", command, log, env=env, grace_s=5.0)
     try:
         wait_for(socket_path.exists, child, HOST_TIMEOUT_S, "the notebook host")
-        yield NotebookHost(EmbedHandle(str(socket_path), child.pid, str(log)), child)
+        yield NotebookHost(Handle(str(socket_path), child.pid, str(log)), child)
     finally:
         child.stop()
-
-

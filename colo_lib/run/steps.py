@@ -66,7 +66,9 @@ def record_step(params: Params, step: str) -> StepRecord:
     if params.run:
         folder = Path(params.run)
         if not folder.name.endswith(PARTIAL):
-            raise InputError(f"parameter 'run' = {params.run!r} is a finished run, which is never written to: leave it empty")
+            raise InputError(
+                f"parameter 'run' = {params.run!r} is a finished run, which is never written to: leave it empty"
+            )
         record_trials(params, step, folder)
         return read_step(folder, step)
     folder = begin(params, step.lower())
