@@ -18,7 +18,7 @@ from colo_lib.launch.embed import read_rows
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.models import resolve_models
 from colo_lib.launch.orders import Handle, answers, order
-from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.process import Child, child_environment, tail
 from colo_lib.params import Params
 
 POLL_S = 0.05
@@ -36,11 +36,18 @@ class Loads:
         """(workload, handle) of every source of load."""
         return ([("gen", self.client)] if self.client else []) + [("embed", handle) for handle in self.embeds]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        """Events so far and the time of the last one, per workload. Raises StepFailed for one that reports an error."""
+    def progress(self, timeout_s: float) -> dict[str, dict[str, Any]]:
+        """Events so far and the time of the last one, per workload.
+
+        Raises StepFailed for one that reports an error, or does not answer within `timeout_s`.
+        """
         found: dict[str, dict[str, Any]] = {}
         for name, handle in self.each():
-            told = order(handle, "status")
+            try:
+                told = order(handle, "status", timeout_s=timeout_s)
+            except OSError as error:
+                end = tail(Path(handle.log))
+                raise StepFailed(f"{name} does not answer ({error}); its last lines:\n{end}") from None
             if told.get("error"):
                 raise StepFailed(f"{name}: {told['error']}")
             events = told["tokens"] if name == "gen" else told["batches"]
@@ -89,10 +96,10 @@ def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what
 
 
 def wait_steady(params: Params, loads: Loads, handles: Handles) -> None:
-    """Until every workload has delivered and the warm-up is over; raises StepFailed after stall_timeout_s of silence."""
+    """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
     start = time.monotonic()
     while True:
-        progress = loads.progress()
+        progress = loads.progress(params.stall_timeout_s)
         if all(told["events"] > 0 for told in progress.values()):
             break
         _check_waiting(params, progress, handles, time.monotonic() - start, start)
@@ -105,7 +112,7 @@ def watch_window(params: Params, loads: Loads, handles: Handles, until_ns: int) 
     began = time.monotonic()
     while (left_ns := until_ns - time.monotonic_ns()) > 0:
         time.sleep(min(0.5, left_ns / 1e9))
-        _check_waiting(params, loads.progress(), handles, time.monotonic() - began, began)
+        _check_waiting(params, loads.progress(params.stall_timeout_s), handles, time.monotonic() - began, began)
 
 
 def _check_waiting(params: Params, progress: dict[str, Any], handles: Handles, waited_s: float, began_s: float) -> None:

@@ -72,7 +72,7 @@ def check_disk(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE_BYTES:
         raise InputError(
-            f"{folder}: {free / 2**20:.0f} MiB free, a trial needs {LEAST_FREE_BYTES / 2**20:.0f}: make room"
+            f"disk full: {folder} has {free / 2**20:.0f} MiB free, a trial needs {LEAST_FREE_BYTES / 2**20:.0f}: make room"
         )
 
 

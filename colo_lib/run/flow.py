@@ -20,6 +20,7 @@ from colo_lib.paths import TRIAL, trial_folder
 from colo_lib.run.folder import counts, held, trial_status
 from colo_lib.run.notebooks import NotebookHost, notebook_host
 from colo_lib.run.plan import PlannedTrial, plan_trials, seconds_left
+from colo_lib.run.progress import Progress
 from colo_lib.schema import STEP_NOTEBOOKS, STEP_TITLES
 
 Say = Callable[[str], None]
@@ -61,7 +62,7 @@ class EngineKeeper:
             began = time.monotonic()
             # Both are up, if any step on these engines needs both: what idles in memory is the same in every trial.
             gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
-            publish(self.engines.start(gen, embed, say), self.file)
+            publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
             self.start_s = time.monotonic() - began
         assert self.engines is not None
         return self.engines.handles()

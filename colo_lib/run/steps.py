@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
 from colo_lib.run.folder import begin, counts, held, trial_status
+from colo_lib.run.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,19 +41,6 @@ class StepRecord:
 
         frame = pd.DataFrame([{title: trial.get(name) for name, title in SHOWN.items()} for trial in self.trials])
         return frame.set_index("trial") if len(frame) else frame
-
-
-class Progress:
-    """Says what runs now, on a line of its own, at most every few seconds."""
-
-    def __init__(self, every_s: float = 5.0) -> None:
-        self.every_s, self.said_s = every_s, -every_s
-
-    def __call__(self, text: str) -> None:
-        """Say it, unless something was said just now."""
-        if time.monotonic() - self.said_s >= self.every_s:
-            self.said_s = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
 
 
 def record_step(params: Params, step: str) -> StepRecord:
