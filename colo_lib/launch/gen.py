@@ -71,7 +71,6 @@ def environment(params: Params, placement: Placement, key: str) -> dict[str, str
     additions = {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(params.ready_timeout_s) + 60),
     }
     if params.weights == "dummy":
@@ -89,6 +88,8 @@ def environment(params: Params, placement: Placement, key: str) -> dict[str, str
             "VLLM_TARGET_DEVICE": "cpu",
         }
     else:
+        # A forked engine core would be invisible to Nsight Systems.
+        additions["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(placement.gen_devices)
     return child_environment(additions)
 

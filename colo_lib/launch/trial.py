@@ -71,9 +71,8 @@ def check_disk(folder: Path) -> None:
     """Raises InputError when less is free than a trial may need."""
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE_BYTES:
-        raise InputError(
-            f"disk full: {folder} has {free / 2**20:.0f} MiB free, a trial needs {LEAST_FREE_BYTES / 2**20:.0f}: make room"
-        )
+        needed = LEAST_FREE_BYTES / 2**20
+        raise InputError(f"disk full: {folder} has {free / 2**20:.0f} MiB free, a trial needs {needed:.0f}: make room")
 
 
 def _close(partial: Path, folder: Path, record: dict[str, Any]) -> None:
