@@ -39,7 +39,9 @@ class Model:
     def source(self, weights: str) -> str:
         """What the engine loads: the folder of the config for dummy weights, the hub's id for published ones."""
         if weights == "hub" and self.hub_id is None and self.folder.parent == FOLDER:
-            raise InputError(f"model {self.name!r} has no published weights; set weights: dummy, or choose another model")
+            raise InputError(
+                f"model {self.name!r} has no published weights; set weights: dummy, or choose another model"
+            )
         return self.hub_id if weights == "hub" and self.hub_id else str(self.folder)
 
 
