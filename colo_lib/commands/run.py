@@ -58,22 +58,18 @@ def carry_out(options: argparse.Namespace) -> int:
     else:
         params = load(options.params, **changes(options.set))
         plan_trials(params)
-        folder = begin(params)
+        folder = begin(params, say=_say)
     return record_and_report(options, params, folder)
 
 
 def record_and_report(options: argparse.Namespace, params: Any, folder: Path) -> int:
     """Carry out the run in `folder`; tell where everything is, whatever happens."""
-    import json
-
-    from colo_lib.budget import format_budget
     from colo_lib.launch.models import resolve_models
     from colo_lib.run.flow import carry_out_run
 
     resolve_models(params)
     say = _say
     say(f"run folder: {folder}")
-    say(format_budget(json.loads((folder / "start.json").read_text())["budget"]))
     try:
         outcome = carry_out_run(params, folder, say)
     except KeyboardInterrupt as interrupt:

@@ -77,13 +77,14 @@ class Engines:
         name = self.placement.step
         if want_gen and self.gen is None:
             log = self.logs / f"gen-{name}.log"
-            self.gen = GenServer(self.params, self.placement, models.gen_python, models.gen_model, log)
+            model = models.gen.source(self.params.weights)
+            self.gen = GenServer(self.params, self.placement, models.gen_python, model, log)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
             for number, devices in enumerate(self.placement.embed_devices):
                 log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
                 socket.unlink(missing_ok=True)
-                python, model = models.embed_python, models.embed_model
+                python, model = models.embed_python, models.embed.source(self.params.weights)
                 self.embeds.append(EmbedProcess(self.params, devices, python, model, log, socket))
             self.ready_s["embed"] = sum(process.wait_ready(tick) for process in self.embeds)
         return self.handles()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import secrets
 import shlex
 import socket
@@ -80,7 +81,8 @@ def environment(params: Params, placement: Placement, key: str) -> dict[str, str
         separator = "|" if placement.tensor_parallel > 1 else ","
         additions |= {
             "VLLM_CPU_OMP_THREADS_BIND": separator.join(placement.gen_devices),
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(params.gen_kv_cache_gib / placement.tensor_parallel))),
+            # Whole GiB, each rank's own, as on a GPU.
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(params.gen_kv_cache_gib))),
             # Threads that spin while they wait would take the cores from the other workload and the client.
             "KMP_BLOCKTIME": "0",
             "OMP_WAIT_POLICY": "PASSIVE",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_lib.engines_env import resolve_python
-from colo_lib.models import Model, find_model
+from colo_lib.engines_env import resolve_pythons
+from colo_lib.model_catalog import Model, models_of
 from colo_lib.params import Params
 
 
@@ -17,10 +17,13 @@ class EngineModels:
 
     gen_python: Path
     embed_python: Path
-    gen_model: str
-    embed_model: str
-    gen_vocab_size: int
-    found: dict[str, Model]
+    gen: Model
+    embed: Model
+
+    @property
+    def gen_vocab_size(self) -> int:
+        """Prompts are drawn below this token id."""
+        return int(self.gen.config["vocab_size"])
 
     def facts(self, params: Params) -> dict[str, Any]:
         """The manifest's `models`."""
@@ -28,24 +31,19 @@ class EngineModels:
         return {
             role: {
                 "name": model.name,
-                "architecture": model.config["architectures"][0],
+                "architecture": model.architecture,
                 "parameters": model.parameters,
                 "weights": params.weights,
                 "dtype": dtypes[role],
             }
-            for role, model in self.found.items()
+            for role, model in (("gen", self.gen), ("embed", self.embed))
         }
 
 
 def resolve_models(params: Params) -> EngineModels:
     """Raises InputError for an interpreter or a model that is not there, naming it and the remedy."""
-    gen, embed = find_model(params.gen_model, "gen"), find_model(params.embed_model, "embed")
-    gen_python = resolve_python(params.gen_python)
-    return EngineModels(
-        gen_python=gen_python,
-        embed_python=gen_python if params.embed_python == "auto" else resolve_python(params.embed_python),
-        gen_model=gen.source(params.weights),
-        embed_model=embed.source(params.weights),
-        gen_vocab_size=int(gen.config["vocab_size"]),
-        found={"gen": gen, "embed": embed},
-    )
+    gen, embed = models_of(params)
+    for model in (gen, embed):
+        model.source(params.weights)
+    gen_python, embed_python = resolve_pythons(params)
+    return EngineModels(gen_python, embed_python, gen, embed)

@@ -5,28 +5,32 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colo_lib.budget import plan_budget, refuse_if_too_large
+from colo_lib.budget import format_budget, refuse_if_too_large
 from colo_lib.capture.machine import describe
 from colo_lib.capture.manifest import LOCK, START, now_utc, write_json
 from colo_lib.errors import InputError
 from colo_lib.launch.models import resolve_models
+from colo_lib.memory import budget_here
 from colo_lib.params import Params, check
 from colo_lib.paths import MANIFEST, PARTIAL, TRIAL, partial_folder, trial_folder
 
+Say = Callable[[str], None]
 
-def begin(params: Params, suffix: str = "") -> Path:
+
+def begin(params: Params, suffix: str = "", say: Say = print) -> Path:
     """A new `.partial` folder that holds what is known at the start: parameters, machine, models, budget.
 
     Raises InputError, before anything is created, when the models cannot be found or cannot fit.
     """
     models = resolve_models(params)
-    budget = plan_budget(params)
+    budget = budget_here(params)
     refuse_if_too_large(budget)
+    say(format_budget(budget))
     name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
     folder = partial_folder(params.runs_dir, name)
     try:
@@ -38,7 +42,7 @@ def begin(params: Params, suffix: str = "") -> Path:
         "params": params.model_dump(),
         "machine": describe(params, models.gen_python),
         "models": models.facts(params),
-        "budget": budget.to_json(),
+        "budget": budget.record(),
     }
     write_json(folder / START, start)
     return folder
