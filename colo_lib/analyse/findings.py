@@ -1,0 +1,64 @@
+"""What the run found beside the hypothesis: does sharing pay, and do both workloads keep their bounds."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from colo_lib.params import Params
+from colo_lib.schema import STEP_TITLES
+
+SLO_COLUMNS = ["step", "what", "worst", "bound", "unit", "within", "trials"]
+
+
+def pays(kept: pd.DataFrame) -> pd.DataFrame:
+    """step, mean, low, high, blocks, answer: whether a shared step does more work a device than dedicated ones.
+
+    Dedicated devices are 1.0 per device by definition; the whole 95 % interval must lie on one side.
+    """
+    rows = kept[(kept["quantity"] == "aggregate_per_device") & kept["step"].isin(["step2", "step3", "configB"])].copy()
+    rows["answer"] = "not settled"
+    rows.loc[rows["low"] > 1.0, "answer"] = "more than dedicated"
+    rows.loc[rows["high"] < 1.0, "answer"] = "less than dedicated"
+    return rows[["step", "mean", "low", "high", "blocks", "answer"]].reset_index(drop=True)
+
+
+def headline(status: str, paying: pd.DataFrame) -> str:
+    """One sentence: the verdict, and step 2's work per device with its interval."""
+    told = {
+        "supported": "The hypothesis holds in this run.",
+        "not supported": "The hypothesis does not hold in this run.",
+        "inconclusive": "This run does not settle the hypothesis.",
+    }[status]
+    parts = [told]
+    for row in paying[paying["step"] != "step3"].itertuples():
+        interval = f" (95 % interval {row.low:.2f} to {row.high:.2f}, {row.blocks} blocks)" if row.low == row.low else " (no interval)"
+        parts.append(f"{STEP_TITLES[row.step].capitalize()}: {row.mean:.2f} devices' worth of work per device{interval}; dedicated is 1.")
+    return " ".join(parts)
+
+
+def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """A row a step and bound: the worst over its trials, the bound, the share of work within, and the count of trials.
+
+    `within` is a fraction of requests or batches; for a stall it is the fraction of trials without a longer one.
+    """
+    rows = []
+    for step, group in counted.groupby("step", sort=True):
+        for what, column, bound, share in (
+            ("gen: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
+            ("gen: longest time to first token", "ttft_max_ms", params.slo_gen_ttft_ms, "requests_within"),
+            ("embed: longest time without a finished batch", "embed_stall_ms", params.slo_embed_stall_ms, None),
+            ("embed: longest batch", "batch_max_ms", params.slo_embed_batch_ms, "batches_within"),
+        ):
+            values = group[column].dropna()
+            if len(values):
+                within = group[share].mean() if share else (values <= bound).mean()
+                rows.append((step, what, values.max(), bound, "ms", within, len(values)))
+    return pd.DataFrame(rows, columns=SLO_COLUMNS)
+
+
+def starved(bounds: pd.DataFrame) -> list[str]:
+    """Sentences naming every step in which a workload went longer without progress than its bound allows."""
+    stalls = bounds[bounds["what"].str.contains("without") & (bounds["worst"] > bounds["bound"])]
+    return [
+        f"{row.step}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms" for row in stalls.itertuples()
+    ]
