@@ -47,9 +47,13 @@ def estimate(values: np.ndarray, seed: int) -> Estimate:
     mean = float(kept.mean())
     detectable = (reach + float(stats.t.ppf(POWER, count - 1))) * error
     return Estimate(
-        mean, min(low, mean - reach * error), max(high, mean + reach * error), count,
-        f"95 %, {count} blocks: wider of {method} and Student t", detectable,
-    )  # fmt: skip
+        mean,
+        min(low, mean - reach * error),
+        max(high, mean + reach * error),
+        count,
+        f"95 %, {count} blocks: wider of {method} and Student t",
+        detectable,
+    )
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float, str]:
@@ -59,9 +63,14 @@ def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a degenerate BCa warns and gives null: percentile follows
             result = stats.bootstrap(
-                (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method=method,
-                vectorized=True, rng=np.random.default_rng(seed),
-            )  # fmt: skip
+                (values,),
+                np.mean,
+                confidence_level=CONFIDENCE,
+                n_resamples=RESAMPLES,
+                method=method,
+                vectorized=True,
+                rng=np.random.default_rng(seed),
+            )
         interval = result.confidence_interval
         if np.isfinite([interval.low, interval.high]).all():
             return float(interval.low), float(interval.high), f"bootstrap {method}"

@@ -31,8 +31,9 @@ def headline(status: str, paying: pd.DataFrame) -> str:
     }[status]
     parts = [told]
     for row in paying[paying["step"] != "step3"].itertuples():
-        interval = f" (95 % interval {row.low:.2f} to {row.high:.2f}, {row.blocks} blocks)" if row.low == row.low else " (no interval)"
-        parts.append(f"{STEP_TITLES[row.step].capitalize()}: {row.mean:.2f} devices' worth of work per device{interval}; dedicated is 1.")
+        title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
+        interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
+        parts.append(f"{title}: {mean} ({interval}, {row.blocks} blocks); dedicated is 1.")
     return " ".join(parts)
 
 
@@ -42,7 +43,8 @@ def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
     `within` is a fraction of requests or batches; for a stall it is the fraction of trials without a longer one.
     """
     rows = []
-    for step, group in counted.groupby("step", sort=True):
+    for step in [step for step in STEP_TITLES if step in set(counted["step"])]:
+        group = counted[counted["step"] == step]
         for what, column, bound, share in (
             ("gen: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
             ("gen: longest time to first token", "ttft_max_ms", params.slo_gen_ttft_ms, "requests_within"),
@@ -60,5 +62,6 @@ def starved(bounds: pd.DataFrame) -> list[str]:
     """Sentences naming every step in which a workload went longer without progress than its bound allows."""
     stalls = bounds[bounds["what"].str.contains("without") & (bounds["worst"] > bounds["bound"])]
     return [
-        f"{row.step}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms" for row in stalls.itertuples()
+        f"{row.step}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms"
+        for row in stalls.itertuples()
     ]

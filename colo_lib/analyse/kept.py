@@ -54,10 +54,14 @@ def block_ratios(counted: pd.DataFrame) -> pd.DataFrame:
 def kept_fractions(ratios: pd.DataFrame, seed: int) -> pd.DataFrame:
     """A row a step and quantity of `block_ratios`: mean, low, high, blocks, method, smallest_detectable."""
     rows = [
-        {"step": step, "mechanism": group["mechanism"].iloc[0], "quantity": quantity,
-         **dataclasses.asdict(estimate(group["ratio"].to_numpy(), seed))}
+        {
+            "step": step,
+            "mechanism": group["mechanism"].iloc[0],
+            "quantity": quantity,
+            **dataclasses.asdict(estimate(group["ratio"].to_numpy(), seed)),
+        }
         for (step, quantity), group in ratios.groupby(["step", "quantity"], sort=False)
-    ]  # fmt: skip
+    ]
     columns = ["step", "mechanism", "quantity", "mean", "low", "high", "blocks", "method", "smallest_detectable"]
     return pd.DataFrame(rows, columns=columns)
 

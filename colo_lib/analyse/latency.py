@@ -43,7 +43,7 @@ def describe_ms(values_ms: np.ndarray) -> dict[str, float]:
 
 
 def by_step(samples: pd.DataFrame) -> pd.DataFrame:
-    """A row a step and kind with count, p50_ms, p99_ms, max_ms, pooled over the trials of `measure.Measured.samples`."""
+    """A row a step and kind: count, p50_ms, p99_ms, max_ms, pooled over trials; `samples` as in `measure.Measured`."""
     rows = [
         {"step": step, "kind": kind, **describe_ms(group["ms"].to_numpy())}
         for (step, kind), group in samples.groupby(["step", "kind"], sort=False)

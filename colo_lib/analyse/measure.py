@@ -14,11 +14,29 @@ from colo_lib.params import Params
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
 NUMBERS = [
-    "gen_tokens", "gen_tokens_per_s", "embed_sequences", "embed_sequences_per_s", "gap_count", "gap_p50_ms",
-    "gap_p99_ms", "gap_max_ms", "ttft_count", "ttft_p50_ms", "ttft_p99_ms", "ttft_max_ms", "batch_count",
-    "batch_p50_ms", "batch_p99_ms", "batch_max_ms", "gen_stall_ms", "embed_stall_ms", "requests", "requests_within",
-    "requests_failed", "batches_within",
-]  # fmt: skip
+    "gen_tokens",
+    "gen_tokens_per_s",
+    "embed_sequences",
+    "embed_sequences_per_s",
+    "gap_count",
+    "gap_p50_ms",
+    "gap_p99_ms",
+    "gap_max_ms",
+    "ttft_count",
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "ttft_max_ms",
+    "batch_count",
+    "batch_p50_ms",
+    "batch_p99_ms",
+    "batch_max_ms",
+    "gen_stall_ms",
+    "embed_stall_ms",
+    "requests",
+    "requests_within",
+    "requests_failed",
+    "batches_within",
+]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from colo_lib.params import STEPS
+
 PARTS = ["gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve"]
 
 
@@ -25,10 +27,13 @@ def measured_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """step, gen_gib, embed_gib, free_gib, trials: the most of each (the least of free) over the trials that count."""
     counted = trials[trials["status"] == "done"]
     grouped = counted.groupby("step", sort=False)
-    frame = pd.DataFrame({
-        "gen_gib": grouped["gen_memory_gib"].max(),
-        "embed_gib": grouped["embed_memory_gib"].max(),
-        "free_gib": grouped["free_memory_gib"].min(),
-        "trials": grouped.size(),
-    })
-    return frame.reset_index().sort_values("step", ignore_index=True)
+    frame = pd.DataFrame(
+        {
+            "gen_gib": grouped["gen_memory_gib"].max(),
+            "embed_gib": grouped["embed_memory_gib"].max(),
+            "free_gib": grouped["free_memory_gib"].min(),
+            "trials": grouped.size(),
+        }
+    )
+    frame = frame.reset_index()
+    return frame.sort_values("step", key=lambda steps: steps.map(STEPS.index), ignore_index=True)

@@ -59,7 +59,9 @@ def with_interval(mean: float, low: float, high: float) -> str:
     return f"{number(mean)} [{number(low)}, {number(high)}]"
 
 
-def _row(row: str, unit: str, step: str, values: tuple[float, float, float], count: int, text: str) -> dict[str, object]:
+def _row(
+    row: str, unit: str, step: str, values: tuple[float, float, float], count: int, text: str
+) -> dict[str, object]:
     return dict(zip(COLUMNS, (row, unit, step, *values, count, text), strict=True))
 
 
@@ -70,7 +72,9 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
         rows.append(_row("Mechanism", "", step, none, len(group), mechanism))
     for step, group in trials.groupby("step"):
         good = int((group["status"] == "done").sum())
-        rows.append(_row("Trials that count / all", "", step, (good, np.nan, np.nan), len(group), f"{good} / {len(group)}"))
+        rows.append(
+            _row("Trials that count / all", "", step, (good, np.nan, np.nan), len(group), f"{good} / {len(group)}")
+        )
     return rows
 
 
@@ -82,7 +86,9 @@ def _rate_rows(counted: pd.DataFrame, seed: int) -> list[dict[str, object]]:
             values = by_block(counted, step, column).to_numpy()
             if len(values):
                 made = dataclasses.astuple(estimate(values, seed))[:3]
-                rows.append(_row(f"{workload.capitalize()} throughput", unit, step, made, len(values), with_interval(*made)))
+                rows.append(
+                    _row(f"{workload.capitalize()} throughput", unit, step, made, len(values), with_interval(*made))
+                )
     return rows
 
 
@@ -108,7 +114,9 @@ def _latency_rows(latencies: pd.DataFrame) -> list[dict[str, object]]:
                 few = f" (n={count:,})" if name == "p99" and count < ENOUGH_FOR_P99 else ""
                 value = item[column]
                 if count:
-                    rows.append(_row(f"{label}, {name}", "ms", item["step"], (value, nan, nan), count, number(value) + few))
+                    rows.append(
+                        _row(f"{label}, {name}", "ms", item["step"], (value, nan, nan), count, number(value) + few)
+                    )
     return rows
 
 
@@ -132,8 +140,12 @@ def _telemetry_rows(telemetry: pd.DataFrame) -> list[dict[str, object]]:
         for step, values in group.groupby("step"):
             mean = float(values["mean"].mean())
             text = number(mean)
-            rows.append(_row(f"{label}, mean of devices", unit, step, (mean, np.nan, np.nan), values["samples"].sum(), text))
-    workloads = telemetry[(telemetry["scope"] == "workload") & telemetry["metric"].isin(["cpu_cores", "memory_used_gib"])]
+            rows.append(
+                _row(f"{label}, mean of devices", unit, step, (mean, np.nan, np.nan), values["samples"].sum(), text)
+            )
+    workloads = telemetry[
+        (telemetry["scope"] == "workload") & telemetry["metric"].isin(["cpu_cores", "memory_used_gib"])
+    ]
     for (label, unit, name), group in workloads.groupby(["label", "unit", "name"], sort=False):
         for item in group.itertuples():
             values = (item.mean, item.low, item.high)

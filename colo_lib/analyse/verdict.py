@@ -32,9 +32,7 @@ class Verdict:
     missing: list[str]
 
 
-def judge(
-    counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mapping[str, Any] | None = None
-) -> Verdict:
+def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mapping[str, Any] | None = None) -> Verdict:
     """Judge the trials that count (`Measured.counted`).
 
     `overlap`: fraction_of_gen and basis ('residency' or 'kernel intervals') of step 2's capture, where there is one.
@@ -45,7 +43,9 @@ def judge(
     rows = [
         _clause(f"gen keeps at least {params.min_gen_kept:.0%} of its tokens/s", gen, params.min_gen_kept, True),
         _gap_clause(counted, params),
-        _clause(f"embed keeps at least {params.min_embed_kept:.0%} of its sequences/s", embed, params.min_embed_kept, True),
+        _clause(
+            f"embed keeps at least {params.min_embed_kept:.0%} of its sequences/s", embed, params.min_embed_kept, True
+        ),
     ]
     for workload, column in RATES.items():
         worse = estimate(paired(counted, "step3", "step2", column).to_numpy(), seed)
@@ -74,7 +74,11 @@ def decide(measured: Estimate, threshold: float, at_least: bool) -> str:
 
 
 def _clause(
-    text: str, measured: Estimate, threshold: float, at_least: bool, need: str = "the step and its baseline in the same block"
+    text: str,
+    measured: Estimate,
+    threshold: float,
+    at_least: bool,
+    need: str = "the step and its baseline in the same block",
 ) -> dict[str, Any]:
     status = decide(measured, threshold, at_least)
     missing = ""
@@ -88,14 +92,22 @@ def _clause(
             f"{measured.smallest_detectable:.2f} or more: more blocks or longer windows"
         )
     return {
-        "clause": text, "mean": measured.mean, "low": measured.low, "high": measured.high, "threshold": threshold,
-        "blocks": measured.blocks, "status": status, "missing": missing,
-    }  # fmt: skip
+        "clause": text,
+        "mean": measured.mean,
+        "low": measured.low,
+        "high": measured.high,
+        "threshold": threshold,
+        "blocks": measured.blocks,
+        "status": status,
+        "missing": missing,
+    }
 
 
 def _gap_clause(counted: pd.DataFrame, params: Params) -> dict[str, Any]:
     growth = estimate(paired(counted, "step2", "step1", "gap_p99_ms").to_numpy() - 1, params.seed)
-    row = _clause(f"gen's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", growth, params.max_gap_growth, False)
+    row = _clause(
+        f"gen's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", growth, params.max_gap_growth, False
+    )
     events = min(counted.loc[counted["step"] == step, "gap_count"].sum() for step in ("step1", "step2"))
     # Few events make a p99 little more than the largest gap: that may refute, never support.
     if row["status"] == SUPPORTED and events < ENOUGH_FOR_P99:
@@ -105,7 +117,9 @@ def _gap_clause(counted: pd.DataFrame, params: Params) -> dict[str, Any]:
 
 def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] | None) -> dict[str, Any]:
     row = dict.fromkeys(COLUMNS, np.nan) | {"threshold": params.min_overlap, "blocks": 0, "status": OPEN, "missing": ""}
-    row["clause"] = f"a capture of step 2 shows kernel overlap of at least {params.min_overlap:.0%} of gen's busy time, by residency"
+    row["clause"] = (
+        f"a capture of step 2 shows kernel overlap of at least {params.min_overlap:.0%} of gen's busy time, by residency"
+    )
     if stand_in:
         row["missing"] = "cores stand in for a GPU here, and a CPU has no kernel trace: needs a capture from a GPU"
     elif overlap is None:

@@ -65,12 +65,14 @@ def planted_rates(plan: Plan) -> pd.DataFrame:
         slowed = (1 - plan.drift_per_trial) ** place * (plan.bad_block.get(block, 1.0) if step == "step2" else 1.0)
         gen, embed = plan.gen_kept.get(step), plan.embed_kept.get(step)
         noise = np.exp(rng.normal(0, plan.noise, 2))
-        rows.append({
-            "step": step,
-            "block": block,
-            "gen_tokens_per_s": plan.gen_tokens_per_s * gen * slowed * noise[0] if gen else np.nan,
-            "embed_sequences_per_s": plan.embed_sequences_per_s * embed * slowed * noise[1] if embed else np.nan,
-        })
+        rows.append(
+            {
+                "step": step,
+                "block": block,
+                "gen_tokens_per_s": plan.gen_tokens_per_s * gen * slowed * noise[0] if gen else np.nan,
+                "embed_sequences_per_s": plan.embed_sequences_per_s * embed * slowed * noise[1] if embed else np.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -131,27 +133,55 @@ def _record(
     window_s = (end_ns - start_ns) / S
     reason = plan.invalid.get((step, trial))
     return {
-        "schema_version": schema.SCHEMA_VERSION, "step": step, "trial": trial, "block": trial,
-        "mechanism": schema.MECHANISMS[step]["cpu"], "status": "invalid" if reason else "done", "reason": reason,
-        "window_start_ns": start_ns, "window_end_ns": end_ns, "window_s": window_s,
-        "gen_tokens": tokens, "gen_tokens_per_s": None if tokens is None else tokens / window_s,
-        "gen_server_tokens_per_s": None if tokens is None else tokens / window_s, "clock_disagreement": 0.0,
-        "embed_sequences": sequences, "embed_sequences_per_s": None if sequences is None else sequences / window_s,
+        "schema_version": schema.SCHEMA_VERSION,
+        "step": step,
+        "trial": trial,
+        "block": trial,
+        "mechanism": schema.MECHANISMS[step]["cpu"],
+        "status": "invalid" if reason else "done",
+        "reason": reason,
+        "window_start_ns": start_ns,
+        "window_end_ns": end_ns,
+        "window_s": window_s,
+        "gen_tokens": tokens,
+        "gen_tokens_per_s": None if tokens is None else tokens / window_s,
+        "gen_server_tokens_per_s": None if tokens is None else tokens / window_s,
+        "clock_disagreement": 0.0,
+        "embed_sequences": sequences,
+        "embed_sequences_per_s": None if sequences is None else sequences / window_s,
         "drift_fraction": {"gen": None if gen is None else 0.01, "embed": None if embed is None else 0.02},
-        "neighbour": "idle", "pids": {"gen": [11, 12], "embed": [13]},
+        "neighbour": "idle",
+        "pids": {"gen": [11, 12], "embed": [13]},
         "devices": {name: value if name in frames else [] for name, value in devices.items()},
-        "memory_gib": {"gen": 2.1 if gen is not None else None, "embed": 0.4 if embed is not None else None, "free": 18.0},
-        "telemetry_cost": {"cpu_fraction": 0.004, "samples": 70}, "latency_clock": "client",
+        "memory_gib": {
+            "gen": 2.1 if gen is not None else None,
+            "embed": 0.4 if embed is not None else None,
+            "free": 18.0,
+        },
+        "telemetry_cost": {"cpu_fraction": 0.004, "samples": 70},
+        "latency_clock": "client",
     }
 
 
 def _manifest(plan: Plan, params: Params, trials: list[dict[str, Any]], end_ns: int) -> dict[str, Any]:
     model = {"parameters": 1_000_000, "weights": "dummy", "dtype": "bfloat16"}
     machine = {
-        "stand_in": True, "simulated": True, "device_kind": "cpu", "device_name": "simulated device (no hardware)",
-        "device_count": 2, "driver": None, "cuda": None, "power_limit_w": None, "cpu": "simulated", "cores": 2,
-        "memory_gib": 24.0, "os": "simulated", "versions": {"python": "simulated", "vllm": "none", "torch": "none"},
-        "git_commit": "0" * 40, "git_dirty": False, "boot_id": "simulated",
+        "stand_in": True,
+        "simulated": True,
+        "device_kind": "cpu",
+        "device_name": "simulated device (no hardware)",
+        "device_count": 2,
+        "driver": None,
+        "cuda": None,
+        "power_limit_w": None,
+        "cpu": "simulated",
+        "cores": 2,
+        "memory_gib": 24.0,
+        "os": "simulated",
+        "versions": {"python": "simulated", "vllm": "none", "torch": "none"},
+        "git_commit": "0" * 40,
+        "git_dirty": False,
+        "boot_id": "simulated",
     }
     parts = {"gen weights": 0.5, "gen KV cache": 1.0, "gen activations": 0.1}
     parts |= {"embed weights": 0.1, "embed activations": 0.1, "reserve": 2.0}
@@ -160,10 +190,16 @@ def _manifest(plan: Plan, params: Params, trials: list[dict[str, Any]], end_ns: 
         "embed": {"name": "simulated-embed", "architecture": "BertModel", **model},
     }
     return {
-        "schema_version": schema.SCHEMA_VERSION, "run_id": plan.run_id, "status": "done",
-        "created_utc": "2026-11-24T10:15:00Z", "finished_utc": "2026-11-24T10:22:00Z",
+        "schema_version": schema.SCHEMA_VERSION,
+        "run_id": plan.run_id,
+        "status": "done",
+        "created_utc": "2026-11-24T10:15:00Z",
+        "finished_utc": "2026-11-24T10:22:00Z",
         "params": dataclasses.asdict(params) if dataclasses.is_dataclass(params) else params.model_dump(),
-        "machine": {**machine, **plan.machine}, "models": {**models, **plan.models},
+        "machine": {**machine, **plan.machine},
+        "models": {**models, **plan.models},
         "budget": [{"device": "0,1", "available_gib": 20.0, "parts": parts}],
-        "trials": trials, "measured_s": len(trials) * plan.window_s, "total_s": end_ns / S - 1_000,
+        "trials": trials,
+        "measured_s": len(trials) * plan.window_s,
+        "total_s": end_ns / S - 1_000,
     }

@@ -17,7 +17,13 @@ S = 1_000_000_000
 
 
 def workload_frames(
-    plan: Plan, params: Params, step: str, rates: dict[str, Any], now_ns: int, start_ns: int, end_ns: int,
+    plan: Plan,
+    params: Params,
+    step: str,
+    rates: dict[str, Any],
+    now_ns: int,
+    start_ns: int,
+    end_ns: int,
     rng: np.random.Generator,
 ) -> dict[str, pd.DataFrame]:
     """gen, requests and embed frames of a trial; one that its step does not run is absent."""
@@ -38,7 +44,13 @@ def workload_frames(
 
 
 def _stream(
-    params: Params, stream: int, tokens_per_s: float, spread: float, now_ns: int, end_ns: int, hole: tuple[int, int],
+    params: Params,
+    stream: int,
+    tokens_per_s: float,
+    spread: float,
+    now_ns: int,
+    end_ns: int,
+    hole: tuple[int, int],
     rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     count = int(tokens_per_s * (end_ns - now_ns) / S)
@@ -49,35 +61,48 @@ def _stream(
     arrival = np.where((arrival >= hole[0]) & (arrival < sum(hole)), sum(hole), arrival)
     length = params.gen_output_tokens
     request = np.arange(count) // length * params.gen_concurrency + stream
-    gen = pd.DataFrame({
-        "request_id": request.astype(np.int32),
-        "sequence_number": (np.arange(count) % length).astype(np.int32),
-        "arrival_ns": arrival,
-    })
+    gen = pd.DataFrame(
+        {
+            "request_id": request.astype(np.int32),
+            "sequence_number": (np.arange(count) % length).astype(np.int32),
+            "arrival_ns": arrival,
+        }
+    )
     first = gen.groupby("request_id")["arrival_ns"].first()
     sizes = gen.groupby("request_id").size()
     last = gen.groupby("request_id")["arrival_ns"].last()
     done = last.where(sizes == length).astype("Int64")
     submitted = [now_ns, *last.iloc[:-1]]
-    rows = pd.DataFrame({
-        "request_id": first.index.astype(np.int32), "prompt_tokens": np.int32(params.gen_prompt_tokens),
-        "output_tokens": sizes.to_numpy().astype(np.int32), "submitted_ns": submitted,
-        "first_token_ns": first.astype("Int64").to_numpy(), "done_ns": done.to_numpy(), "error": None,
-    })
+    rows = pd.DataFrame(
+        {
+            "request_id": first.index.astype(np.int32),
+            "prompt_tokens": np.int32(params.gen_prompt_tokens),
+            "output_tokens": sizes.to_numpy().astype(np.int32),
+            "submitted_ns": submitted,
+            "first_token_ns": first.astype("Int64").to_numpy(),
+            "done_ns": done.to_numpy(),
+            "error": None,
+        }
+    )
     return gen, rows
 
 
-def _batches(params: Params, sequences_per_s: float, now_ns: int, end_ns: int, rng: np.random.Generator) -> pd.DataFrame:
-    # One sequence a row keeps the planted rate free of whole-batch rounding in short windows.
-    size = max(1, min(params.embed_batch_size, int(sequences_per_s / 8)))
+def _batches(
+    params: Params, sequences_per_s: float, now_ns: int, end_ns: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    size = min(params.embed_batch_size, 2)  # small batches: little whole-batch rounding in a short window
     count = int(sequences_per_s / size * (end_ns - now_ns) / S)
     times = np.exp(rng.normal(0, 0.05, count))
     edges = now_ns + np.concatenate([[0], np.cumsum(times) / times.sum()]) * (end_ns - now_ns - 1)
     edges = edges.astype(np.int64)
-    return pd.DataFrame({
-        "started_ns": edges[:-1], "done_ns": edges[1:], "sequences": np.int32(size),
-        "tokens": np.int32(size * params.embed_sequence_tokens),
-    })
+    return pd.DataFrame(
+        {
+            "started_ns": edges[:-1],
+            "done_ns": edges[1:],
+            "sequences": np.int32(size),
+            "tokens": np.int32(size * params.embed_sequence_tokens),
+        }
+    )
 
 
 def telemetry_frame(
@@ -85,20 +110,33 @@ def telemetry_frame(
 ) -> pd.DataFrame:
     """Two devices and the workloads of the step, sampled at `params.telemetry_hz`."""
     times = np.arange(now_ns, end_ns, int(S / params.telemetry_hz))
-    workloads = [name for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s")) if rates[rate] > 0]
+    workloads = [
+        name for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s")) if rates[rate] > 0
+    ]
     frames = [
-        pd.DataFrame({
-            "t_ns": times, "scope": "device", "name": device,
-            "utilization": np.clip(rng.normal(0.6 + 0.18 * len(workloads), 0.03, len(times)), 0, 1),
-            "memory_used_gib": 2.0 + 0.4 * len(workloads),
-        })
+        pd.DataFrame(
+            {
+                "t_ns": times,
+                "scope": "device",
+                "name": device,
+                "utilization": np.clip(rng.normal(0.6 + 0.18 * len(workloads), 0.03, len(times)), 0, 1),
+                "memory_used_gib": 2.0 + 0.4 * len(workloads),
+            }
+        )
         for device in ("0", "1")
     ]
     for name in workloads:
         share = {"gen": 1.2, "embed": 0.7}[name] if len(workloads) == 2 else 1.9
-        frames.append(pd.DataFrame({
-            "t_ns": times, "scope": "workload", "name": name,
-            "cpu_cores": np.clip(rng.normal(share, 0.08, len(times)), 0, 2),
-            "memory_used_gib": {"gen": 2.1, "embed": 0.4}[name], "processes": np.int32({"gen": 2, "embed": 1}[name]),
-        }))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "t_ns": times,
+                    "scope": "workload",
+                    "name": name,
+                    "cpu_cores": np.clip(rng.normal(share, 0.08, len(times)), 0, 2),
+                    "memory_used_gib": {"gen": 2.1, "embed": 0.4}[name],
+                    "processes": np.int32({"gen": 2, "embed": 1}[name]),
+                }
+            )
+        )
     return pd.concat(frames).reindex(columns=list(TELEMETRY)).sort_values("t_ns", ignore_index=True)

@@ -25,7 +25,15 @@ from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES, SCHEMA_VERSION
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
-MANIFEST_KEYS = {"run_id": str, "params": dict, "machine": dict, "models": dict, "budget": list, "trials": list, "files": dict}
+MANIFEST_KEYS = {
+    "run_id": str,
+    "params": dict,
+    "machine": dict,
+    "models": dict,
+    "budget": list,
+    "trials": list,
+    "files": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ def find_unfinished(runs_dir: str | Path) -> list[Path]:
     return [
         folder
         for folder in _folders(runs_dir)
-        if folder.name.endswith(paths.PARTIAL) or ((folder / "steps").is_dir() and not (folder / paths.MANIFEST).is_file())
+        if folder.name.endswith(paths.PARTIAL)
+        or ((folder / "steps").is_dir() and not (folder / paths.MANIFEST).is_file())
     ]
 
 
@@ -182,7 +191,9 @@ def _trial_records(root: Path, manifest: Mapping[str, Any]) -> list[dict[str, An
         file = paths.trial_folder(root, step, trial) / paths.TRIAL
         listed = file.relative_to(root).as_posix() in manifest["files"]
         if not listed and row.get("status") == "done":
-            raise InputError(f"{root.name}: {step} trial {trial} counts as done but its {paths.TRIAL} is not in the manifest")
+            raise InputError(
+                f"{root.name}: {step} trial {trial} counts as done but its {paths.TRIAL} is not in the manifest"
+            )
         record = _read_json(file) if listed else {}
         # The stricter of the two words holds: what either of them rules out does not count.
         status = row.get("status") if record.get("status", "done") == "done" else record["status"]
