@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Verdict
 from colo_lib.params import Params
 from colo_lib.schema import STEP_TITLES
 
@@ -22,14 +23,16 @@ def pays(kept: pd.DataFrame) -> pd.DataFrame:
     return rows[["step", "mean", "low", "high", "blocks", "answer"]].reset_index(drop=True)
 
 
-def headline(status: str, paying: pd.DataFrame) -> str:
+def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     """One sentence: the verdict, and step 2's work per device with its interval."""
     told = {
-        "supported": "The hypothesis holds in this run.",
-        "not supported": "The hypothesis does not hold in this run.",
-        "inconclusive": "This run does not settle the hypothesis.",
-    }[status]
-    parts = [told]
+        SUPPORTED: "The hypothesis holds in this run.",
+        REFUTED: "The hypothesis does not hold in this run.",
+        OPEN: "This run does not settle the hypothesis.",
+    }[verdict.status]
+    counts = verdict.clauses["status"].value_counts()
+    split = ", ".join(f"{counts.get(status, 0)} {status}" for status in (SUPPORTED, REFUTED, OPEN))
+    parts = [f"{told} Its {len(verdict.clauses)} clauses: {split}."]
     for row in paying[paying["step"] != "step3"].itertuples():
         title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"

@@ -10,7 +10,6 @@ import pandas as pd
 from colo_lib.analyse.estimate import estimate
 from colo_lib.analyse.kept import RATES, by_block
 from colo_lib.analyse.latency import ENOUGH_FOR_P99
-from colo_lib.params import STEPS
 
 COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "text"]
 KEPT_ROWS = {
@@ -33,15 +32,6 @@ def steps_table(
     rows = _trial_rows(trials) + _rate_rows(counted, seed) + _kept_rows(kept) + _latency_rows(latencies)
     rows += _stall_rows(counted) + _telemetry_rows(telemetry)
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table as shown: a row a metric with its unit, a column a step, '—' where a step has none."""
-    shown = table.assign(label=[f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()])
-    order = list(dict.fromkeys(shown["label"]))
-    steps = [step for step in STEPS if step in set(shown["step"])]
-    pivot = shown.pivot_table(index="label", columns="step", values="text", aggfunc="first")
-    return pivot.reindex(index=order, columns=steps).fillna("—").rename_axis(None, axis=1).reset_index()
 
 
 def number(value: float) -> str:

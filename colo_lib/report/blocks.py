@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
 PNG = b"\x89PNG\r\n\x1a\n"
 STATUS_CLASSES = {
     "supported": "good",
@@ -87,8 +89,12 @@ def figure(part: dict[str, Any]) -> str:
 
 def _row(cells: list[str]) -> str:
     head, *rest = cells
-    made = f'<th scope="row">{text(head)}</th>'
-    for cell in rest:
-        kind = STATUS_CLASSES.get(cell)
-        made += f'<td class="{kind}">{text(cell)}</td>' if kind else f"<td>{text(cell)}</td>"
-    return made
+    return f'<th scope="row">{text(head)}</th>' + "".join(_cell(cell) for cell in rest)
+
+
+def _cell(cell: str) -> str:
+    kind = STATUS_CLASSES.get(cell) or ("bad" if " OVER " in cell else "")
+    figure = INTERVAL.fullmatch(cell)
+    # The bracket stands on its own line rather than being torn apart.
+    shown = f'{text(figure[1])} <span class="aside">{text(figure[2])}</span>' if figure else text(cell)
+    return f'<td class="{kind}">{shown}</td>' if kind else f"<td>{shown}</td>"

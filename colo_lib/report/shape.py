@@ -37,20 +37,15 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.findings.against_bounds` as shown."""
-    rows = [
-        (
-            f"{row.step}, {row.what}",
-            number(row.worst),
-            number(row.bound),
-            f"{row.within:.1%}",
-            str(row.trials),
-            "within" if row.worst <= row.bound else "OVER",
-        )
+    """`analyse.findings.against_bounds` as shown: a row a bound, a column a step with the worst and the share within."""
+    cells = [
+        f"{number(row.worst)}{' OVER' if row.worst > row.bound else ''} ({row.within:.0%} within)"
         for row in frame.itertuples()
     ]
-    columns = ["Step and workload", "Worst (ms)", "Bound (ms)", "Share within", "Trials", "Worst is"]
-    return pd.DataFrame(rows, columns=columns)
+    shown = frame.assign(
+        cell=cells, row=[f"{row.what}, bound {number(row.bound)} ms" for row in frame.itertuples()]
+    )
+    return _by_step(shown, "row", "cell", "Worst (ms)")
 
 
 def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
@@ -77,11 +72,7 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
         row=[f"{row.scope} {row.name}, {row.label} ({row.unit})" for row in summary.itertuples()],
         text=[f"{number(row.mean)} ({number(row.low)}–{number(row.high)})" for row in summary.itertuples()],
     )
-    steps = [step for step in STEP_TITLES if step in set(shown["step"])]
-    order = list(dict.fromkeys(shown["row"]))
-    table = shown.pivot_table(index="row", columns="step", values="text", aggfunc="first")
-    table = table.reindex(index=order, columns=steps).fillna(NONE)
-    return table.rename_axis(None, axis=1).reset_index().rename(columns={"row": "Mean (5th–95th percentile)"})
+    return _by_step(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
 def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
@@ -130,3 +121,17 @@ def latency_words(latencies: pd.DataFrame) -> str:
         if row.kind in names
     ]
     return "Distributions of latency by step: " + ("; ".join(words) or "none measured") + "."
+
+
+def steps(table: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.steps_table.steps_table` as shown: a row a measure with its unit, a column a step."""
+    shown = table.assign(label=[f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()])
+    return _by_step(shown, "label", "text", "Measure")
+
+
+def _by_step(shown: pd.DataFrame, rows: str, cells: str, head: str) -> pd.DataFrame:
+    steps = [step for step in STEP_TITLES if step in set(shown["step"])]
+    order = list(dict.fromkeys(shown[rows]))
+    table = shown.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
+    table = table.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
+    return table.rename(columns={rows: head, **{step: f"{step}: {STEP_TITLES[step]}" for step in steps}})
