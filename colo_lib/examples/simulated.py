@@ -58,7 +58,7 @@ def order_of_trials(steps: list[str], blocks: int) -> list[tuple[str, int]]:
 
 
 def planted_rates(plan: Plan) -> pd.DataFrame:
-    """A row a trial in running order: step, block, gen_tokens_per_s, embed_sequences_per_s (null where it is absent)."""
+    """A row a trial in running order: step, block and both rates per second, null where a workload is absent."""
     rng = np.random.default_rng(plan.seed)
     rows = []
     for place, (step, block) in enumerate(order_of_trials(list(schema.BASELINES), plan.blocks)):

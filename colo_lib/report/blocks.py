@@ -46,7 +46,8 @@ def items(values: Iterable[object]) -> str:
 
 def section(name: str, title: str, body: str) -> str:
     """A section with its heading; `body` is HTML made by this module."""
-    return f'<section id="{text(name)}" aria-labelledby="{text(name)}-title">\n<h2 id="{text(name)}-title">{text(title)}</h2>\n{body}\n</section>'
+    own = text(name)
+    return f'<section id="{own}" aria-labelledby="{own}-title">\n<h2 id="{own}-title">{text(title)}</h2>\n{body}\n</section>'
 
 
 def details(title: str, body: str, opened: bool) -> str:
@@ -67,8 +68,8 @@ def table(part: dict[str, Any]) -> str:
     rows = "".join(f"<tr>{_row(row)}</tr>" for row in part["rows"])
     caption = text(part.get("caption", ""))
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption or "Table"}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{caption or "Table"}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -82,7 +83,8 @@ def figure(part: dict[str, Any]) -> str:
         return paragraph(f"The figure {part.get('name')} is not there.", "note")
     source = base64.b64encode(image).decode("ascii")
     return (
-        f'<figure><img alt="{text(part.get("alt", ""))}" src="data:image/png;base64,{source}">'
+        f'<figure><div class="picture" tabindex="0" role="region" aria-label="{text(part.get("caption", "Figure"))}">'
+        f'<img alt="{text(part.get("alt", ""))}" src="data:image/png;base64,{source}"></div>'
         f"<figcaption>{text(part.get('caption', ''))}</figcaption></figure>"
     )
 

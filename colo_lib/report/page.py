@@ -17,7 +17,10 @@ from colo_lib.report import provenance
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
 
 QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
-SIMULATED = "Simulated. No engine and no device took part: every number on this page was planted to show what a report looks like."
+SIMULATED = (
+    "Simulated. No engine and no device took part: every number on this page was planted, to show what a report "
+    "looks like."
+)
 STAND_IN = (
     "Cores stand in for GPUs. These numbers were measured on CPU cores with true engines; they show that the workbook "
     "works, and say nothing about any GPU."

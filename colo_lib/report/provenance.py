@@ -85,13 +85,12 @@ def _part(columns: list[str], rows: list[list[str]], caption: str) -> dict[str, 
 
 def _model(model: dict[str, Any]) -> str:
     count = model.get("parameters")
-    size = (
-        f"{count / 1e9:.2g} billion parameters"
-        if isinstance(count, int | float) and count >= 1e8
-        else (f"{count / 1e6:.3g} million parameters" if isinstance(count, int | float) else "size not recorded")
-    )
+    size = "size not recorded"
+    if isinstance(count, int | float):
+        size = f"{count / 1e9:.2g} billion parameters" if count >= 1e9 else f"{count / 1e6:.3g} million parameters"
     weights = WEIGHTS.get(str(model.get("weights")), f"weights: {_told(model.get('weights'))}")
-    return f"{_told(model.get('name'))} ({_told(model.get('architecture'))}, {size}, {_told(model.get('dtype'))}); {weights}"
+    kind = ", ".join([_told(model.get("architecture")), size, _told(model.get("dtype"))])
+    return f"{_told(model.get('name'))} ({kind}); {weights}"
 
 
 def _told(value: object) -> str:
