@@ -68,3 +68,17 @@ def starved(bounds: pd.DataFrame) -> list[str]:
         f"{row.step}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms"
         for row in stalls.itertuples()
     ]
+
+
+def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
+    """Sentences naming every trial whose recorded rate is not the one that its frames give, by more than `tolerance`."""
+    told = []
+    for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
+        recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
+        off = (recorded / computed - 1).abs() > tolerance
+        told += [
+            f"{row.step}, trial {row.trial}: its record says {recorded[row.Index]:.4g} {unit.replace('_per_', '/')} of "
+            f"{workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
+            for row in trials[off].itertuples()
+        ]
+    return told

@@ -42,9 +42,7 @@ def bounds(frame: pd.DataFrame) -> pd.DataFrame:
         f"{number(row.worst)}{' OVER' if row.worst > row.bound else ''} ({row.within:.0%} within)"
         for row in frame.itertuples()
     ]
-    shown = frame.assign(
-        cell=cells, row=[f"{row.what}, bound {number(row.bound)} ms" for row in frame.itertuples()]
-    )
+    shown = frame.assign(cell=cells, row=[f"{row.what}, bound {number(row.bound)} ms" for row in frame.itertuples()])
     return _by_step(shown, "row", "cell", "Worst (ms)")
 
 

@@ -29,7 +29,12 @@ def test_the_window_is_half_open() -> None:
 
 
 def test_a_batch_counts_in_the_window_in_which_it_ended() -> None:
-    embed = pd.DataFrame({"started_ns": [0, 900, 1900], "done_ns": [900, 1900, 2500], "sequences": 8, "tokens": 80}) * [MS, MS, 1, 1]
+    embed = pd.DataFrame({"started_ns": [0, 900, 1900], "done_ns": [900, 1900, 2500], "sequences": 8, "tokens": 80}) * [
+        MS,
+        MS,
+        1,
+        1,
+    ]
     assert throughput.sequence_rate(embed, 0, 2000 * MS) == (16, 8.0)
     assert list(latency.batch_ms(embed, 0, 2000 * MS)) == [900, 1000]
 
@@ -103,15 +108,17 @@ def requests_frame(rows: list[tuple[object, ...]]) -> pd.DataFrame:
 
 
 def test_requests_within_their_bounds() -> None:
-    requests = requests_frame([
-        (0, 10, 40, None),  # good
-        (0, 300, 320, None),  # first token too late
-        (0, 10, 600, None),  # stalled between two tokens
-        (500, None, None, None),  # waits for its first token since 500
-        (0, 10, 40, "connection lost"),  # failed
-        (0, 10, None, None),  # stalled since 20, still going
-        (2000, 2010, 2020, None),  # after the window
-    ])
+    requests = requests_frame(
+        [
+            (0, 10, 40, None),  # good
+            (0, 300, 320, None),  # first token too late
+            (0, 10, 600, None),  # stalled between two tokens
+            (500, None, None, None),  # waits for its first token since 500
+            (0, 10, 40, "connection lost"),  # failed
+            (0, 10, None, None),  # stalled since 20, still going
+            (2000, 2010, 2020, None),  # after the window
+        ]
+    )
     tokens = [(10, 0), (40, 0), (300, 1), (320, 1), (10, 2), (20, 2), (600, 2), (10, 4), (40, 4), (10, 5), (20, 5)]
     gen = gen_frame([time for time, _ in tokens], [request for _, request in tokens])
     within, alive = starvation.requests_within(requests, gen, 0, 1000 * MS, ttft_ms=200, stall_ms=400)

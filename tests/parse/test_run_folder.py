@@ -82,7 +82,12 @@ def test_wrong_columns_are_named(run: Path) -> None:
     reseal(run, GEN)
     with pytest.raises(InputError) as told:
         open_run(run).frame("step1", 1, "gen")
-    for word in ("'arrival_ns' is missing", "'extra' is not in the schema", "'sequence_number' is float64", "gen.parquet"):
+    for word in (
+        "'arrival_ns' is missing",
+        "'extra' is not in the schema",
+        "'sequence_number' is float64",
+        "gen.parquet",
+    ):
         assert word in str(told.value)
 
 

@@ -83,11 +83,17 @@ class _Page:
             self.complaints.append(str(params))
 
 
-async def _look(page: _Page, file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None) -> dict[str, Any]:
+async def _look(
+    page: _Page, file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None
+) -> dict[str, Any]:
     for domain in ("Page", "Runtime", "Log", "Network"):
         await page.call(f"{domain}.enable")
-    await page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
-    await page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    await page.call(
+        "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0
+    )
+    await page.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+    )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     await page.call("Emulation.setEmulatedMedia", features=[scheme])
     await page.call("Page.navigate", url=file.resolve().as_uri())
