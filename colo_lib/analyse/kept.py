@@ -1,0 +1,90 @@
+"""Kept fractions and aggregates, paired by block, with intervals; and step 1 against itself as the null."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from colo_lib.analyse.estimate import CONFIDENCE, estimate
+from colo_lib.schema import BASELINES
+
+RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
+SHARED_STEPS = ("step2", "step3", "configA", "configB")
+
+
+def by_block(counted: pd.DataFrame, step: str, column: str) -> pd.Series:
+    """Mean of `column` over each block's trials of `step` that count, indexed by block; blocks without are absent."""
+    return counted[counted["step"] == step].groupby("block")[column].mean().dropna()
+
+
+def paired(counted: pd.DataFrame, step: str, baseline: str, column: str) -> pd.Series:
+    """`column` of `step` / `column` of `baseline` in the same block, indexed by block."""
+    return (by_block(counted, step, column) / by_block(counted, baseline, column)).dropna()
+
+
+def block_ratios(counted: pd.DataFrame) -> pd.DataFrame:
+    """step, mechanism, block, quantity (gen, embed, aggregate, aggregate_per_device), ratio: one row each.
+
+    The kept fraction is the rate in a step over the rate of the same workload in its baseline (`schema.BASELINES`).
+    aggregate = gen kept + embed kept, in units of the baseline's devices. Per device: each kept fraction counts for
+    as many devices as its baseline had, and the sum is divided by the devices that the step used; config A is 1.0 by
+    definition, and cores that together stand in for one device come out as one.
+    """
+    rows = []
+    for step in SHARED_STEPS:
+        mine = counted[counted["step"] == step]
+        if mine.empty:
+            continue
+        baselines = dict(zip(("gen", "embed"), BASELINES[step], strict=True))
+        ratios = {workload: paired(counted, step, baselines[workload], column) for workload, column in RATES.items()}
+        used = len(_devices(mine, "gen") | _devices(mine, "embed"))
+        weights = {name: len(_devices(counted[counted["step"] == baselines[name]], name)) for name in RATES}
+        quantities = {**ratios, "aggregate": (ratios["gen"] + ratios["embed"]).dropna()}
+        weighted = (ratios["gen"] * weights["gen"] + ratios["embed"] * weights["embed"]).dropna()
+        quantities["aggregate_per_device"] = weighted / used if used else weighted * np.nan
+        for quantity, values in quantities.items():
+            place = {"step": step, "mechanism": mine["mechanism"].iloc[0], "quantity": quantity}
+            rows += [{**place, "block": block, "ratio": ratio} for block, ratio in values.items()]
+    return pd.DataFrame(rows, columns=["step", "mechanism", "block", "quantity", "ratio"])
+
+
+def kept_fractions(ratios: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """A row a step and quantity of `block_ratios`: mean, low, high, blocks, method, smallest_detectable."""
+    rows = [
+        {
+            "step": step,
+            "mechanism": group["mechanism"].iloc[0],
+            "quantity": quantity,
+            **dataclasses.asdict(estimate(group["ratio"].to_numpy(), seed)),
+        }
+        for (step, quantity), group in ratios.groupby(["step", "quantity"], sort=False)
+    ]
+    columns = ["step", "mechanism", "quantity", "mean", "low", "high", "blocks", "method", "smallest_detectable"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def null_check(counted: pd.DataFrame, step: str = "step1", column: str = "gen_tokens_per_s") -> dict[str, float]:
+    """A step against itself: odd blocks over even blocks, where nothing but noise and order can differ.
+
+    ratio with its Welch interval low, high on the log scale (null under two blocks a side), odd, even: block counts,
+    spread: standard deviation between blocks / mean. Alternating order puts the step first in odd blocks and last in
+    even ones, so an order effect shows here too. The interval of a sound run holds 1.
+    """
+    values = by_block(counted, step, column)
+    logs = np.log(values[values > 0])
+    odd, even = logs[logs.index % 2 == 1].to_numpy(), logs[logs.index % 2 == 0].to_numpy()
+    told = {"odd": len(odd), "even": len(even), "ratio": np.nan, "low": np.nan, "high": np.nan}
+    told["spread"] = float(values.std(ddof=1) / values.mean()) if len(values) > 1 else np.nan
+    if len(odd) and len(even):
+        told["ratio"] = float(np.exp(odd.mean() - even.mean()))
+    if len(odd) > 1 and len(even) > 1:
+        interval = stats.ttest_ind(odd, even, equal_var=False).confidence_interval(CONFIDENCE)
+        told |= {"low": float(np.exp(interval.low)), "high": float(np.exp(interval.high))}
+    return told
+
+
+def _devices(trials: pd.DataFrame, workload: str) -> set[str]:
+    return {device for devices in trials[f"{workload}_devices"] for device in devices}

@@ -1,0 +1,39 @@
+"""Memory: the budget of the run against what its trials used, in GiB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.params import STEPS
+
+PARTS = ["gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve"]
+
+
+def budget_frame(budget: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """device, part, gib, available_gib: a row a part of the manifest's budget, known parts first."""
+    rows = []
+    for entry in budget:
+        parts = entry.get("parts", {})
+        order = [part for part in PARTS if part in parts] + [part for part in parts if part not in PARTS]
+        available = float(entry.get("available_gib") or float("nan"))
+        rows += [(str(entry.get("device")), part, float(parts[part] or 0.0), available) for part in order]
+    return pd.DataFrame(rows, columns=["device", "part", "gib", "available_gib"])
+
+
+def measured_frame(trials: pd.DataFrame) -> pd.DataFrame:
+    """step, gen_gib, embed_gib, free_gib, trials: the most of each (the least of free) over the trials that count."""
+    counted = trials[trials["status"] == "done"]
+    grouped = counted.groupby("step", sort=False)
+    frame = pd.DataFrame(
+        {
+            "gen_gib": grouped["gen_memory_gib"].max(),
+            "embed_gib": grouped["embed_memory_gib"].max(),
+            "free_gib": grouped["free_memory_gib"].min(),
+            "trials": grouped.size(),
+        }
+    )
+    frame = frame.reset_index()
+    return frame.sort_values("step", key=lambda steps: steps.map(STEPS.index), ignore_index=True)

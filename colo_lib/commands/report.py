@@ -1,0 +1,34 @@
+"""Render a finished run folder as one self-contained HTML page, and print the page's path.
+
+The notebooks that read a run are executed on it; their copies stay beside the page.
+
+examples:
+  colo report runs/cpu-20261124-101500
+  colo report cpu-20261124-101500 -o page.html     a run of runs/ by its name
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a finished run folder, or the name of one in --runs-dir")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the page here")
+    parser.add_argument("--runs-dir", default="runs", help="where runs lie (default: %(default)s)")
+    parser.add_argument("--reports-dir", default="reports", help="where pages go (default: %(default)s)")
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Make the page and print its path; 0 done, 1 a notebook failed, 2 the run cannot be read."""
+    from colo_lib.report.make import make_report
+
+    folder = Path(options.run)
+    if not folder.exists() and len(folder.parts) == 1:
+        named = Path(options.runs_dir) / folder
+        unfinished = named.with_name(named.name + ".partial")
+        folder = named if named.exists() or not unfinished.exists() else unfinished
+    print(make_report(folder, Path(options.reports_dir), options.output))
+    return 0

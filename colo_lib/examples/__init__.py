@@ -1,0 +1,1 @@
+"""Built-in example data, all of it simulated and labelled so."""

@@ -1,0 +1,142 @@
+"""Frames of one simulated trial: tokens, requests, batches and telemetry at planted rates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from colo_lib.params import Params
+from colo_lib.schema import TELEMETRY
+
+if TYPE_CHECKING:
+    from colo_lib.examples.simulated import Plan
+
+S = 1_000_000_000
+
+
+def workload_frames(
+    plan: Plan,
+    params: Params,
+    step: str,
+    rates: dict[str, Any],
+    now_ns: int,
+    start_ns: int,
+    end_ns: int,
+    rng: np.random.Generator,
+) -> dict[str, pd.DataFrame]:
+    """gen, requests and embed frames of a trial; one that its step does not run is absent."""
+    frames = {}
+    if rates["gen_tokens_per_s"] > 0:
+        hole_ns = int(plan.stall_s.get(step, 0.0) * S)
+        hole = ((start_ns + end_ns) // 2, hole_ns)
+        spread = plan.gap_spread.get(step, 0.05)
+        streams = [
+            _stream(params, k, rates["gen_tokens_per_s"] / params.gen_concurrency, spread, now_ns, end_ns, hole, rng)
+            for k in range(params.gen_concurrency)
+        ]
+        frames["gen"] = pd.concat([gen for gen, _ in streams]).sort_values("arrival_ns", ignore_index=True)
+        frames["requests"] = pd.concat([rows for _, rows in streams]).sort_values("submitted_ns", ignore_index=True)
+    if rates["embed_sequences_per_s"] > 0:
+        frames["embed"] = _batches(params, rates["embed_sequences_per_s"], now_ns, end_ns, rng)
+    return frames
+
+
+def _stream(
+    params: Params,
+    stream: int,
+    tokens_per_s: float,
+    spread: float,
+    now_ns: int,
+    end_ns: int,
+    hole: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    count = int(tokens_per_s * (end_ns - now_ns) / S)
+    # Log-normal gaps of the planted mean: the rate stays what was planted whatever the spread.
+    gaps = np.exp(rng.normal(0, spread, count))
+    gaps *= (end_ns - now_ns) / gaps.sum()
+    arrival = now_ns + np.cumsum(gaps).astype(np.int64) - 1
+    arrival = np.where((arrival >= hole[0]) & (arrival < sum(hole)), sum(hole), arrival)
+    length = params.gen_output_tokens
+    request = np.arange(count) // length * params.gen_concurrency + stream
+    gen = pd.DataFrame(
+        {
+            "request_id": request.astype(np.int32),
+            "sequence_number": (np.arange(count) % length).astype(np.int32),
+            "arrival_ns": arrival,
+        }
+    )
+    first = gen.groupby("request_id")["arrival_ns"].first()
+    sizes = gen.groupby("request_id").size()
+    last = gen.groupby("request_id")["arrival_ns"].last()
+    done = last.where(sizes == length).astype("Int64")
+    submitted = [now_ns, *last.iloc[:-1]]
+    rows = pd.DataFrame(
+        {
+            "request_id": first.index.astype(np.int32),
+            "prompt_tokens": np.int32(params.gen_prompt_tokens),
+            "output_tokens": sizes.to_numpy().astype(np.int32),
+            "submitted_ns": submitted,
+            "first_token_ns": first.astype("Int64").to_numpy(),
+            "done_ns": done.to_numpy(),
+            "error": None,
+        }
+    )
+    return gen, rows
+
+
+def _batches(
+    params: Params, sequences_per_s: float, now_ns: int, end_ns: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    size = min(params.embed_batch_size, 2)  # small batches: little whole-batch rounding in a short window
+    count = int(sequences_per_s / size * (end_ns - now_ns) / S)
+    times = np.exp(rng.normal(0, 0.05, count))
+    edges = now_ns + np.concatenate([[0], np.cumsum(times) / times.sum()]) * (end_ns - now_ns - 1)
+    edges = edges.astype(np.int64)
+    return pd.DataFrame(
+        {
+            "started_ns": edges[:-1],
+            "done_ns": edges[1:],
+            "sequences": np.int32(size),
+            "tokens": np.int32(size * params.embed_sequence_tokens),
+        }
+    )
+
+
+def telemetry_frame(
+    params: Params, step: str, rates: dict[str, Any], now_ns: int, end_ns: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Two devices and the workloads of the step, sampled at `params.telemetry_hz`."""
+    times = np.arange(now_ns, end_ns, int(S / params.telemetry_hz))
+    workloads = [
+        name for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s")) if rates[rate] > 0
+    ]
+    frames = [
+        pd.DataFrame(
+            {
+                "t_ns": times,
+                "scope": "device",
+                "name": device,
+                "utilization": np.clip(rng.normal(0.6 + 0.18 * len(workloads), 0.03, len(times)), 0, 1),
+                "memory_used_gib": 2.0 + 0.4 * len(workloads),
+            }
+        )
+        for device in ("0", "1")
+    ]
+    for name in workloads:
+        share = {"gen": 1.2, "embed": 0.7}[name] if len(workloads) == 2 else 1.9
+        frames.append(
+            pd.DataFrame(
+                {
+                    "t_ns": times,
+                    "scope": "workload",
+                    "name": name,
+                    "cpu_cores": np.clip(rng.normal(share, 0.08, len(times)), 0, 2),
+                    "memory_used_gib": {"gen": 2.1, "embed": 0.4}[name],
+                    "processes": np.int32({"gen": 2, "embed": 1}[name]),
+                }
+            )
+        )
+    return pd.concat(frames).reindex(columns=list(TELEMETRY)).sort_values("t_ns", ignore_index=True)

@@ -1,0 +1,45 @@
+"""Which run a notebook reads: the one named, else the newest finished one, else the built-in example."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from colo_lib import paths
+from colo_lib.params import Params
+from colo_lib.parse.run_folder import Run, newest_run, open_run
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def choose_run(params: Params) -> Run:
+    """The run of `params.run`, else the newest finished one of `params.runs_dir`, else a simulated example.
+
+    A relative path is looked for from here, then from the checkout. Raises InputError if the named run cannot be read.
+    """
+    if params.run:
+        return _told(open_run(_from_checkout(params.run)))
+    newest = newest_run(_from_checkout(params.runs_dir))
+    return _told(open_run(newest)) if newest else example_run()
+
+
+def example_run() -> Run:
+    """A small simulated run, so that every notebook reaches its end where nothing was measured yet."""
+    from colo_lib.examples.simulated import Plan, write_run
+
+    folder = tempfile.TemporaryDirectory(prefix="colo-example-")
+    _kept.append(folder)  # lives as long as this process: frames are read when they are asked for
+    run = open_run(write_run(Path(folder.name), Plan(run_id="example-simulated")))
+    print("EXAMPLE: no finished run was found, so this notebook shows a SIMULATED one. `colo run` measures a real one.")
+    return run
+
+
+def _told(run: Run) -> Run:
+    note = " (SIMULATED: planted numbers)" if run.simulated else " (cores stand in for GPUs)" if run.stand_in else ""
+    print(f"Run {run.run_id}{note}: {len(run.trials)} trials, {(run.trials['status'] == 'done').sum()} of them count.")
+    return run
+
+
+def _from_checkout(path: str) -> Path:
+    given = Path(path)
+    return given if given.is_absolute() or given.exists() else paths.REPOSITORY / given

@@ -1,0 +1,64 @@
+"""Trial records to one tidy frame: a row a trial, in the order in which they ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.errors import InputError
+
+# column -> where it stands in trial.json; a dot leads into a nested object
+COLUMNS = {
+    "step": "step",
+    "trial": "trial",
+    "block": "block",
+    "mechanism": "mechanism",
+    "status": "status",
+    "reason": "reason",
+    "window_start_ns": "window_start_ns",
+    "window_end_ns": "window_end_ns",
+    "recorded_gen_tokens_per_s": "gen_tokens_per_s",
+    "server_gen_tokens_per_s": "gen_server_tokens_per_s",
+    "recorded_embed_sequences_per_s": "embed_sequences_per_s",
+    "clock_disagreement": "clock_disagreement",
+    "gen_drift_fraction": "drift_fraction.gen",
+    "embed_drift_fraction": "drift_fraction.embed",
+    "gen_devices": "devices.gen",
+    "embed_devices": "devices.embed",
+    "gen_memory_gib": "memory_gib.gen",
+    "embed_memory_gib": "memory_gib.embed",
+    "free_memory_gib": "memory_gib.free",
+    "neighbour": "neighbour",
+    "latency_clock": "latency_clock",
+}
+NUMBERS = [name for name in COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
+
+
+def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a trial with the columns of `COLUMNS`; absent values are null, rates are per second, memory in GiB.
+
+    Raises InputError for a trial that counts but has no window.
+    """
+    rows = [{name: _lookup(record, place) for name, place in COLUMNS.items()} for record in records]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name in NUMBERS:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    for name in ("window_start_ns", "window_end_ns"):
+        frame[name] = pd.array([None if value is None else int(value) for value in frame[name]], dtype="Int64")
+    for name in ("gen_devices", "embed_devices"):
+        frame[name] = [tuple(str(item) for item in value) if isinstance(value, list) else () for value in frame[name]]
+    counted = frame[frame["status"] == "done"]
+    wrong = counted[~(counted["window_end_ns"] > counted["window_start_ns"]).fillna(False)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise InputError(f"{first['step']} trial {first['trial']}: counts as done but its window is empty or absent")
+    return frame
+
+
+def _lookup(record: Mapping[str, Any], place: str) -> Any:
+    value: Any = record
+    for part in place.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,118 @@
+"""Latencies by step: inter-token gaps and embedding batches as distributions, stalls against their bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from colo_lib.plot.style import (
+    BOUND_COLOUR,
+    MECHANISM_HATCHES,
+    WIDTH_IN,
+    WORKLOAD_COLOURS,
+    apply_style,
+)
+
+STEP_COLOURS = {
+    "step1": "#0072B2",
+    "step2": "#E69F00",
+    "step3": "#009E73",
+    "step4": "#CC79A7",
+    "configA": "#56B4E9",
+    "configB": "#000000",
+}
+STEP_LINES = {
+    "step1": "-",
+    "step2": "--",
+    "step3": "-.",
+    "step4": ":",
+    "configA": (0, (5, 1)),
+    "configB": (0, (3, 1, 1, 1)),
+}
+MOST_POINTS = 2000  # of one curve: quantiles keep its shape, and its ends
+
+
+def distributions(samples: pd.DataFrame) -> Figure:
+    """Share of inter-token gaps (left) and of embedding batches (right) at or under each time, a curve a step.
+
+    `samples`: step, kind ('gap', 'batch'), ms; pooled over the trials that count.
+    """
+    apply_style()
+    figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curves(left, samples[samples["kind"] == "gap"], "gen: gap between tokens", "inter-token gap (ms)")
+    _curves(right, samples[samples["kind"] == "batch"], "embed: time of a batch", "batch time (ms)")
+    return figure
+
+
+def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
+    for step in [step for step in STEP_COLOURS if step in set(samples["step"])]:
+        values = samples.loc[samples["step"] == step, "ms"]
+        # A burst brings tokens in one chunk, gap 0: a log axis starts at a microsecond.
+        ordered = np.sort(np.maximum(values.to_numpy(), 1e-3))
+        share = np.linspace(0, 1, min(len(ordered), MOST_POINTS))
+        axes.step(
+            np.quantile(ordered, share, method="inverted_cdf"),
+            share * 100,
+            where="post",
+            color=STEP_COLOURS[step],
+            linestyle=STEP_LINES[step],
+            label=f"{step} (n={len(ordered):,})",
+            gid=step,
+        )
+    axes.set(title=title, xlabel=label, ylabel="events at or under (%)", ylim=(0, 101))
+    if samples.empty:
+        axes.text(0.5, 0.5, "no events in a window that counts", transform=axes.transAxes, ha="center")
+        return
+    if samples["ms"].max() > 10 * max(samples["ms"].min(), 1e-3):
+        axes.set_xscale("log")
+        _plain_ticks(axes)
+    axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
+    """The longest stall of each workload by step, against its bound.
+
+    `bounds`: `analyse.findings.against_bounds`; `mechanisms`: step -> mechanism.
+    """
+    apply_style()
+    shown = bounds[bounds["what"].str.contains("without")]
+    steps = [step for step in STEP_COLOURS if step in set(shown["step"])]
+    figure = Figure(figsize=(WIDTH_IN, 1.4 + 0.5 * max(len(steps), 2)), layout="constrained")
+    for axes, workload in zip(figure.subplots(1, 2, sharey=True), WORKLOAD_COLOURS, strict=True):
+        mine = shown[shown["what"].str.startswith(workload)]
+        for row in mine.itertuples():
+            place, colour = steps.index(row.step), WORKLOAD_COLOURS[workload]
+            hatch = MECHANISM_HATCHES.get(mechanisms.get(row.step, ""), "")
+            axes.barh(place, row.worst, 0.6, facecolor=colour, alpha=0.4, edgecolor=colour, hatch=hatch)
+            axes.annotate(
+                f"{row.worst:,.0f} ms", (row.worst, place), xytext=(4, 0), textcoords="offset points", va="center"
+            )
+        what = "token" if workload == "gen" else "finished batch"
+        axes.set(title=f"{workload}: longest stall", xlabel=f"time without a {what} (ms)")
+        if len(mine):
+            axes.axvline(
+                mine["bound"].iloc[0],
+                color=BOUND_COLOUR,
+                linestyle="--",
+                label=f"bound: {mine['bound'].iloc[0]:,.0f} ms",
+            )
+            axes.set_xscale("log")
+            axes.set_xlim(mine["worst"].min() / 3, max(mine["worst"].max(), mine["bound"].max()) * 4)
+            _plain_ticks(axes)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        axes.set_yticks(range(len(steps)), [f"{step}\nn={_count(shown, step)} trials" for step in steps])
+        axes.set_ylim(len(steps) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _count(shown: pd.DataFrame, step: str) -> int:
+    return int(shown.loc[shown["step"] == step, "trials"].max())
+
+
+def _plain_ticks(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1000:g}k")

@@ -1,0 +1,102 @@
+"""The page's building blocks. Every one of them escapes what it is given: no caller hands over HTML but `body`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
+PNG = b"\x89PNG\r\n\x1a\n"
+STATUS_CLASSES = {
+    "supported": "good",
+    "within": "good",
+    "more than dedicated": "good",
+    "not supported": "bad",
+    "OVER": "bad",
+    "less than dedicated": "bad",
+    "inconclusive": "open",
+    "not settled": "open",
+}
+
+
+def text(value: object) -> str:
+    """`value` as text that is safe between tags and in double-quoted attributes; control characters are shown."""
+    plain = "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in str(value))
+    return escape(plain, quote=True)
+
+
+def heading(level: int, title: str) -> str:
+    """A heading of `level` 1 to 4."""
+    return f"<h{level}>{text(title)}</h{level}>"
+
+
+def paragraph(words: object, kind: str = "") -> str:
+    """A paragraph, with one of the page's own classes."""
+    return f'<p class="{text(kind)}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>"
+
+
+def items(values: Iterable[object]) -> str:
+    """A list."""
+    return "<ul>" + "".join(f"<li>{text(value)}</li>" for value in values) + "</ul>"
+
+
+def section(name: str, title: str, body: str) -> str:
+    """A section with its heading; `body` is HTML made by this module."""
+    own = text(name)
+    return f'<section id="{own}" aria-labelledby="{own}-title">\n<h2 id="{own}-title">{text(title)}</h2>\n{body}\n</section>'
+
+
+def details(title: str, body: str, opened: bool) -> str:
+    """Something to unfold; `body` is HTML made by this module."""
+    return f"<details{' open' if opened else ''}><summary>{text(title)}</summary>{body}</details>"
+
+
+def definitions(pairs: Iterable[tuple[str, object]]) -> str:
+    """Names and what they stand for."""
+    return (
+        "<dl>" + "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs) + "</dl>"
+    )
+
+
+def table(part: dict[str, Any]) -> str:
+    """A table part: the first column heads its row; wider than the page, it scrolls by itself."""
+    head = "".join(f'<th scope="col">{text(column)}</th>' for column in part["columns"])
+    rows = "".join(f"<tr>{_row(row)}</tr>" for row in part["rows"])
+    caption = text(part.get("caption", ""))
+    return (
+        f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{caption or "Table"}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def figure(part: dict[str, Any]) -> str:
+    """A figure part as an embedded PNG; anything that is not one is told, not embedded."""
+    try:
+        image = base64.b64decode(part.get("png", ""), validate=True)
+    except (binascii.Error, ValueError):
+        image = b""
+    if not image.startswith(PNG):
+        return paragraph(f"The figure {part.get('name')} is not there.", "note")
+    source = base64.b64encode(image).decode("ascii")
+    return (
+        f'<figure><div class="picture" tabindex="0" role="region" aria-label="{text(part.get("caption", "Figure"))}">'
+        f'<img alt="{text(part.get("alt", ""))}" src="data:image/png;base64,{source}"></div>'
+        f"<figcaption>{text(part.get('caption', ''))}</figcaption></figure>"
+    )
+
+
+def _row(cells: list[str]) -> str:
+    head, *rest = cells
+    return f'<th scope="row">{text(head)}</th>' + "".join(_cell(cell) for cell in rest)
+
+
+def _cell(cell: str) -> str:
+    kind = STATUS_CLASSES.get(cell) or ("bad" if " OVER " in cell else "")
+    figure = INTERVAL.fullmatch(cell)
+    # The bracket stands on its own line rather than being torn apart.
+    shown = f'{text(figure[1])} <span class="aside">{text(figure[2])}</span>' if figure else text(cell)
+    return f'<td class="{kind}">{shown}</td>' if kind else f"<td>{shown}</td>"

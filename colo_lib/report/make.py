@@ -1,0 +1,92 @@
+"""Execute the notebooks that read a run, and write the page made of what they show."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from colo_lib import paths
+from colo_lib.errors import InputError, StepFailed
+from colo_lib.parse.run_folder import Run, open_run
+from colo_lib.report import page, parts
+
+NOTEBOOKS = ("51-verdict", "46-telemetry", "47-memory")
+MAX_PAGE_BYTES = 5_000_000
+TOLD_LINES = 12
+
+
+def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None) -> Path:
+    """As `colo_lib.report.make_report`; `output` names another file for the page."""
+    run = open_run(run_folder)
+    executed = reports_dir / run.run_id
+    executed.mkdir(parents=True, exist_ok=True)
+    lifted = {name: execute(name, run, executed / f"{name}.ipynb") for name in NOTEBOOKS}
+    html = page.render(run, [part for name in NOTEBOOKS for part in lifted[name]])
+    if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
+        raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
+    target = output or reports_dir / f"{run.run_id}.html"
+    _write(target, html)
+    return target
+
+
+def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
+    """Execute one notebook on the run into `target` and give its parts.
+
+    Papermill's own word is not taken: a dead kernel or `sys.exit(0)` look like success in the file it leaves. The
+    notebook's last cell must have said that it is done, for this run. Raises StepFailed with its last lines otherwise.
+    """
+    source = paths.NOTEBOOKS / f"{name}.ipynb"
+    if not source.is_file():
+        raise InputError(f"no notebook {source.name}: the report needs the checkout's notebooks/ beside the package")
+    target.unlink(missing_ok=True)
+    fresh = target.with_name(f".new-{target.name}")
+    failure = _papermill(source, fresh, run)
+    notebook = json.loads(fresh.read_text(encoding="utf-8")) if fresh.is_file() else {}
+    fresh.unlink(missing_ok=True)
+    _write(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    found = parts.lift(notebook)
+    last = found[-1] if found else {}
+    if failure or (last.get("kind"), last.get("notebook"), last.get("run_id")) != ("done", name, run.run_id):
+        raise StepFailed(
+            f"notebook {name} did not reach its end for {run.run_id}: {failure or 'no record of its last cell'}"
+        )
+    return found
+
+
+def _papermill(source: Path, target: Path, run: Run) -> str:
+    import papermill
+
+    try:
+        papermill.execute_notebook(
+            str(source),
+            # Papermill takes an output path for a format string.
+            str(target.resolve()).replace("{", "{{").replace("}", "}}"),
+            parameters={"run": str(run.folder)},
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=120,
+            execution_timeout=int(max(1, run.params.cell_timeout_s)),
+            cwd=str(paths.REPOSITORY),
+        )
+    except Exception as error:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+        return "\n".join(plain[-TOLD_LINES:]) or type(error).__name__
+    return ""
+
+
+def _write(target: Path, text: str) -> None:
+    """Write beside the target and rename: a reader never sees half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,109 @@
+"""The page: one self-contained HTML file, built from a run's manifest and from what its notebooks show.
+
+No script, no outside address; the style is allowed by its hash alone, images are embedded. Every string that comes
+from a run is escaped in `blocks`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from colo_lib import __version__
+from colo_lib.parse.run_folder import Run
+from colo_lib.report import provenance
+from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
+
+QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
+SIMULATED = (
+    "Simulated. No engine and no device took part: every number on this page was planted, to show what a report "
+    "looks like."
+)
+STAND_IN = (
+    "Cores stand in for GPUs. These numbers were measured on CPU cores with true engines; they show that the workbook "
+    "works, and say nothing about any GPU."
+)
+CONTENTS = {
+    "steps": "Steps side by side",
+    "latency": "Latencies and stalls",
+    "clauses": "The verdict, clause by clause",
+    "telemetry": "Telemetry over time",
+    "memory": "Memory",
+    "not-counted": "Trials that do not count",
+    "provenance": "Provenance",
+}
+
+
+def render(run: Run, found: list[dict[str, Any]]) -> str:
+    """The page as HTML; `found` are the parts lifted from the executed notebooks."""
+    by_name = {part["name"]: part for part in found}
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>Co-location: {text(run.run_id)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#steps">Skip to the table of steps</a>\n'
+        f"<header>{_first_screen(run, by_name)}</header>\n<main>\n{_sections(run, by_name)}</main>\n"
+        f"<footer>{paragraph(f'Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.')}</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
+    verdict = found.get("verdict", {})
+    status = str(verdict.get("status", "inconclusive"))
+    banner = SIMULATED if run.simulated else STAND_IN if run.stand_in else ""
+    kind = {"supported": "good", "not supported": "bad"}.get(status, "open")
+    parts = [
+        heading(1, QUESTION),
+        f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
+        f'<p class="verdict {kind}"><strong>Hypothesis: {text(status)}</strong></p>',
+        paragraph(verdict.get("sentence", "No verdict was recorded."), "lead"),
+    ]
+    parts += [f'<p class="banner">{text(warning)}</p>' for warning in verdict.get("warnings", [])]
+    if verdict.get("missing"):
+        parts.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
+    parts += [_part(found, "kept"), heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
+    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in CONTENTS.items())
+    return "\n".join([*parts, f'<nav aria-label="Contents"><ul>{links}</ul></nav>'])
+
+
+def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
+    bodies = {
+        "steps": _part(found, "steps") + _part(found, "pays"),
+        "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
+        "clauses": _part(found, "clauses") + _part(found, "null"),
+        "telemetry": _part(found, "telemetry")
+        + _part(found, "telemetry-absent")
+        + details("Means by step", _part(found, "telemetry-table"), opened=False),
+        "memory": _part(found, "memory") + details("Numbers", _part(found, "memory-table"), opened=False),
+        "not-counted": _part(found, "not-counted"),
+        "provenance": provenance.blocks(run),
+    }
+    return "\n".join(section(name, CONTENTS[name], body) for name, body in bodies.items())
+
+
+def _clocks(run: Run) -> str:
+    clocks = sorted({str(name) for name in run.trials["latency_clock"].dropna()})
+    worst = run.trials["clock_disagreement"].max()
+    told = f"Latencies of gen are by the clock of: {', '.join(clocks) or 'not recorded'}."
+    if worst == worst:
+        told += f" The client's token rate and the server's own counter differed by {worst:.1%} at most."
+    return paragraph(told)
+
+
+def _part(found: dict[str, dict[str, Any]], name: str) -> str:
+    part = found.get(name)
+    if part is None:
+        return paragraph(f"This part is missing: its notebook showed no {name}.", "note")
+    if part["kind"] == "figure":
+        return figure(part)
+    if part["kind"] == "table":
+        return table(part) if part["rows"] else paragraph("None.", "note")
+    return paragraph(part.get("text", ""))

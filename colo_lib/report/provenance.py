@@ -1,0 +1,97 @@
+"""What was run on what, and where every number comes from, out of the manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colo_lib.parse.run_folder import Run
+from colo_lib.report.blocks import definitions, details, heading, items, paragraph, table
+
+WEIGHTS = {
+    "dummy": "random weights (true architecture, no published model)",
+    "hub": "published weights",
+}
+
+
+def what_was_run(run: Run) -> list[tuple[str, object]]:
+    """Name and value pairs for the first screen."""
+    machine, versions = run.manifest["machine"], run.manifest["machine"].get("versions") or {}
+    counted = int((run.trials["status"] == "done").sum())
+    pairs = [("Devices", f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}")]
+    pairs += [
+        (name, _told(machine.get(key))) for name, key in (("Driver", "driver"), ("CUDA", "cuda")) if machine.get(key)
+    ]
+    pairs += [(f"Model of {name}", _model(run.manifest["models"].get(name) or {})) for name in ("gen", "embed")]
+    params = run.params
+    pairs += [
+        (
+            "Load of gen",
+            f"{params.gen_concurrency} requests in flight, {params.gen_prompt_tokens} tokens in, "
+            f"{params.gen_output_tokens} out",
+        ),
+        ("Load of embed", f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens"),
+        (
+            "Trials",
+            f"{counted} of {len(run.trials)} count; {params.blocks} blocks, windows of {params.window_s:g} s after "
+            f"{params.warmup_s:g} s of warm-up",
+        ),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
+        ("Run", f"{run.run_id}, {_told(run.manifest.get('created_utc'))} to {_told(run.manifest.get('finished_utc'))}"),
+    ]
+    return pairs
+
+
+def blocks(run: Run) -> str:
+    """The provenance section: commit, machine, parameters, order of trials, checksums."""
+    machine = run.manifest["machine"]
+    dirty = {True: "with uncommitted changes", False: "clean"}.get(machine.get("git_dirty"), "cleanness not recorded")
+    measured, total = run.manifest.get("measured_s"), run.manifest.get("total_s")
+    share = f" ({measured / total:.0%} of the time measured)" if measured and total else ""
+    flat = [(name, _told(value)) for name, value in machine.items() if not isinstance(value, dict | list)]
+    params = [[str(name), _told(value)] for name, value in run.manifest["params"].items()]
+    order = [f"{row.step}, trial {row.trial}, block {row.block}: {row.status}" for row in run.trials.itertuples()]
+    sums = [[name, str(entry["bytes"]), str(entry["sha256"])] for name, entry in run.manifest["files"].items()]
+    return "\n".join(
+        [
+            definitions(
+                [
+                    ("Commit", f"{_told(machine.get('git_commit'))}, {dirty}"),
+                    ("Time", f"{_told(measured)} s in windows of {_told(total)} s in all{share}"),
+                    ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
+                    ("Interval", "95 % over blocks, paired: the wider of scipy's bootstrap (BCa) and Student's t"),
+                ]
+            ),
+            details("Machine", definitions(flat), opened=False),
+            details(
+                "Parameters",
+                table(_part(["Parameter", "Value"], params, "As resolved when the run started.")),
+                opened=False,
+            ),
+            details("Order of trials", items(order), opened=False),
+            details(
+                f"Checksums of {len(sums)} files",
+                heading(3, "Files")
+                + paragraph("Size and sha256 were checked before anything was read.")
+                + table(_part(["File", "Bytes", "sha256"], sums, "Files of the run folder.")),
+                opened=False,
+            ),
+        ]
+    )
+
+
+def _part(columns: list[str], rows: list[list[str]], caption: str) -> dict[str, Any]:
+    return {"columns": columns, "rows": rows, "caption": caption}
+
+
+def _model(model: dict[str, Any]) -> str:
+    count = model.get("parameters")
+    size = "size not recorded"
+    if isinstance(count, int | float):
+        size = f"{count / 1e9:.2g} billion parameters" if count >= 1e9 else f"{count / 1e6:.3g} million parameters"
+    weights = WEIGHTS.get(str(model.get("weights")), f"weights: {_told(model.get('weights'))}")
+    kind = ", ".join([_told(model.get("architecture")), size, _told(model.get("dtype"))])
+    return f"{_told(model.get('name'))} ({kind}); {weights}"
+
+
+def _told(value: object) -> str:
+    return "not recorded" if value is None or value == "" else str(value)

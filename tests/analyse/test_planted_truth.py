@@ -1,0 +1,149 @@
+"""Planted effects over many seeds: intervals cover, and the verdict is right at the stated rate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from colo_lib.analyse.estimate import estimate
+from colo_lib.analyse.kept import block_ratios, kept_fractions, null_check, paired
+from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, judge
+from colo_lib.params import Params
+from tests.run_folders import Plan, planted_measures
+
+SEEDS = 120
+GOOD = Plan(blocks=5, noise=0.005, gen_kept={"step1": 1.0, "step2": 0.99, "step3": 0.6, "configA": 1, "configB": 1.2})
+
+
+def gen_estimates(plan: Plan, seeds: int = SEEDS) -> list:
+    made = []
+    for seed in range(seeds):
+        counted = planted_measures(dataclasses.replace(plan, seed=seed))
+        made.append(estimate(paired(counted, "step2", "step1", "gen_tokens_per_s").to_numpy(), seed))
+    return made
+
+
+def kept_plan(kept: float, **changes: object) -> Plan:
+    return dataclasses.replace(GOOD, gen_kept={**GOOD.gen_kept, "step2": kept}, **changes)
+
+
+@pytest.mark.parametrize("blocks", [3, 5, 8])
+def test_intervals_cover_the_planted_fraction(blocks: int) -> None:
+    made = gen_estimates(kept_plan(0.8, blocks=blocks, noise=0.03), seeds=500)
+    assert np.mean([item.low <= 0.8 <= item.high for item in made]) >= 0.92
+
+
+def test_a_loss_of_five_percent_is_seen_and_no_loss_is_not() -> None:
+    lost = gen_estimates(kept_plan(0.95, noise=0.01))
+    same = gen_estimates(kept_plan(1.0, noise=0.01))
+    assert np.mean([item.high < 1 for item in lost]) >= 0.9
+    assert np.mean([item.high < 1 or item.low > 1 for item in same]) <= 0.08
+
+
+def test_drift_does_not_pass_for_a_loss() -> None:
+    made = gen_estimates(kept_plan(1.0, noise=0.005, drift_per_trial=0.004, blocks=6))
+    assert np.mean([item.low <= 1 <= item.high for item in made]) >= 0.95
+
+
+def test_one_bad_block_never_refutes_and_widens_the_interval() -> None:
+    made = gen_estimates(kept_plan(1.0, bad_block={3: 0.5}))
+    assert all(item.high > 0.95 for item in made)
+    assert all(item.high - item.low > 0.3 for item in made)
+
+
+@pytest.mark.parametrize(
+    ("kept", "gap", "status"), [(0.99, 20.5, "clauses hold"), (0.85, 20.5, REFUTED), (0.99, 40.0, REFUTED)]
+)
+def test_the_verdict_on_planted_truth(kept: float, gap: float, status: str) -> None:
+    found = []
+    for seed in range(40):
+        plan = kept_plan(kept, seed=seed)
+        counted = planted_measures(plan, {"step1": 20.0, "step2": gap})
+        overlap = {"fraction_of_gen": 0.4, "basis": "residency"}
+        found.append(judge(counted, Params(), stand_in=False, overlap=overlap).status)
+    wanted = SUPPORTED if status == "clauses hold" else status
+    assert np.mean([item == wanted for item in found]) >= 0.95
+
+
+def test_a_loss_at_the_bound_is_seldom_judged() -> None:
+    params = Params()
+    found = [
+        judge(planted_measures(kept_plan(0.95, seed=seed, noise=0.01)), params, True).clauses["status"].iloc[0]
+        for seed in range(80)
+    ]
+    assert found.count(OPEN) / len(found) >= 0.9
+
+
+def test_on_cores_the_overlap_stays_open_and_says_why() -> None:
+    verdict = judge(planted_measures(GOOD), Params(), stand_in=True)
+    assert verdict.status == OPEN
+    assert any("cores stand in for a GPU" in item for item in verdict.missing)
+
+
+def test_kernel_intervals_alone_prove_no_overlap() -> None:
+    overlap = {"fraction_of_gen": 0.9, "basis": "kernel intervals"}
+    clause = judge(planted_measures(GOOD), Params(), stand_in=False, overlap=overlap).clauses.iloc[-1]
+    assert (clause["status"], clause["mean"]) == (OPEN, 0.9)
+    low = {"fraction_of_gen": 0.01, "basis": "residency"}
+    assert judge(planted_measures(GOOD), Params(), stand_in=False, overlap=low).status == REFUTED
+
+
+def test_one_block_gives_no_interval_and_no_verdict() -> None:
+    counted = planted_measures(kept_plan(0.3, blocks=1))
+    kept = kept_fractions(block_ratios(counted), 1)
+    assert kept[["low", "high"]].isna().all().all()
+    assert "no interval" in kept["method"].iloc[0]
+    verdict = judge(counted, Params(), stand_in=True)
+    assert verdict.status == OPEN
+    assert "one block only" in verdict.missing[0]
+
+
+def test_no_trials_at_all_is_inconclusive_and_names_what_is_missing() -> None:
+    verdict = judge(planted_measures(GOOD).iloc[:0], Params(), stand_in=True)
+    assert verdict.status == OPEN
+    assert len(verdict.missing) == len(verdict.clauses) == 6
+
+
+def test_a_p99_of_few_gaps_is_not_called_supported() -> None:
+    counted = planted_measures(GOOD).assign(gap_count=10.0)
+    clause = judge(counted, Params(), stand_in=True).clauses.iloc[1]
+    assert clause["status"] == OPEN
+    assert "there are 50" in clause["missing"]
+
+
+def test_pairs_are_made_within_a_block_and_a_lost_trial_drops_its_block() -> None:
+    counted = planted_measures(kept_plan(0.8, noise=0.0, drift_per_trial=0.0))
+    counted = counted[~((counted["step"] == "step2") & (counted["block"] == 2))]
+    ratios = paired(counted, "step2", "step1", "gen_tokens_per_s")
+    assert list(ratios.index) == [1, 3, 4, 5]
+    assert np.allclose(ratios, 0.8)
+
+
+def test_the_aggregate_counts_dedicated_devices_as_one_each() -> None:
+    plan = dataclasses.replace(GOOD, noise=0.0, gen_kept={"step1": 1, "step2": 0.8, "configA": 1, "configB": 1.4},
+                               embed_kept={"step2": 0.7, "step4": 1, "configA": 1, "configB": 0.9})  # fmt: skip
+    kept = kept_fractions(block_ratios(planted_measures(plan)), 1).set_index(["step", "quantity"])["mean"]
+    assert kept["step2", "aggregate"] == pytest.approx(1.5)
+    assert kept["step2", "aggregate_per_device"] == pytest.approx(1.5), "two cores stand in for one device"
+    assert kept["configA", "aggregate_per_device"] == pytest.approx(1.0)
+    assert kept["configB", "aggregate"] == pytest.approx(2.3)
+    assert kept["configB", "aggregate_per_device"] == pytest.approx(1.15)
+
+
+def test_step_one_against_itself_holds_one_and_shows_an_order_effect() -> None:
+    found = [null_check(planted_measures(dataclasses.replace(GOOD, seed=seed))) for seed in range(100)]
+    assert np.mean([item["low"] <= 1 <= item["high"] for item in found]) >= 0.9
+    counted = planted_measures(dataclasses.replace(GOOD, noise=0.002))
+    warm = (counted["step"] == "step1") & (counted["block"] % 2 == 1)
+    counted.loc[warm, "gen_tokens_per_s"] *= 1.1
+    assert null_check(counted)["low"] > 1
+
+
+def test_the_smallest_detectable_effect_is_detected_about_as_often_as_stated() -> None:
+    spread = 0.02 * np.sqrt(2)
+    typical = np.median([item.smallest_detectable for item in gen_estimates(kept_plan(1.0, noise=0.02, blocks=8))])
+    shifted = gen_estimates(kept_plan(1.0 - typical, noise=0.02, blocks=8))
+    assert 0.6 <= np.mean([item.high < 1 for item in shifted]) <= 0.95
+    assert typical > spread / np.sqrt(8)

@@ -1,0 +1,150 @@
+"""Figures by their marks: what is drawn where, in whose colour, with unit and count; never pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from colo_lib.analyse import findings, kept, memory, telemetry
+from colo_lib.analyse.measure import measure
+from colo_lib.parse.run_folder import open_run
+from colo_lib.plot import latency as plot_latency
+from colo_lib.plot import memory as plot_memory
+from colo_lib.plot import steps as plot_steps
+from colo_lib.plot import telemetry as plot_telemetry
+from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR, MECHANISM_HATCHES, MECHANISM_MARKERS
+from colo_lib.schema import MECHANISMS
+from tests.run_folders import Plan, write_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    run = open_run(write_run(tmp_path_factory.mktemp("runs"), Plan(window_s=2.0)))
+    measured = measure(run.trials, run.frame, run.params)
+    ratios = kept.block_ratios(measured.counted)
+    return {
+        "run": run, "measured": measured, "ratios": ratios, "kept": kept.kept_fractions(ratios, 1),
+        "bounds": findings.against_bounds(measured.counted, run.params), "telemetry": telemetry.series(run.trials, run.frame),
+    }  # fmt: skip
+
+
+def marks(figure: Figure) -> dict[str, object]:
+    return {
+        artist.get_gid(): artist for axes in figure.axes for artist in [*axes.patches, *axes.lines] if artist.get_gid()
+    }
+
+
+def all_figures(data: dict) -> list[Figure]:
+    budget, used = memory.budget_frame(data["run"].manifest["budget"]), memory.measured_frame(data["run"].trials)
+    mechanisms = dict(zip(data["run"].trials["step"], data["run"].trials["mechanism"], strict=True))
+    return [
+        plot_steps.kept_fractions(data["kept"], data["ratios"]),
+        plot_latency.distributions(data["measured"].samples),
+        plot_latency.stalls(data["bounds"], mechanisms),
+        plot_telemetry.over_time(data["telemetry"], telemetry.METRICS),
+        plot_memory.budget_and_use(budget, used),
+    ]
+
+
+def test_bars_stand_at_the_kept_fractions_in_the_workloads_colour(data: dict) -> None:
+    bars = marks(plot_steps.kept_fractions(data["kept"], data["ratios"], {"gen": 0.95}))
+    for row in data["kept"].itertuples():
+        if row.step != "configA" and row.quantity in ("gen", "embed"):
+            bar = bars[f"{row.step}-{row.quantity}"]
+            assert bar.get_height() == pytest.approx(row.mean)
+            assert to_hex(bar.get_edgecolor()).upper() == {"gen": GEN_COLOUR, "embed": EMBED_COLOUR}[row.quantity]
+            assert bar.get_hatch() == MECHANISM_HATCHES[row.mechanism]
+
+
+def test_every_block_is_a_dot_and_every_bar_has_its_interval(data: dict) -> None:
+    left = plot_steps.kept_fractions(data["kept"], data["ratios"]).axes[0]
+    dots = [point for group in left.collections if isinstance(group, PathCollection) for point in group.get_offsets()]
+    shown = data["ratios"][
+        data["ratios"]["step"].isin(plot_steps.SHOWN) & data["ratios"]["quantity"].isin(["gen", "embed"])
+    ]
+    assert sorted(dot[1] for dot in dots) == pytest.approx(sorted(shown["ratio"]))
+    assert len(left.containers) == 12, "a bar and an interval for two workloads in three steps"
+    assert all("n=3 blocks" in label.get_text() for label in left.get_xticklabels())
+
+
+def test_every_axis_names_its_unit(data: dict) -> None:
+    for figure in all_figures(data):
+        named = [axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes]
+        assert all(
+            any(unit in name for unit in ("(ms)", "%", "GiB", "cores", "= 1)", "MHz", "(s)")) for name in named
+        ), named
+
+
+def test_distributions_reach_every_event_and_say_how_many(data: dict) -> None:
+    figure = plot_latency.distributions(data["measured"].samples)
+    samples = data["measured"].samples
+    gaps = samples[(samples["kind"] == "gap") & (samples["step"] == "step2")]["ms"]
+    line = next(line for line in figure.axes[0].lines if line.get_gid() == "step2")
+    assert line.get_xdata().max() == pytest.approx(gaps.max())
+    assert f"n={len(gaps):,}" in line.get_label()
+    assert np.all(np.diff(line.get_ydata()) >= 0)
+
+
+def test_no_text_is_cut_off_and_no_labels_overlap(data: dict) -> None:
+    for figure in all_figures(data):
+        figure.draw_without_rendering()
+        edge = figure.bbox
+        for axes in figure.axes:
+            for text in [
+                axes._left_title,
+                axes.xaxis.label,
+                axes.yaxis.label,
+                *axes.get_xticklabels(),
+                *axes.get_yticklabels(),
+            ]:
+                box = text.get_window_extent()
+                if text.get_text() and text.get_visible() and box.width:
+                    inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= edge.x1 + 1 and box.y1 <= edge.y1 + 1
+                    assert inside, text.get_text()
+            low, high = sorted(axes.get_xlim())
+            ticks = [
+                tick for tick in axes.get_xticklabels() if tick.get_text() and low <= tick.get_position()[0] <= high
+            ]
+            boxes = sorted((tick.get_window_extent().x0, tick.get_window_extent().x1) for tick in ticks)
+            assert all(left[1] <= right[0] for left, right in zip(boxes, boxes[1:], strict=False))
+
+
+def test_lines_of_telemetry_break_between_trials(data: dict) -> None:
+    drawn = marks(plot_telemetry.over_time(data["telemetry"], telemetry.METRICS))
+    assert np.isnan(drawn["cpu_cores-gen"].get_ydata()).sum() == 15, "gen runs in five steps of three blocks"
+    assert to_hex(drawn["cpu_cores-gen"].get_color()).upper() == GEN_COLOUR
+
+
+def test_nothing_measured_still_gives_figures(data: dict) -> None:
+    empty = data["measured"].samples.iloc[:0]
+    for figure in (
+        plot_latency.distributions(empty),
+        plot_latency.stalls(data["bounds"].iloc[:0], {}),
+        plot_steps.kept_fractions(data["kept"].iloc[:0], data["ratios"].iloc[:0]),
+        plot_telemetry.over_time(data["telemetry"].iloc[:0], telemetry.METRICS),
+        plot_memory.budget_and_use(memory.budget_frame([]), memory.measured_frame(data["run"].trials.iloc[:0])),
+    ):
+        figure.savefig(io.BytesIO(), format="png")
+
+
+def test_every_mechanism_has_its_look() -> None:
+    names = {name for step in MECHANISMS.values() for name in step.values()} | {"mig", "sm-partition"}
+    assert names <= set(MECHANISM_HATCHES) & set(MECHANISM_MARKERS)
+
+
+def test_plots_read_no_file_and_analysis_draws_nothing() -> None:
+    root = Path(plot_steps.__file__).parents[1]
+    for room, banned in (
+        ("plot", ("colo_lib.parse", "read_", "open(")),
+        ("analyse", ("matplotlib", "open(", "colo_lib.plot")),
+    ):
+        for file in (root / room).glob("*.py"):
+            if file.name in {"__init__.py"}:
+                continue
+            assert not [word for word in banned if word in file.read_text(encoding="utf-8")], file

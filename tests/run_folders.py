@@ -1,0 +1,47 @@
+"""Planted run folders and planted measures, for every test that reads a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from colo_lib.examples.simulated import Plan, planted_rates, write_run
+from colo_lib.paths import MANIFEST
+from colo_lib.schema import MECHANISMS
+
+__all__ = ["Plan", "change_manifest", "planted_measures", "reseal", "write_run"]
+
+
+def planted_measures(plan: Plan, gap_p99_ms: dict[str, float] | None = None) -> pd.DataFrame:
+    """What `analyse.measure` would give for `plan`, without frames: enough for kept fractions and the verdict."""
+    frame = planted_rates(plan)
+    gaps = gap_p99_ms or {}
+    rng = np.random.default_rng(plan.seed + 1)
+    frame["gap_p99_ms"] = [gaps.get(step, 20.0) * np.exp(rng.normal(0, plan.noise)) for step in frame["step"]]
+    frame["gap_count"] = 5000.0
+    frame["mechanism"] = [MECHANISMS[step]["cpu"] for step in frame["step"]]
+    frame["status"] = "done"
+    both, dedicated = ("0", "1"), frame["step"] == "configA"
+    frame["gen_devices"] = [("0",) if alone else both for alone in dedicated]
+    frame["embed_devices"] = [("1",) if alone else both for alone in dedicated]
+    return frame
+
+
+def change_manifest(run: Path, **changes: Any) -> None:
+    """Put `changes` on top of a run's manifest."""
+    file = run / MANIFEST
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**manifest, **changes}), encoding="utf-8")
+
+
+def reseal(run: Path, name: str) -> None:
+    """Let the manifest hold the size and checksum that file `name` has now."""
+    manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+    content = (run / name).read_bytes()
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    change_manifest(run, files={**manifest["files"], name: entry})

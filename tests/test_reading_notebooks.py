@@ -1,0 +1,59 @@
+"""The notebooks as tracked: in sync with the parameters, without outputs, in small cells; and they run to the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colo_lib import notebooks_sync, params, paths
+from colo_lib.report import parts
+
+READING = ("46-telemetry", "47-memory", "51-verdict")
+FILES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_the_notebooks_are_in_sync() -> None:
+    changed = [file.name for file in notebooks_sync.out_of_sync()]
+    assert not changed, f"run python -m colo_lib.notebooks_sync: {changed}"
+
+
+def test_the_check_finds_what_is_out_of_sync(tmp_path: Path) -> None:
+    notebook = json.loads(FILES[0].read_text(encoding="utf-8"))
+    notebook["cells"][1]["source"] = ["old = 1"]
+    notebook["cells"][2] |= {
+        "execution_count": 4,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
+    }
+    notebook["metadata"]["papermill"] = {"input_path": "x"}
+    (tmp_path / "a.ipynb").write_text(json.dumps(notebook))
+    assert notebooks_sync.out_of_sync(tmp_path) == [tmp_path / "a.ipynb"]
+    once = notebooks_sync.text_of(notebooks_sync.synced(notebook))
+    assert once == FILES[0].read_text(encoding="utf-8")
+    assert notebooks_sync.text_of(notebooks_sync.synced(json.loads(once))) == once
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_reading_notebook_keeps_the_house_form(name: str) -> None:
+    notebook = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    opening = "".join(notebook["cells"][0]["source"])
+    assert all(word in opening for word in ("**Question.**", "**Needs.**", "**Shows.**"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert "".join(code[0]["source"]) == params.cell_source()
+    assert "params = from_notebook(globals())" in "".join(code[1]["source"])
+    assert all(1 <= len(cell["source"]) <= 6 for cell in code[1:])
+    assert "".join(code[-1]["source"]) == f'parts.finish("{name}", run.run_id)'
+
+
+@pytest.mark.parametrize("name", READING)
+def test_run_all_reaches_the_bottom_where_nothing_was_measured(name: str, tmp_path: Path) -> None:
+    import papermill
+
+    out = tmp_path / "out.ipynb"
+    empty = {"runs_dir": str(tmp_path / "none")}
+    source = str(paths.NOTEBOOKS / f"{name}.ipynb")
+    papermill.execute_notebook(source, str(out), parameters=empty, kernel_name="python3", progress_bar=False)
+    executed = json.loads(out.read_text(encoding="utf-8"))
+    assert parts.lift(executed)[-1] == {"kind": "done", "name": "done", "notebook": name, "run_id": "example-simulated"}
+    assert "SIMULATED" in json.dumps(executed["cells"][3])
