@@ -19,10 +19,10 @@ import psutil
 from colo_lib.errors import StepFailed
 from colo_lib.launch.embed import EmbedProcess
 from colo_lib.launch.gen import GenHandle, GenServer
+from colo_lib.launch.logs import tail
 from colo_lib.launch.models import resolve_models
 from colo_lib.launch.orders import Handle
 from colo_lib.launch.placement import Placement
-from colo_lib.launch.process import tail
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.params import Params
 

@@ -16,9 +16,10 @@ from colo_lib.errors import StepFailed
 from colo_lib.frames import write_frame
 from colo_lib.launch.embed import read_rows
 from colo_lib.launch.engines import Handles
+from colo_lib.launch.logs import tail
 from colo_lib.launch.models import resolve_models
 from colo_lib.launch.orders import Handle, answers, order
-from colo_lib.launch.process import Child, child_environment, tail
+from colo_lib.launch.process import Child, child_environment
 from colo_lib.params import Params
 
 POLL_S = 0.05

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from colo_lib.errors import StepFailed
+from colo_lib.launch.logs import tail
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
 TOKEN_NAME = "COLO_TREE"
-LAST_LINES = 25
 # What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
 INHERITED = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH", "LD_PRELOAD",
@@ -92,9 +92,9 @@ class Child:
         """The guardian's exit code (the command's low byte), None while it runs."""
         return self._guardian.poll()
 
-    def tail(self, lines: int = LAST_LINES) -> str:
-        """The last lines of its output."""
-        return tail(self.log, lines)
+    def tail(self) -> str:
+        """What its output says of its end."""
+        return tail(self.log)
 
     def stop(self) -> None:
         """End the whole tree; returns when nothing of it lives. Never raises for what is gone already."""
@@ -108,17 +108,6 @@ class Child:
         if self._guardian.stdout is not None:
             self._guardian.stdout.close()
         sweep(self.token)
-
-
-def tail(file: Path, lines: int = LAST_LINES) -> str:
-    """The last `lines` lines of a text file, at most 16 KiB; empty when there is none."""
-    try:
-        with open(file, "rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - 16384))
-            return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
 
 
 def carriers(token: str) -> list[int]:

@@ -92,6 +92,14 @@ def test_a_trial_measures_both(up: Engines, tmp_path: Path) -> None:
     assert record["clock_disagreement"] < 0.1
 
 
+def test_the_key_is_in_no_log_and_no_record(up: Engines, tmp_path: Path) -> None:
+    attempt(up, "step1", tmp_path, lambda: None)
+    gen = up.handles().gen
+    assert gen is not None
+    for file in [*tmp_path.rglob("*"), *up.logs.rglob("*")]:
+        assert not file.is_file() or gen.key.encode() not in file.read_bytes(), file
+
+
 def test_a_killed_client_fails_the_trial_alone(up: Engines, tmp_path: Path) -> None:
     error = attempt(up, "step1", tmp_path, kill("gen_client"))
     assert isinstance(error, StepFailed)

@@ -74,7 +74,10 @@ def test_seal_lists_trials_in_the_order_they_ran(tmp_path: Path) -> None:
     assert final == tmp_path / "one"
     assert not folder.exists()
     manifest = json.loads((final / MANIFEST).read_text())
-    assert [(trial["step"], trial["status"]) for trial in manifest["trials"]] == [("step2", "invalid"), ("step1", "done")]
+    assert [(trial["step"], trial["status"]) for trial in manifest["trials"]] == [
+        ("step2", "invalid"),
+        ("step1", "done"),
+    ]
     assert manifest["files"] == checksums(final)
     assert "steps/step1/trial-1/trial.json" in manifest["files"]
     with pytest.raises(InputError, match="finished"):
