@@ -66,17 +66,22 @@ class Tenant:
 
 
 def alternate(gen: Tenant, embed: Tenant, slice_s: float, going: list[bool]) -> list[tuple[str, int, int]]:
-    """Turns of `slice_s` until `going[0]` is false; returns (workload, start_ns, end_ns) a turn."""
+    """Turns of `slice_s` until `going[0]` is false; returns (workload, start_ns, end_ns) a turn.
+
+    A turn is told from before it was allowed until after it was seen to have ended: the workload ran at no
+    other time.
+    """
     turns: list[tuple[str, int, int]] = []
+    gen.hold()
     embed.hold()
     mine, other = gen, embed
     while going[0]:
         start = time.monotonic_ns()
+        mine.send(signal.SIGCONT)
         time.sleep(slice_s)
         mine.hold()
         turns.append((mine.name, start, time.monotonic_ns()))
         mine, other = other, mine
-        mine.send(signal.SIGCONT)
     return turns
 
 
