@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHON
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint notebooks doctor env engine clean-env
+.PHONY: help run test test-fast test-gpu lint notebooks doctor env engine clean-env
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: env engine  ## all tests, real engines included
 
 test-fast: env  ## the tests that start no engine, browser or GPU
 	@$(BIN)/python -m pytest -m "not engine and not browser and not gpu"
+
+test-gpu: env  ## the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu
 
 lint: env  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -51,7 +51,8 @@ def resolve_python(value: str, device: str = "cpu") -> Path:
     """The interpreter that `gen_python` names.
 
     An explicit path (or a command on PATH); or `auto`: the environment variable COLO_ENGINE_PYTHON, else the checkout's
-    .venv-engine, else this interpreter. .venv-engine holds a CPU build and is passed over for device `cuda`. Symbolic links are kept: a virtual environment is known by its link.
+    .venv-engine (a CPU build, hence passed over for device `cuda`), else this interpreter. Symbolic links are kept: a
+    virtual environment is known by its link.
     Raises InputError when the file does not exist or cannot be executed, with the remedy.
     """
     if value == "auto":

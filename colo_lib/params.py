@@ -46,7 +46,9 @@ class Params(BaseModel):
     # --- the two models --------------------------------------------------------------------------------
     gen_model: str = Field("tiny-gen", description="name under colo_lib/models, or a folder with a config.json")
     embed_model: str = Field("tiny-embed", description="name under colo_lib/models, or a folder with a config.json")
-    weights: Literal["dummy", "hub"] = Field("dummy", description="dummy: random weights; hub: published")
+    weights: Literal["dummy", "hub"] = Field(
+        "dummy", description="dummy: true architecture, random weights; hub: published"
+    )
     gen_python: str = Field("auto", description="interpreter that has vLLM; auto: .venv-engine, else this one")
     embed_python: str = Field("auto", description="interpreter that has torch and transformers; auto: as gen_python")
     # --- gen: vLLM -------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def check(values: dict[str, Any], source: str) -> Params:
         raise InputError(f"{source}: {told}")
     # YAML and papermill give 1 for 1.0: a whole number is a right value of a float parameter.
     floats = {name for name, field in fields.items() if field.annotation is float}
-    plain = {
+    plain: dict[str, Any] = {
         name: float(value) if name in floats and isinstance(value, int) and not isinstance(value, bool) else value
         for name, value in values.items()
     }
@@ -156,7 +158,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{file}: larger than {MAX_PARAMS_BYTES} bytes, which no params file is")
     try:
         loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=_FlatLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, InputError, ValueError) as error:
+    # TypeError: a key that is a list; RecursionError: thousands of nested brackets.
+    except (yaml.YAMLError, UnicodeDecodeError, InputError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: not a flat YAML mapping: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise InputError(f"{file}: a params file is a mapping of names to plain values")

