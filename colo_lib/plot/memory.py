@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -32,7 +33,7 @@ def budget_and_use(budget: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     labels += [f"{row.step} (n={row.trials} trials)" for row in measured.itertuples()]
     figure = Figure(figsize=(WIDTH_IN, 1.9 + 0.36 * max(len(labels), 2)), layout="constrained")
     axes = figure.subplots()
-    drawn: dict[str, Artist] = {}
+    drawn: dict[str, Any] = {}
     for place, device in enumerate(devices):
         _budget_bar(axes, place, budget[budget["device"] == device], drawn)
     for place, row in enumerate(measured.itertuples(), start=len(devices)):
@@ -50,7 +51,7 @@ def budget_and_use(budget: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     return figure
 
 
-def _budget_bar(axes: Axes, place: int, parts: pd.DataFrame, drawn: dict[str, Artist]) -> None:
+def _budget_bar(axes: Axes, place: int, parts: pd.DataFrame, drawn: dict[str, Any]) -> None:
     left = 0.0
     for row in parts.itertuples():
         colour, hatch = PART_LOOK.get(row.part, ("#DDDDDD", ""))
