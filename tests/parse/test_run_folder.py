@@ -14,6 +14,7 @@ from colo_lib.errors import InputError
 from colo_lib.params import Params
 from colo_lib.parse import choose
 from colo_lib.parse.run_folder import find_runs, find_unfinished, newest_run, open_run
+from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES
 from tests.run_folders import Plan, change_manifest, reseal, write_run
 
@@ -152,3 +153,19 @@ def test_without_a_run_the_example_is_shown_and_loudly_so(tmp_path: Path, capsys
 def test_a_named_run_is_read_even_if_a_newer_one_exists(run: Path) -> None:
     write_run(run.parent, Plan(run_id="other", blocks=1, window_s=1.0))
     assert choose.choose_run(Params(run=str(run))).run_id == "simulated-run"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "read"),
+    [
+        ([["0"], ["1"]], ("0", "1")),
+        ([["0", "1"]], ("0", "1")),
+        (["0", "1"], ("0", "1")),
+        ([], ()),
+        (None, ()),
+        ([0, ["0"]], ("0",)),
+    ],
+)
+def test_devices_of_several_processes_are_counted_once(recorded: object, read: tuple[str, ...]) -> None:
+    row = {"step": "configB", "trial": 1, "status": "failed", "devices": {"gen": ["0"], "embed": recorded}}
+    assert trials_frame([row])["embed_devices"].iloc[0] == read
