@@ -46,7 +46,7 @@ class Params(BaseModel):
     # --- the two models --------------------------------------------------------------------------------
     gen_model: str = Field("tiny-gen", description="name under colo_lib/models, or a folder with a config.json")
     embed_model: str = Field("tiny-embed", description="name under colo_lib/models, or a folder with a config.json")
-    weights: Literal["dummy", "hub"] = Field("dummy", description="dummy: true architecture, random weights; hub: published")
+    weights: Literal["dummy", "hub"] = Field("dummy", description="dummy: random weights; hub: published")
     gen_python: str = Field("auto", description="interpreter that has vLLM; auto: .venv-engine, else this one")
     embed_python: str = Field("auto", description="interpreter that has torch and transformers; auto: as gen_python")
     # --- gen: vLLM -------------------------------------------------------------------------------------
@@ -70,6 +70,9 @@ class Params(BaseModel):
     slice_ms: float = Field(50.0, gt=0, le=60_000, description="cpu-alternating: length of one workload's slice")
     # --- measuring -------------------------------------------------------------------------------------
     blocks: int = Field(3, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
+    interleave: Literal["engines", "all"] = Field(
+        "engines", description="all: every step in every block; engines: one set of engines after the other"
+    )
     warmup_s: float = Field(2.0, ge=0, le=3600, description="dropped before each trial's window, seconds")
     window_s: float = Field(6.0, gt=0, le=86_400, description="timed window of a trial, seconds")
     telemetry_hz: float = Field(10.0, gt=0, le=1000, description="telemetry samples a second")
@@ -78,6 +81,7 @@ class Params(BaseModel):
     cell_timeout_s: float = Field(900.0, gt=0, le=864_000, description="a notebook cell must end within this")
     max_drift_fraction: float = Field(0.5, gt=0, description="halves of a window that differ by more make it invalid")
     max_clock_disagreement: float = Field(0.02, gt=0, description="our token rate against vLLM's own counter")
+    max_stranger_cores: float = Field(0.3, gt=0, description="CPU: cores that other processes may use in a window")
     seed: int = Field(1, ge=0, le=2**31, description="of prompts, order and bootstrap")
     # --- what counts as good ---------------------------------------------------------------------------
     slo_gen_stall_ms: float = Field(1000.0, gt=0, description="longest time gen may go without a token")
@@ -146,7 +150,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         known = sorted(str(other) for other in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        raise InputError(f"no params file {file}; " + (suggest(str(file), known) if known else "give a path to a .yaml file"))
+        remedy = suggest(str(file), known) if known else "give a path to a .yaml file"
+        raise InputError(f"no params file {file}; {remedy}")
     if file.stat().st_size > MAX_PARAMS_BYTES:
         raise InputError(f"{file}: larger than {MAX_PARAMS_BYTES} bytes, which no params file is")
     try:

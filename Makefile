@@ -1,0 +1,39 @@
+# `make run` measures on this machine, `make test` proves the workbook; both make their environments first.
+PARAMS ?= params/cpu.yaml
+BIN := .venv/bin
+export PYTHON
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint notebooks doctor env engine clean-env
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+run: env engine  ## run PARAMS (params/cpu.yaml) through the notebooks and print the report's path
+	@$(BIN)/colo run $(PARAMS)
+
+doctor: env  ## what this machine can run, with the remedy for what it cannot
+	@$(BIN)/colo doctor $(PARAMS)
+
+test: env engine  ## all tests, real engines included
+	@$(BIN)/python -m pytest
+
+test-fast: env  ## the tests that start no engine, browser or GPU
+	@$(BIN)/python -m pytest -m "not engine and not browser and not gpu"
+
+lint: env  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy colo_lib
+
+notebooks: env  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+env:  ## .venv: notebooks, analysis, tests (no torch)
+	@bash scripts/make-environment.sh workbook
+
+engine:  ## .venv-engine: vLLM's CPU build, torch, transformers
+	@bash scripts/make-environment.sh engine
+
+clean-env:  ## remove both environments
+	rm -rf .venv .venv-engine

@@ -1,0 +1,92 @@
+"""Carry out every step of a params file through the notebooks, then write the report.
+
+examples:
+  colo run params/cpu.yaml                       a whole run on this machine's cores
+  colo run params/h100.yaml --set gen_concurrency=8
+  colo run --resume runs/cpu-20260101-120000     go on where an interrupted run stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `colo run`."""
+    parser.add_argument("params", nargs="?", metavar="PARAMS", help="a params file, as params/cpu.yaml")
+    parser.add_argument("--resume", metavar="RUN", help="an unfinished run, by folder or run id")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter; may be repeated"
+    )
+    parser.add_argument("--no-report", action="store_true", help="record only")
+    parser.add_argument("--reports-dir", default="reports", metavar="DIR", help="where reports go (default: reports)")
+
+
+def changes(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` words to values, read as YAML would; raises InputError for a word without '='."""
+    import yaml
+
+    from colo_lib.errors import InputError
+    from colo_lib.params import Params
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair!r}: write NAME=VALUE")
+        field = Params.model_fields.get(name)
+        found[name] = value if field is not None and field.annotation is str else yaml.safe_load(value)
+    return found
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Begin or resume, run, report; 0 when every trial left a record that counts."""
+    from colo_lib.errors import InputError
+    from colo_lib.params import load
+    from colo_lib.run.folder import begin, resume
+    from colo_lib.run.plan import plan_trials
+
+    if bool(options.params) == bool(options.resume):
+        raise InputError("give a params file, as in `colo run params/cpu.yaml`, or --resume RUN")
+    if options.resume:
+        if options.set:
+            raise InputError("--set cannot change a run that has begun: leave it out, or begin a new run")
+        folder, params = resume(options.resume, "runs")
+    else:
+        params = load(options.params, **changes(options.set))
+        plan_trials(params)
+        folder = begin(params, say=_say)
+    return record_and_report(options, params, folder)
+
+
+def record_and_report(options: argparse.Namespace, params: Any, folder: Path) -> int:
+    """Carry out the run in `folder`; tell where everything is, whatever happens."""
+    from colo_lib.launch.models import resolve_models
+    from colo_lib.run.flow import carry_out_run
+
+    resolve_models(params)
+    say = _say
+    say(f"run folder: {folder}")
+    try:
+        outcome = carry_out_run(params, folder, say)
+    except KeyboardInterrupt as interrupt:
+        say(f"interrupted ({interrupt or 'Ctrl-C'}): nothing is left running; colo run --resume {folder}")
+        return 130
+    if outcome.failures:
+        for failure in outcome.failures:
+            print(f"colo: {failure}", file=sys.stderr)
+        say(f"{len(outcome.failures)} trials failed; unfinished: colo run --resume {outcome.folder}")
+        return 1
+    say(f"run: {outcome.folder}")
+    if not options.no_report:
+        from colo_lib.report import make_report
+
+        say(f"report: {make_report(outcome.folder, Path(options.reports_dir))}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

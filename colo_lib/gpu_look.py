@@ -1,0 +1,111 @@
+"""A look at the GPUs through nvidia-ml-py, in a process of its own: a lost GPU can hang or crash the one that asks.
+
+`python -m colo_lib.gpu_look` prints one JSON object; `look_at_gpus` starts it under a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from colo_lib.paths import REPOSITORY
+
+GIB = 2**30
+TIMEOUT_S = 20.0
+NO_DRIVER = ("LibraryNotFound", "DriverNotLoaded", "NoDevice")
+
+
+@dataclass(frozen=True)
+class GpuLook:
+    """What NVML said. `missing`: there is no driver or no GPU; `unknown`: it could not be asked, `reason` says why."""
+
+    state: Literal["ok", "missing", "unknown"]
+    reason: str = ""
+    driver: str | None = None
+    cuda: str | None = None
+    gpus: list[dict[str, Any]] = field(default_factory=list)
+    """A row a GPU, as `_one` makes it; None where NVML has no answer."""
+
+
+def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m", "colo_lib.gpu_look")) -> GpuLook:
+    """Ask NVML in a child process; a hang, a crash and garbage are answers of state `unknown`, never exceptions."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            timeout=timeout_s,
+            cwd=REPOSITORY,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return GpuLook(
+            "unknown", f"NVML gave no answer within {timeout_s:.0f} s; nvidia-smi hangs then too: restart the host"
+        )
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        return GpuLook("unknown", f"the process that asked NVML ended with {done.returncode}: {last[0]}")
+    try:
+        return GpuLook(**json.loads(done.stdout))
+    except (ValueError, TypeError) as error:
+        return GpuLook("unknown", f"NVML's answer could not be read: {error}")
+
+
+def _ask() -> dict[str, Any]:
+    try:
+        import pynvml  # type: ignore[import-untyped]
+    except Exception as error:  # a broken binding is an answer too
+        return {"state": "unknown", "reason": f"nvidia-ml-py does not import: {error}"}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        kind = type(error).__name__.removeprefix("NVMLError_")
+        missing = any(name in kind for name in NO_DRIVER)
+        return {"state": "missing" if missing else "unknown", "reason": f"NVML: {error}"}
+    count = _or_none(pynvml, lambda: int(pynvml.nvmlDeviceGetCount()))
+    if count is None:
+        return {"state": "unknown", "reason": "NVML would not tell how many GPUs there are"}
+    cuda = _or_none(pynvml, lambda: int(pynvml.nvmlSystemGetCudaDriverVersion()))
+    return {
+        "state": "ok" if count else "missing",
+        "reason": "" if count else "the driver is loaded and sees no GPU",
+        "driver": _or_none(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
+        "cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        "gpus": [_one(pynvml, index) for index in range(count)],
+    }
+
+
+def _one(nvml: Any, index: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {"index": index}
+    handle = _or_none(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
+    asks: dict[str, Callable[[], Any]] = {
+        "uuid": lambda: _text(nvml.nvmlDeviceGetUUID(handle)),
+        "name": lambda: _text(nvml.nvmlDeviceGetName(handle)),
+        "total_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total / GIB,
+        "free_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).free / GIB,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        "mig": lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),
+        "compute_mode": lambda: int(nvml.nvmlDeviceGetComputeMode(handle)),
+        "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+    }
+    return facts | {name: None if handle is None else _or_none(nvml, ask) for name, ask in asks.items()}
+
+
+def _or_none(nvml: Any, ask: Callable[[], Any]) -> Any:
+    """An answer, or None: not supported, no permission, a lost GPU, a function that this driver lacks."""
+    try:
+        return ask()
+    except (nvml.NVMLError, AttributeError, TypeError, ValueError, OSError):
+        return None
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+if __name__ == "__main__":
+    json.dump(_ask(), sys.stdout)

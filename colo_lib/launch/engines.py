@@ -1,0 +1,139 @@
+"""The engines of a placement: started one after the other, found again by notebooks, ended together.
+
+`colo run` keeps engines up between the trials of steps that can share them and tells the notebooks
+through a file in its private runtime folder, named by `COLO_ENGINES`; a notebook on its own starts and
+ends them itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from colo_lib.errors import StepFailed
+from colo_lib.launch.embed import EmbedProcess
+from colo_lib.launch.gen import GenHandle, GenServer
+from colo_lib.launch.logs import tail
+from colo_lib.launch.models import resolve_models
+from colo_lib.launch.orders import Handle
+from colo_lib.launch.placement import Placement
+from colo_lib.launch.runtime import runtime_folder
+from colo_lib.params import Params
+
+ENGINES_FILE = "COLO_ENGINES"
+Tick = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """No progress shown."""
+
+
+@dataclass(frozen=True)
+class Handles:
+    """Running engines, as any process of the run sees them; `owner_pid` is the process that keeps them."""
+
+    key: str
+    owner_pid: int
+    gen: GenHandle | None
+    embeds: tuple[Handle, ...]
+
+    def pids(self) -> dict[str, list[int]]:
+        """Root pids of each workload."""
+        return {"gen": [self.gen.pid] if self.gen else [], "embed": [handle.pid for handle in self.embeds]}
+
+    def check_alive(self) -> None:
+        """Raises StepFailed, with the log's end, when an engine's root process is gone."""
+        for name, handle in [("gen", self.gen), *(("embed", embed) for embed in self.embeds)]:
+            if handle is not None and not _running(handle.pid):
+                raise StepFailed(f"{name} (pid {handle.pid}) ended unasked; its last lines:\n{tail(Path(handle.log))}")
+
+
+def _running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Engines:
+    """Owns the engines of one placement; `start` before use, `stop` always."""
+
+    def __init__(self, params: Params, placement: Placement, runtime: Path, logs: Path) -> None:
+        self.params, self.placement, self.runtime, self.logs = params, placement, runtime, logs
+        self.gen: GenServer | None = None
+        self.embeds: list[EmbedProcess] = []
+        self.ready_s: dict[str, float] = {}
+
+    def start(self, want_gen: bool, want_embed: bool, tick: Tick = silent) -> Handles:
+        """Start what is wanted and not there yet, gen first: vLLM sizes its cache by what is free when it starts."""
+        models = resolve_models(self.params)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        name = self.placement.step
+        if want_gen and self.gen is None:
+            log = self.logs / f"gen-{name}.log"
+            model = models.gen.source(self.params.weights)
+            self.gen = GenServer(self.params, self.placement, models.gen_python, model, log)
+            self.ready_s["gen"] = self.gen.wait_ready(tick)
+        if want_embed and not self.embeds:
+            for number, devices in enumerate(self.placement.embed_devices):
+                log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
+                socket.unlink(missing_ok=True)
+                python, model = models.embed_python, models.embed.source(self.params.weights)
+                self.embeds.append(EmbedProcess(self.params, devices, python, model, log, socket))
+            self.ready_s["embed"] = sum(process.wait_ready(tick) for process in self.embeds)
+        return self.handles()
+
+    def handles(self) -> Handles:
+        """What runs now."""
+        return Handles(
+            key=repr(self.placement.engine_key()),
+            owner_pid=os.getpid(),
+            gen=self.gen.handle if self.gen else None,
+            embeds=tuple(process.handle for process in self.embeds),
+        )
+
+    def stop(self) -> None:
+        """End all of them, the embedder first; nothing of them lives afterwards."""
+        for process in self.embeds:
+            process.stop()
+        if self.gen is not None:
+            self.gen.stop()
+        self.embeds, self.gen = [], None
+
+
+def publish(handles: Handles, file: Path) -> None:
+    """Write the handles where the notebooks of this run find them; the file is readable by its owner alone."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump(asdict(handles), stream)
+
+
+def published(placement: Placement) -> Handles | None:
+    """The engines that `colo run` keeps for this placement, if it does."""
+    with suppress(OSError, ValueError, KeyError):
+        told = json.loads(Path(os.environ[ENGINES_FILE]).read_text())
+        if told["key"] == repr(placement.engine_key()) and _running(told["owner_pid"]):
+            gen = GenHandle(**told["gen"]) if told["gen"] else None
+            return Handles(told["key"], told["owner_pid"], gen, tuple(Handle(**one) for one in told["embeds"]))
+    return None
+
+
+@contextmanager
+def engines_for(params: Params, placement: Placement, logs: Path, tick: Tick = silent) -> Iterator[Handles]:
+    """The engines of a placement: those that are kept up for us, or our own until the block ends."""
+    kept = published(placement)
+    if kept is not None:
+        yield kept
+        return
+    with runtime_folder() as runtime:
+        engines = Engines(params, placement, runtime, logs)
+        try:
+            yield engines.start(placement.runs_gen, placement.runs_embed, tick)
+        finally:
+            engines.stop()

@@ -1,0 +1,144 @@
+"""What is under load in a trial: the client that asks gen, the embedding processes, and how far they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colo_lib.errors import StepFailed
+from colo_lib.frames import write_frame
+from colo_lib.launch.embed import read_rows
+from colo_lib.launch.engines import Handles
+from colo_lib.launch.logs import tail
+from colo_lib.launch.models import resolve_models
+from colo_lib.launch.orders import Handle, answers, order
+from colo_lib.launch.process import Child, child_environment
+from colo_lib.params import Params
+
+POLL_S = 0.05
+CLIENT_TIMEOUT_S = 20.0
+
+
+@dataclass
+class Loads:
+    """What is under load in this trial, and how to ask it how far it is."""
+
+    client: Handle | None
+    embeds: tuple[Handle, ...]
+
+    def each(self) -> list[tuple[str, Handle]]:
+        """(workload, handle) of every source of load."""
+        return ([("gen", self.client)] if self.client else []) + [("embed", handle) for handle in self.embeds]
+
+    def progress(self, timeout_s: float) -> dict[str, dict[str, Any]]:
+        """Events so far and the time of the last one, per workload.
+
+        Raises StepFailed for one that reports an error, or does not answer within `timeout_s`.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name, handle in self.each():
+            try:
+                told = order(handle, "status", timeout_s=timeout_s)
+            except OSError as error:
+                end = tail(Path(handle.log))
+                raise StepFailed(f"{name} does not answer ({error}); its last lines:\n{end}") from None
+            if told.get("error"):
+                raise StepFailed(f"{name}: {told['error']}")
+            events = told["tokens"] if name == "gen" else told["batches"]
+            last_ns = told["last_ns"] if name == "gen" else told["last_done_ns"]
+            before = found.get(name, {"events": 0, "last_ns": None})
+            stamps = [stamp for stamp in (before["last_ns"], last_ns) if stamp is not None]
+            found[name] = {"events": before["events"] + events, "last_ns": max(stamps, default=None)}
+        return found
+
+
+def start_client(params: Params, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Handle:
+    """The load client of gen, ready for orders."""
+    assert handles.gen is not None
+    socket_path, log = runtime / "client.sock", folder / "logs" / "client.log"
+    job = {
+        "socket": str(socket_path),
+        "port": handles.gen.port,
+        "concurrency": params.gen_concurrency,
+        "prompt_tokens": params.gen_prompt_tokens,
+        "output_tokens": params.gen_output_tokens,
+        "vocab_size": resolve_models(params).gen_vocab_size,
+        "seed": params.seed,
+    }
+    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(job)]
+    child = Child("client", command, log, env=package_environment({"COLO_GEN_KEY": handles.gen.key}), grace_s=1.0)
+    stack.callback(child.stop)
+    handle = Handle(socket=str(socket_path), pid=child.pid, log=str(log))
+    wait_for(lambda: answers(handle), child, CLIENT_TIMEOUT_S, "the load client")
+    return handle
+
+
+def package_environment(additions: dict[str, str]) -> dict[str, str]:
+    """A child's environment in which this very package is importable."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    return child_environment(additions | {"PYTHONPATH": path})
+
+
+def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what: str) -> None:
+    """Poll until the condition holds; raises StepFailed when the child ends or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if not child.running() or time.monotonic() > deadline:
+            raise StepFailed(f"{what} did not start within {timeout_s:g} s; its last lines:\n{child.tail()}")
+        time.sleep(POLL_S)
+
+
+def wait_steady(params: Params, loads: Loads, handles: Handles) -> None:
+    """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
+    start = time.monotonic()
+    while True:
+        progress = loads.progress(params.stall_timeout_s)
+        if all(told["events"] > 0 for told in progress.values()):
+            break
+        _check_waiting(params, progress, handles, time.monotonic() - start, start)
+        time.sleep(POLL_S)
+    watch_window(params, loads, handles, time.monotonic_ns() + int(params.warmup_s * 1e9))
+
+
+def watch_window(params: Params, loads: Loads, handles: Handles, until_ns: int) -> None:
+    """Wait until a monotonic time; raises StepFailed as soon as an engine ends or a workload stalls."""
+    began = time.monotonic()
+    while (left_ns := until_ns - time.monotonic_ns()) > 0:
+        time.sleep(min(0.5, left_ns / 1e9))
+        _check_waiting(params, loads.progress(params.stall_timeout_s), handles, time.monotonic() - began, began)
+
+
+def _check_waiting(params: Params, progress: dict[str, Any], handles: Handles, waited_s: float, began_s: float) -> None:
+    handles.check_alive()
+    for name, told in progress.items():
+        last_s = told["last_ns"] / 1e9 if told["last_ns"] else began_s
+        silent_s = min(waited_s, time.monotonic() - last_s)
+        if silent_s > params.stall_timeout_s:
+            raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {params.stall_timeout_s:g} s")
+
+
+def collect(loads: Loads, runtime: Path, folder: Path) -> None:
+    """Stop every load and write the frames."""
+    parts = []
+    for number, (name, handle) in enumerate(loads.each()):
+        target = str(folder) if name == "gen" else str(runtime / f"rows{number}")
+        order(handle, "stop", to=target)
+        if name == "embed":
+            parts += read_rows(Path(target)).tolist()
+    if loads.embeds:
+        columns = zip(*sorted(parts, key=lambda row: row[1]), strict=True) if parts else ((), (), (), ())
+        names = ("started_ns", "done_ns", "sequences", "tokens")
+        write_frame(folder, "embed", dict(zip(names, map(list, columns), strict=True)))
+
+
+def stop_quietly(handle: Handle, runtime: Path) -> None:
+    with suppress(OSError, ValueError):
+        order(handle, "stop", timeout_s=5.0, to=str(runtime / f"unread-{handle.pid}"))

@@ -1,0 +1,145 @@
+"""Child processes that cannot outlive us: each runs under a guardian and carries a token of its owner.
+
+Three nets, so that a SIGKILL to any one process leaves nothing: the guardian ends the tree when we go;
+we end the tree when the guardian goes; and every process of a tree inherits `COLO_TREE=<token>` in its
+environment, by which `sweep` finds what both would have missed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from colo_lib.errors import StepFailed
+from colo_lib.launch.logs import tail
+
+GUARDIAN = Path(__file__).with_name("guardian.py")
+TOKEN_NAME = "COLO_TREE"
+# What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
+INHERITED = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH", "HF_HOME", "HF_TOKEN", "XDG_CACHE_HOME",
+    "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
+    "NVSHMEM_DISABLE_NVLS",
+)  # fmt: skip
+
+
+def child_environment(additions: Mapping[str, str], inherited: Sequence[str] = INHERITED) -> dict[str, str]:
+    """The allow-listed part of our environment, with `additions` on top."""
+    return {name: os.environ[name] for name in inherited if name in os.environ} | dict(additions)
+
+
+class Child:
+    """One guarded command.
+
+    `pid` is the command's own; it leads its own session and process group, which `SIGSTOP` and `SIGCONT`
+    address through `group`. The output goes to `log`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cpus: Sequence[int] = (),
+        nice: int = 0,
+        grace_s: float = 5.0,
+    ) -> None:
+        self.name, self.log, self.grace_s = name, Path(log), grace_s
+        self.token = secrets.token_hex(12)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch()
+        guardian = [sys.executable, "-I", str(GUARDIAN), "--log", str(self.log), "--grace", str(grace_s)]
+        guardian += ["--cpus", ",".join(map(str, cpus)), "--nice", str(nice), "--", *command]
+        with open(self.log, "ab") as complaints:
+            self._guardian = subprocess.Popen(
+                guardian,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                env=dict(child_environment({}) if env is None else env) | {TOKEN_NAME: self.token},
+                start_new_session=True,
+            )
+        assert self._guardian.stdout is not None
+        first = self._guardian.stdout.readline().decode().split()
+        if first[:1] != ["pid"]:
+            self.stop()
+            raise StepFailed(f"{name} could not be started: {command[0]!r} did not run\n{self.tail()}")
+        self.pid = int(first[1])
+
+    @property
+    def group(self) -> int:
+        """Process group of the command, for signals to all of it."""
+        return self.pid
+
+    @property
+    def guardian_pid(self) -> int:
+        """Pid of the guardian itself."""
+        return self._guardian.pid
+
+    def running(self) -> bool:
+        """Whether both the guardian and the command live."""
+        return self._guardian.poll() is None
+
+    def exit_code(self) -> int | None:
+        """The guardian's exit code (the command's low byte), None while it runs."""
+        return self._guardian.poll()
+
+    def tail(self) -> str:
+        """What its output says of its end."""
+        return tail(self.log)
+
+    def stop(self) -> None:
+        """End the whole tree; returns when nothing of it lives. Never raises for what is gone already."""
+        if self._guardian.stdin is not None and not self._guardian.stdin.closed:
+            self._guardian.stdin.close()
+        try:
+            self._guardian.wait(self.grace_s + 10.0)
+        except subprocess.TimeoutExpired:
+            self._guardian.kill()
+            self._guardian.wait()
+        if self._guardian.stdout is not None:
+            self._guardian.stdout.close()
+        sweep(self.token)
+
+
+def carriers(token: str) -> list[int]:
+    """Pids of the living processes whose environment carries `token` (ours to read: same user)."""
+    needle = f"{TOKEN_NAME}={token}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as environ:
+                carries = needle in environ.read().split(b"\0")
+            if carries and not _is_zombie(int(name)):
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+
+
+def sweep(token: str, timeout_s: float = 10.0) -> list[int]:
+    """SIGKILL every process that carries `token`; returns what is still there after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while (left := carriers(token)) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        time.sleep(0.02)
+    return left

@@ -1,0 +1,149 @@
+"""One trial: both workloads under load, a timed window in their steady state, a folder of frames."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from colo_lib.capture.manifest import write_json
+from colo_lib.capture.telemetry import convert
+from colo_lib.errors import ColoError, InputError, StepFailed
+from colo_lib.launch.engines import Handles
+from colo_lib.launch.gen import server_counters
+from colo_lib.launch.loads import (
+    Loads,
+    collect,
+    package_environment,
+    start_client,
+    stop_quietly,
+    wait_steady,
+    watch_window,
+)
+from colo_lib.launch.orders import order
+from colo_lib.launch.placement import Placement
+from colo_lib.launch.process import Child
+from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.strangers import StrangerMeter
+from colo_lib.launch.turns import end_alternator, start_alternator
+from colo_lib.launch.window import Window, measure
+from colo_lib.params import Params
+from colo_lib.paths import PARTIAL, TRIAL
+from colo_lib.schema import SCHEMA_VERSION
+
+LEAST_FREE_BYTES = 256 * 2**20
+
+
+def run_trial(params: Params, placement: Placement, handles: Handles, folder: Path, trial: int) -> dict[str, Any]:
+    """Carry out one trial into `folder`; returns its record, the content of trial.json.
+
+    A trial that cannot be measured is recorded as failed with its cause and raised as StepFailed.
+    The folder gets its name only when its record is written.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "logs").mkdir(parents=True)
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
+        "mechanism": placement.mechanism, "status": "failed", "reason": None,
+        "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices},
+        "pids": handles.pids(), "latency_clock": "client",
+    }  # fmt: skip
+    try:
+        check_disk(partial)
+        with ExitStack() as stack:
+            record |= _measured(params, placement, handles, partial, stack)
+    except (ColoError, OSError, KeyboardInterrupt) as error:
+        record["reason"] = str(error) or type(error).__name__
+        _close(partial, folder, record)
+        if isinstance(error, KeyboardInterrupt | ColoError):
+            raise
+        raise StepFailed(f"{placement.step}, trial {trial}: {error}") from error
+    _close(partial, folder, record)
+    return record
+
+
+def check_disk(folder: Path) -> None:
+    """Raises InputError when less is free than a trial may need."""
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        needed = LEAST_FREE_BYTES / 2**20
+        raise InputError(f"disk full: {folder} has {free / 2**20:.0f} MiB free, a trial needs {needed:.0f}: make room")
+
+
+def _close(partial: Path, folder: Path, record: dict[str, Any]) -> None:
+    with suppress(OSError):
+        write_json(partial / TRIAL, record)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> dict[str, Any]:
+    handles.check_alive()
+    runtime = stack.enter_context(runtime_folder())
+    loads = Loads(None, handles.embeds if placement.runs_embed else ())
+    if placement.runs_gen:
+        loads.client = start_client(params, handles, runtime, folder, stack)
+    sampler = start_sampler(params, placement, handles, runtime, folder, stack)
+    for _, handle in loads.each():
+        order(handle, "start")
+        stack.callback(stop_quietly, handle, runtime)
+    if placement.mechanism == "cpu-alternating":
+        alternator = start_alternator(params, handles, runtime, folder, stack)
+    wait_steady(params, loads, handles)
+    meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
+    start_ns = time.monotonic_ns()
+    meter.start(start_ns / 1e9)
+    counters.append(_counters(placement, handles))
+    watch_window(params, loads, handles, start_ns + int(params.window_s * 1e9))
+    counters.append(_counters(placement, handles))
+    end_ns = start_ns + int(params.window_s * 1e9)
+    stranger_cores = meter.stop(time.monotonic())
+    memory = memory_gib(handles)
+    if placement.mechanism == "cpu-alternating":
+        end_alternator(alternator, runtime, folder)
+    collect(loads, runtime, folder)
+    sampler.stop()
+    cost = convert(runtime / "telemetry.jsonl", folder)
+    window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
+    return measure(params, placement, folder, window) | {"memory_gib": memory, "telemetry_cost": cost}
+
+
+def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:
+    return server_counters(handles.gen) if placement.runs_gen and handles.gen else None
+
+
+def start_sampler(
+    params: Params, placement: Placement, handles: Handles, runtime: Path, folder: Path, stack: ExitStack
+) -> Child:
+    """The telemetry sampler; a trial goes on without it when it fails."""
+    job = {
+        "out": str(runtime / "telemetry.jsonl"),
+        "hz": params.telemetry_hz,
+        "device": params.device,
+        "devices": placement.all_devices,
+        "workloads": handles.pids(),
+    }
+    command = [sys.executable, "-m", "colo_lib.capture.telemetry", json.dumps(job)]
+    child = Child("telemetry", command, folder / "logs" / "telemetry.log", env=package_environment({}), grace_s=2.0)
+    stack.callback(child.stop)
+    return child
+
+
+def memory_gib(handles: Handles) -> dict[str, float | None]:
+    """Proportional memory of each workload's processes and what is available, GiB."""
+    import psutil
+
+    found: dict[str, float | None] = {}
+    for name, roots in handles.pids().items():
+        total = 0
+        for root in roots:
+            with suppress(psutil.Error):
+                process = psutil.Process(root)
+                total += sum(member.memory_full_info().pss for member in [process, *process.children(recursive=True)])
+        found[name] = total / 2**30 if roots else None
+    return found | {"free": psutil.virtual_memory().available / 2**30}

@@ -1,0 +1,165 @@
+"""`colo run`: every trial of the plan through its notebook, engines kept up between them, then the seal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colo_lib.capture.manifest import seal, write_json
+from colo_lib.errors import StepFailed
+from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
+from colo_lib.launch.runtime import runtime_folder
+from colo_lib.params import Params
+from colo_lib.paths import TRIAL, trial_folder
+from colo_lib.run.folder import counts, held, trial_status
+from colo_lib.run.notebooks import NotebookHost, notebook_host
+from colo_lib.run.plan import PlannedTrial, plan_trials, seconds_left
+from colo_lib.run.progress import Progress
+from colo_lib.schema import STEP_NOTEBOOKS, STEP_TITLES
+
+Say = Callable[[str], None]
+FIRST_ENGINE_START_S = 40.0
+
+
+@dataclass
+class Outcome:
+    """What became of a run: its folder (finished or still `.partial`) and the failures, a sentence each."""
+
+    folder: Path
+    failures: list[str]
+
+
+class EngineKeeper:
+    """Keeps one set of engines up and changes it only when the next trial needs another."""
+
+    def __init__(self, params: Params, plan: list[PlannedTrial], runtime: Path, logs: Path) -> None:
+        self.params, self.plan, self.runtime, self.logs = params, plan, runtime, logs
+        self.engines: Engines | None = None
+        self.start_s = FIRST_ENGINE_START_S
+
+    @property
+    def key(self) -> object:
+        """Key of the engines that are up, None when none are."""
+        return self.engines.placement.engine_key() if self.engines else None
+
+    @property
+    def file(self) -> Path:
+        """Where notebooks find the handles."""
+        return self.runtime / "engines.json"
+
+    def ready_for(self, trial: PlannedTrial, say: Say) -> Handles:
+        """The engines of a trial, started if they are not up; raises StepFailed when they cannot be."""
+        if self.key != trial.placement.engine_key():
+            self.stop()
+            sharing = [one.placement for one in self.plan if one.placement.engine_key() == trial.placement.engine_key()]
+            self.engines = Engines(self.params, trial.placement, self.runtime, self.logs)
+            began = time.monotonic()
+            # Both are up, if any step on these engines needs both: what idles in memory is the same in every trial.
+            gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
+            publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
+            self.start_s = time.monotonic() - began
+        assert self.engines is not None
+        return self.engines.handles()
+
+    def stop(self) -> None:
+        """End the engines that are up."""
+        if self.engines is not None:
+            self.file.unlink(missing_ok=True)
+            self.engines.stop()
+            self.engines = None
+
+
+def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
+    """Record every trial that `folder` lacks and seal it; on failures it stays `.partial`, to be resumed.
+
+    Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended.
+    """
+    plan, failures, began = plan_trials(params), [], time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(terminable())
+        stack.enter_context(held(folder))
+        runtime = stack.enter_context(runtime_folder())
+        keeper = EngineKeeper(params, plan, runtime, folder / "logs")
+        stack.callback(keeper.stop)
+        environment = {ENGINES_FILE: str(keeper.file)}
+        host = stack.enter_context(notebook_host(runtime, folder / "logs" / "notebooks.log", environment))
+        for number, trial in enumerate(plan, 1):
+            if counts(trial_status(folder, trial.step, trial.block)):
+                continue
+            failure = carry_out_trial(params, folder, trial, keeper, host, say)
+            if failure:
+                failures.append(f"{trial.step}, trial {trial.block}: {failure}")
+            left = seconds_left(params, plan[number:], keeper.start_s, keeper.key)
+            say(progress_line(number, len(plan), folder, trial, failure, left))
+    note_seconds(folder, time.monotonic() - began)
+    return Outcome(folder if failures else seal(folder), failures)
+
+
+def note_seconds(folder: Path, seconds: float) -> None:
+    """Add the seconds that this sitting took to the folder's start record."""
+    start = json.loads((folder / "start.json").read_text())
+    write_json(folder / "start.json", start | {"total_s": start.get("total_s", 0.0) + seconds})
+
+
+def carry_out_trial(
+    params: Params, folder: Path, trial: PlannedTrial, keeper: EngineKeeper, host: NotebookHost, say: Say
+) -> str | None:
+    """One trial through its step's notebook; None when it left a record that counts, else the cause."""
+    complaint: str | None = None
+    try:
+        say(f"{trial.step} ({STEP_TITLES[trial.step]}), block {trial.block}: {trial.placement.mechanism}")
+        keeper.ready_for(trial, say)
+        notebook = STEP_NOTEBOOKS[trial.step]
+        out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
+        told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
+        limit_s = params.cell_timeout_s + 120.0
+        complaint = host.execute(notebook, out, told, limit_s)
+    except StepFailed as error:
+        complaint = str(error)
+    if counts(trial_status(folder, trial.step, trial.block)):
+        return None
+    # An engine that failed a trial is not trusted with the next one.
+    keeper.stop()
+    return complaint or "its notebook ended without the trial's record"
+
+
+def progress_line(
+    number: int, total: int, folder: Path, trial: PlannedTrial, failure: str | None, left_s: float
+) -> str:
+    """What a person reads after each trial."""
+    left = f"about {left_s // 60:.0f} min {left_s % 60:02.0f} s left" if left_s else "last trial done"
+    head = f"[{number}/{total}] {trial.step}, block {trial.block}: "
+    if failure:
+        return f"{head}FAILED: {failure}  ({left})"
+    record = json.loads((trial_folder(folder, trial.step, trial.block) / TRIAL).read_text())
+    rates = [
+        f"{name} {record[field]:.1f} {unit}"
+        for name, field, unit in (
+            ("gen", "gen_tokens_per_s", "tokens/s"),
+            ("embed", "embed_sequences_per_s", "sequences/s"),
+        )
+        if record.get(field) is not None
+    ]
+    doubt = f" INVALID: {record['reason']}" if record["status"] == "invalid" else ""
+    return f"{head}{', '.join(rates)}{doubt}  ({left})"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP act like Ctrl-C, so that every `finally` runs."""
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,35 @@
+"""Shared by all tests: nothing may be left running by any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from colo_lib.engines_env import resolve_python
+from colo_lib.errors import InputError
+from tests.processes import token_carriers, wait_until
+
+MODELS = Path(__file__).with_name("models")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """A test that leaves a guarded process behind fails, whatever else it shows."""
+    before = set(token_carriers())
+    yield
+    left = lambda: {pid: words for pid, words in token_carriers().items() if pid not in before}  # noqa: E731
+    assert wait_until(lambda: not left()), f"left running: {left()}"
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> Path:
+    """The interpreter that has vLLM and transformers; `make engine` makes it."""
+    try:
+        python = resolve_python("auto")
+    except InputError as error:
+        pytest.skip(str(error))
+    if not list(python.parents[1].glob("lib/python3*/site-packages/vllm")):
+        pytest.skip(f"{python} has no vLLM: make engine")
+    return python

@@ -1,0 +1,157 @@
+"""The load client against a server that misbehaves in the ways real ones do."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from colo_lib.launch.loads import package_environment
+from colo_lib.launch.orders import Handle, answers, order
+from colo_lib.launch.process import Child
+from tests.processes import wait_until
+
+TOKENS = 6
+GAP_S = 0.01
+
+
+class Server(ThreadingHTTPServer):
+    """Streams `TOKENS` tokens a request unless `behaviour` says otherwise; keeps what it was asked."""
+
+    daemon_threads = True
+    behaviour = "works"
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.asked: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves mid-stream is no error here."""
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        self.server.keys.add(self.headers.get("Authorization"))
+        if self.server.behaviour == "busy":
+            self.send_error(503, "engine overloaded")
+            return
+        self.send_response(200)
+        self.end_headers()
+        sent = TOKENS // 2 if self.server.behaviour == "cut" else TOKENS
+        for number in range(0, sent, 2):
+            # Two tokens in one event: the engine may bundle them.
+            event = {"choices": [{"text": "", "token_ids": [number, number + 1]}]}
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(GAP_S)
+        if self.server.behaviour != "cut":
+            self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> Iterator[Handle]:
+    job = {
+        "socket": str(Path("/tmp") / f"colo-test-{time.monotonic_ns()}.sock"), "port": server.server_port,
+        "concurrency": 3, "prompt_tokens": 5, "output_tokens": TOKENS, "vocab_size": 100, "seed": 1,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(job)]
+    child = Child("client", command, tmp_path / "client.log", env=package_environment({"COLO_GEN_KEY": "k"}))
+    handle = Handle(job["socket"], child.pid, str(child.log))
+    assert wait_until(lambda: answers(handle)), child.tail()
+    yield handle
+    child.stop()
+    Path(job["socket"]).unlink(missing_ok=True)
+
+
+def frames(handle: Handle, folder: Path) -> tuple[Any, Any]:
+    order(handle, "stop", to=str(folder))
+    return pq.read_table(folder / "gen.parquet").to_pandas(), pq.read_table(folder / "requests.parquet").to_pandas()
+
+
+def test_every_token_has_its_time(server: Server, client: Handle, tmp_path: Path) -> None:
+    before = time.monotonic_ns()
+    order(client, "start")
+    assert wait_until(lambda: order(client, "status")["tokens"] >= 60)
+    gen, requests = frames(client, tmp_path)
+    done = requests[requests["done_ns"].notna()]
+    assert len(done) >= 6
+    assert (done["output_tokens"] == TOKENS).all()
+    assert gen["arrival_ns"].between(before, time.monotonic_ns()).all()
+    for request_id, row in done.set_index("request_id").iterrows():
+        mine = gen[gen["request_id"] == request_id]
+        assert mine["sequence_number"].tolist() == list(range(TOKENS))
+        assert mine["arrival_ns"].is_monotonic_increasing
+        assert row["submitted_ns"] < row["first_token_ns"] == mine["arrival_ns"].iloc[0] <= row["done_ns"]
+    # Three tokens' worth of pauses lie between a request's first and last token.
+    spread = (done["done_ns"] - done["first_token_ns"]) / 1e9
+    assert (spread > 2 * GAP_S).all()
+
+
+def test_the_loop_is_closed_at_its_concurrency(server: Server, client: Handle, tmp_path: Path) -> None:
+    order(client, "start")
+    assert wait_until(lambda: order(client, "status")["tokens"] >= 60)
+    _, requests = frames(client, tmp_path)
+    begun = [(t, 1) for t in requests["submitted_ns"]]
+    ended = [(t, -1) for t in requests["done_ns"].dropna()]
+    flight = peak = 0
+    for _, change in sorted(begun + ended):
+        flight += change
+        peak = max(peak, flight)
+    assert peak == 3
+
+
+def test_prompts_differ_and_the_key_travels_in_a_header(server: Server, client: Handle, tmp_path: Path) -> None:
+    order(client, "start")
+    assert wait_until(lambda: len(server.asked) >= 10)
+    frames(client, tmp_path)
+    prompts = [tuple(body["prompt"]) for body in server.asked]
+    assert len(set(prompts)) == len(prompts)
+    assert all(body["ignore_eos"] and body["stream"] and body["max_tokens"] == TOKENS for body in server.asked)
+    assert server.keys == {"Bearer k"}
+
+
+@pytest.mark.parametrize(("behaviour", "told"), [("busy", "503"), ("cut", "stream ended after 4 of 6")])
+def test_failures_are_recorded_and_never_retried(
+    server: Server, client: Handle, tmp_path: Path, behaviour: str, told: str
+) -> None:
+    server.behaviour = behaviour
+    order(client, "start")
+    assert wait_until(lambda: order(client, "status")["failed_requests"] >= 3)
+    _, requests = frames(client, tmp_path)
+    failed = requests[requests["error"].notna()]
+    assert failed["error"].str.contains(told).all()
+    assert failed["done_ns"].isna().all()
+    assert len(server.asked) == len(requests), "a request was sent twice"
+
+
+def test_starting_again_starts_clean(server: Server, client: Handle, tmp_path: Path) -> None:
+    for _ in range(2):
+        order(client, "start")
+        assert wait_until(lambda: order(client, "status")["tokens"] >= 12)
+        gen, requests = frames(client, tmp_path)
+        assert requests["request_id"].tolist() == list(range(len(requests)))
+        assert len(gen) == requests["output_tokens"].sum()

@@ -1,0 +1,107 @@
+"""Guarded processes: real trees, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colo_lib.errors import StepFailed
+from colo_lib.launch.process import Child, carriers, child_environment
+from tests.processes import token_carriers, wait_until
+
+# A leader with a child in its group, one in a session of its own, and one that ignores SIGTERM.
+TREE = ["bash", "-c", "sleep 300 & setsid sleep 301 & bash -c \"trap '' TERM; sleep 302; sleep 303\" & echo up; wait"]
+
+
+def tree(tmp_path: Path, grace_s: float = 0.5) -> Child:
+    child = Child("tree", TREE, tmp_path / "tree.log", grace_s=grace_s)
+    assert wait_until(lambda: len(carriers(child.token)) >= 6), child.tail()
+    return child
+
+
+def test_stop_ends_the_whole_tree(tmp_path: Path) -> None:
+    child = tree(tmp_path)
+    child.stop()
+    assert carriers(child.token) == []
+
+
+def test_stop_ends_a_stopped_tree(tmp_path: Path) -> None:
+    child = tree(tmp_path)
+    os.killpg(child.group, signal.SIGSTOP)
+    child.stop()
+    assert carriers(child.token) == []
+
+
+def test_killed_leader_takes_its_orphans_along(tmp_path: Path) -> None:
+    child = tree(tmp_path)
+    os.kill(child.pid, signal.SIGKILL)
+    assert wait_until(lambda: carriers(child.token) == [])
+    assert not child.running()
+    child.stop()
+
+
+def test_killed_guardian_is_made_up_for(tmp_path: Path) -> None:
+    child = tree(tmp_path)
+    os.kill(child.guardian_pid, signal.SIGKILL)
+    assert wait_until(lambda: not child.running())
+    child.stop()
+    assert carriers(child.token) == []
+
+
+def test_killed_owner_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from colo_lib.launch.process import Child\n"
+        f"Child('tree', {TREE!r}, Path({str(tmp_path / 'tree.log')!r}), grace_s=0.5); print('up', flush=True)\n"
+        "time.sleep(300)"
+    )
+    before = set(token_carriers())
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"up\n"
+    assert wait_until(lambda: len(set(token_carriers()) - before) >= 6)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    assert wait_until(lambda: set(token_carriers()) <= before)
+
+
+def test_exit_and_last_words_are_told(tmp_path: Path) -> None:
+    child = Child("short", ["bash", "-c", "echo last words; exit 7"], tmp_path / "log")
+    assert wait_until(lambda: not child.running())
+    assert child.exit_code() == 7
+    assert child.tail() == "last words"
+    child.stop()
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="no-such-command"):
+        Child("absent", ["/no-such-command"], tmp_path / "log")
+
+
+def test_cores_and_niceness_reach_the_command(tmp_path: Path) -> None:
+    script = "import os; print(os.sched_getaffinity(0), os.nice(0))"
+    child = Child("cores", [sys.executable, "-c", script], tmp_path / "log", cpus=[0], nice=3)
+    assert wait_until(lambda: not child.running())
+    assert child.tail() == f"{{0}} {os.nice(0) + 3}"
+    child.stop()
+
+
+def test_limits_of_another_mechanism_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "10")
+    monkeypatch.setenv("VLLM_API_KEY", "someone else's")
+    environment = child_environment({"A": "1"})
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in environment
+    assert "VLLM_API_KEY" not in environment
+    assert environment["A"] == "1"
+
+
+def test_stop_twice_is_harmless(tmp_path: Path) -> None:
+    child = Child("twice", ["sleep", "300"], tmp_path / "log", grace_s=0.5)
+    child.stop()
+    child.stop()
+    assert carriers(child.token) == []

@@ -1,0 +1,39 @@
+"""What the launcher's tests ask of the system: who lives, and who carries a token of ours."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from colo_lib.launch.process import TOKEN_NAME
+
+
+def token_carriers() -> dict[int, str]:
+    """Living processes that were started under any guardian: pid to command line."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as environ:
+                carries = f"\0{TOKEN_NAME}=".encode() in b"\0" + environ.read()
+            with open(f"/proc/{name}/stat", "rb") as stat:
+                zombie = stat.read().rpartition(b")")[2].split()[0] == b"Z"
+            with open(f"/proc/{name}/cmdline", "rb") as cmdline:
+                words = cmdline.read().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if carries and not zombie:
+            found[int(name)] = words
+    return found
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> bool:
+    """Whether the condition came to hold in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
