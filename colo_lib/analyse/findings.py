@@ -71,7 +71,7 @@ def starved(bounds: pd.DataFrame) -> list[str]:
 
 
 def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
-    """Sentences naming every trial whose recorded rate is not the one that its frames give, by more than `tolerance`."""
+    """Sentences naming every trial whose recorded rate is off the one that its frames give by over `tolerance`."""
     told = []
     for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
         recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
@@ -82,3 +82,13 @@ def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
             for row in trials[off].itertuples()
         ]
     return told
+
+
+def unsteady(null: dict[str, float]) -> list[str]:
+    """A sentence if step 1 against itself (`kept.null_check`) does not hold 1: then noise is not all that differs."""
+    if not (null["low"] > 1 or null["high"] < 1):
+        return []
+    return [
+        f"step 1 in odd blocks over step 1 in even blocks is {null['ratio']:.3f} (95 % interval {null['low']:.3f} to "
+        f"{null['high']:.3f}), not 1: the run drifted or the order mattered, so its intervals may be too narrow"
+    ]

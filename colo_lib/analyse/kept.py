@@ -15,12 +15,12 @@ RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
 SHARED_STEPS = ("step2", "step3", "configA", "configB")
 
 
-def by_block(counted: pd.DataFrame, step: str, column: str) -> pd.Series:
+def by_block(counted: pd.DataFrame, step: str | None, column: str) -> pd.Series:
     """Mean of `column` over each block's trials of `step` that count, indexed by block; blocks without are absent."""
     return counted[counted["step"] == step].groupby("block")[column].mean().dropna()
 
 
-def paired(counted: pd.DataFrame, step: str, baseline: str, column: str) -> pd.Series:
+def paired(counted: pd.DataFrame, step: str, baseline: str | None, column: str) -> pd.Series:
     """`column` of `step` / `column` of `baseline` in the same block, indexed by block."""
     return (by_block(counted, step, column) / by_block(counted, baseline, column)).dropna()
 

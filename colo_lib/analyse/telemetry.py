@@ -18,7 +18,7 @@ METRICS = {
     "tensor_active": ("Tensor-core activity", "%", 100.0),
     "dram_active": ("DRAM bandwidth in use", "%", 100.0),
     "nvlink_gib_s": ("NVLink traffic", "GiB/s", 1.0),
-    "sm_clock_mhz": ("SM clock", "MHz", 1.0),
+    "sm_clock_mhz": ("SM (or core) clock", "MHz", 1.0),
     "memory_clock_mhz": ("Memory clock", "MHz", 1.0),
     "power_w": ("Power", "W", 1.0),
     "temperature_c": ("Temperature", "°C", 1.0),

@@ -125,9 +125,9 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
     elif overlap is None:
         row["missing"] = "no capture of step 2 in this run: needs an Nsight Systems capture"
     else:
-        row["mean"] = float(overlap["fraction_of_gen"])
+        fraction = row["mean"] = float(overlap["fraction_of_gen"])
         if overlap.get("basis") != "residency":
             row["missing"] = "the capture has kernel intervals only, an upper bound: needs context-switch rows"
         else:
-            row["status"] = SUPPORTED if row["mean"] >= params.min_overlap else REFUTED
+            row["status"] = SUPPORTED if fraction >= params.min_overlap else REFUTED
     return row

@@ -129,7 +129,9 @@ def _record(
     done = None if embed is None else embed["done_ns"].between(start_ns, end_ns, inclusive="left")
     sequences = None if embed is None else int(embed.loc[done, "sequences"].sum())
     both = ["0", "1"]
-    devices = {"gen": ["0"], "embed": ["1"]} if step == "configA" else {"gen": both, "embed": both}
+    per_step = {"configA": (["0"], [["1"]]), "configB": (both, [["0"], ["1"]])}
+    gen_devices, embed_devices = per_step.get(step, (both, [both]))
+    devices = {"gen": gen_devices, "embed": embed_devices}
     window_s = (end_ns - start_ns) / S
     reason = plan.invalid.get((step, trial))
     return {

@@ -68,23 +68,25 @@ def _stream(
             "arrival_ns": arrival,
         }
     )
+    return gen, _requests(gen, params, now_ns)
+
+
+def _requests(gen: pd.DataFrame, params: Params, now_ns: int) -> pd.DataFrame:
+    """A closed loop: a request is submitted when the one before it has ended."""
     first = gen.groupby("request_id")["arrival_ns"].first()
-    sizes = gen.groupby("request_id").size()
     last = gen.groupby("request_id")["arrival_ns"].last()
-    done = last.where(sizes == length).astype("Int64")
-    submitted = [now_ns, *last.iloc[:-1]]
-    rows = pd.DataFrame(
+    sizes = gen.groupby("request_id").size()
+    return pd.DataFrame(
         {
             "request_id": first.index.astype(np.int32),
             "prompt_tokens": np.int32(params.gen_prompt_tokens),
             "output_tokens": sizes.to_numpy().astype(np.int32),
-            "submitted_ns": submitted,
+            "submitted_ns": [now_ns, *last.iloc[:-1]],
             "first_token_ns": first.astype("Int64").to_numpy(),
-            "done_ns": done.to_numpy(),
+            "done_ns": last.where(sizes == params.gen_output_tokens).astype("Int64").to_numpy(),
             "error": None,
         }
     )
-    return gen, rows
 
 
 def _batches(

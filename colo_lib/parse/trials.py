@@ -48,13 +48,20 @@ def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for name in ("window_start_ns", "window_end_ns"):
         frame[name] = pd.array([None if value is None else int(value) for value in frame[name]], dtype="Int64")
     for name in ("gen_devices", "embed_devices"):
-        frame[name] = [tuple(str(item) for item in value) if isinstance(value, list) else () for value in frame[name]]
+        frame[name] = [_flat(value) for value in frame[name]]
     counted = frame[frame["status"] == "done"]
     wrong = counted[~(counted["window_end_ns"] > counted["window_start_ns"]).fillna(False)]
     if len(wrong):
         first = wrong.iloc[0]
         raise InputError(f"{first['step']} trial {first['trial']}: counts as done but its window is empty or absent")
     return frame
+
+
+def _flat(devices: Any) -> tuple[str, ...]:
+    """Names of devices, each once: a workload of several processes records a list of devices for each of them."""
+    if not isinstance(devices, list | tuple):
+        return () if devices is None else (str(devices),)
+    return tuple(dict.fromkeys(name for item in devices for name in _flat(item)))
 
 
 def _lookup(record: Mapping[str, Any], place: str) -> Any:

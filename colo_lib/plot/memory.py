@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from colo_lib.plot.style import BOUND_COLOUR, EMBED_COLOUR, GEN_COLOUR, WIDTH_IN, apply_style
@@ -30,38 +33,38 @@ def budget_and_use(budget: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     labels += [f"{row.step} (n={row.trials} trials)" for row in measured.itertuples()]
     figure = Figure(figsize=(WIDTH_IN, 1.9 + 0.36 * max(len(labels), 2)), layout="constrained")
     axes = figure.subplots()
-    drawn: dict[str, object] = {}
+    drawn: dict[str, Any] = {}
     for place, device in enumerate(devices):
-        left = 0.0
-        for row in budget[budget["device"] == device].itertuples():
-            colour, hatch = PART_LOOK.get(row.part, ("#DDDDDD", ""))
-            drawn[row.part] = axes.barh(
-                place,
-                row.gib,
-                0.62,
-                left=left,
-                facecolor=colour,
-                alpha=0.45,
-                edgecolor=colour,
-                hatch=hatch,
-                label=row.part,
-            )
-            left += row.gib
-        available = budget.loc[budget["device"] == device, "available_gib"].iloc[0]
-        if np.isfinite(available):
-            (line,) = axes.plot([available] * 2, [place - 0.42, place + 0.42], color=BOUND_COLOUR, linewidth=2.2)
-            drawn["available"] = line
+        _budget_bar(axes, place, budget[budget["device"] == device], drawn)
     for place, row in enumerate(measured.itertuples(), start=len(devices)):
         gen, embed = np.nan_to_num([row.gen_gib, row.embed_gib])
         drawn["gen, measured"] = axes.barh(place, gen, 0.62, facecolor=GEN_COLOUR, alpha=0.85)
         drawn["embed, measured"] = axes.barh(place, embed, 0.62, left=gen, facecolor=EMBED_COLOUR, alpha=0.85)
-        axes.annotate(
-            f"{gen + embed:.1f}", (gen + embed, place), xytext=(4, 0), textcoords="offset points", va="center"
-        )
+        _annotate(axes, gen + embed, place)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set(title="Memory: budget and most used", xlabel="memory (GiB)", xlim=(0, None))
     axes.margins(x=0.08)
+    axes.set(title="Memory: budget and most used", xlabel="memory (GiB)")
+    axes.set_xlim(left=0)
     figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=4)
     return figure
+
+
+def _budget_bar(axes: Axes, place: int, parts: pd.DataFrame, drawn: dict[str, Any]) -> None:
+    left = 0.0
+    for row in parts.itertuples():
+        colour, hatch = PART_LOOK.get(row.part, ("#DDDDDD", ""))
+        drawn[row.part] = axes.barh(
+            place, row.gib, 0.62, left=left, facecolor=colour, alpha=0.45, edgecolor=colour, hatch=hatch
+        )
+        left += row.gib
+    _annotate(axes, left, place)
+    available = parts["available_gib"].iloc[0]
+    if np.isfinite(available):
+        (line,) = axes.plot([available] * 2, [place - 0.42, place + 0.42], color=BOUND_COLOUR, linewidth=2.2)
+        drawn["available"] = line
+
+
+def _annotate(axes: Axes, gib: float, place: int) -> None:
+    axes.annotate(f"{gib:.1f}", (gib, place), xytext=(4, 0), textcoords="offset points", va="center")

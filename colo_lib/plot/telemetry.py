@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from colo_lib.plot.style import BOTH_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 
-DEVICE_LINES = ["-", "--", "-.", ":"]
+DEVICE_LOOKS = [("#4D4D4D", "-"), ("#A6761D", "--"), ("#7570B3", "-."), ("#66A61E", ":")]
 MOST_POINTS = 1500  # of one line on the page
 
 
@@ -38,12 +39,11 @@ def over_time(samples: pd.DataFrame, metrics: Mapping[str, tuple[str, str, float
 
 
 def _lines(axes: Axes, samples: pd.DataFrame, name: str, factor: float) -> None:
-    devices = iter(DEVICE_LINES * 8)
+    devices = itertools.cycle(DEVICE_LOOKS)
     for (scope, entity), group in samples.groupby(["scope", "name"]):
         if group[name].notna().sum() == 0:
             continue
-        colour = WORKLOAD_COLOURS.get(entity, BOTH_COLOUR) if scope == "workload" else BOTH_COLOUR
-        line = "-" if scope == "workload" else next(devices)
+        colour, line = (WORKLOAD_COLOURS.get(entity, BOTH_COLOUR), "-") if scope == "workload" else next(devices)
         label = entity if scope == "workload" else f"device {entity}"
         seconds, values = [], []
         every = max(1, len(group) // MOST_POINTS)

@@ -47,7 +47,8 @@ def items(values: Iterable[object]) -> str:
 def section(name: str, title: str, body: str) -> str:
     """A section with its heading; `body` is HTML made by this module."""
     own = text(name)
-    return f'<section id="{own}" aria-labelledby="{own}-title">\n<h2 id="{own}-title">{text(title)}</h2>\n{body}\n</section>'
+    head = f'<h2 id="{own}-title">{text(title)}</h2>'
+    return f'<section id="{own}" aria-labelledby="{own}-title">\n{head}\n{body}\n</section>'
 
 
 def details(title: str, body: str, opened: bool) -> str:
@@ -67,8 +68,9 @@ def table(part: dict[str, Any]) -> str:
     head = "".join(f'<th scope="col">{text(column)}</th>' for column in part["columns"])
     rows = "".join(f"<tr>{_row(row)}</tr>" for row in part["rows"])
     caption = text(part.get("caption", ""))
+    label = caption or "Table"
     return (
-        f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{caption or "Table"}">'
+        f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{label}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

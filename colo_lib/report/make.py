@@ -71,6 +71,7 @@ def _papermill(source: Path, target: Path, run: Run) -> str:
             start_timeout=120,
             execution_timeout=int(max(1, run.params.cell_timeout_s)),
             cwd=str(paths.REPOSITORY),
+            extra_arguments=["--log-level=40"],  # its warnings are about its own sockets
         )
     except Exception as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()

@@ -76,7 +76,9 @@ def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
 
 def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
     bodies = {
-        "steps": _part(found, "steps") + _part(found, "pays"),
+        "steps": _part(found, "steps")
+        + _part(found, "pays")
+        + details("Kept fractions", _part(found, "kept-table"), opened=False),
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
         "clauses": _part(found, "clauses") + _part(found, "null"),
         "telemetry": _part(found, "telemetry")

@@ -45,8 +45,8 @@ def show_verdict(status: str, sentence: str, missing: list[str], warnings: list[
     lines = [f"{status.upper()}. {sentence}", *warnings, *(f"Missing: {item}" for item in missing)]
     body = "".join(f"<p>{escape(line)}</p>" for line in lines)
     part = {"kind": "verdict", "name": "verdict", "status": status, "sentence": sentence}
-    part |= {"missing": missing, "warnings": warnings}
-    _publish({"text/html": body, "text/plain": "\n".join(lines)}, part)
+    told = {"missing": missing, "warnings": warnings}
+    _publish({"text/html": body, "text/plain": "\n".join(lines)}, {**part, **told})
 
 
 def finish(notebook: str, run_id: str) -> None:

@@ -17,7 +17,9 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
     """Name and value pairs for the first screen."""
     machine, versions = run.manifest["machine"], run.manifest["machine"].get("versions") or {}
     counted = int((run.trials["status"] == "done").sum())
-    pairs = [("Devices", f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}")]
+    pairs: list[tuple[str, object]] = [
+        ("Devices", f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}")
+    ]
     pairs += [
         (name, _told(machine.get(key))) for name, key in (("Driver", "driver"), ("CUDA", "cuda")) if machine.get(key)
     ]

@@ -37,7 +37,7 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.findings.against_bounds` as shown: a row a bound, a column a step with the worst and the share within."""
+    """`analyse.findings.against_bounds` as shown: a row a bound; a step's column has the worst and the share within."""
     cells = [
         f"{number(row.worst)}{' OVER' if row.worst > row.bound else ''} ({row.within:.0%} within)"
         for row in frame.itertuples()
@@ -133,3 +133,18 @@ def _by_step(shown: pd.DataFrame, rows: str, cells: str, head: str) -> pd.DataFr
     table = shown.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
     table = table.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
     return table.rename(columns={rows: head, **{step: f"{step}: {STEP_TITLES[step]}" for step in steps}})
+
+
+def kept(frame: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.kept.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
+    rows = [
+        (
+            f"{row.step} ({row.mechanism}): {row.quantity.replace('_', ' ')}",
+            with_interval(row.mean, row.low, row.high),
+            str(row.blocks),
+            number(row.smallest_detectable),
+        )
+        for row in frame[frame["step"] != "configA"].itertuples()
+    ]
+    columns = ["Step and quantity", "Kept [95 % interval]", "Blocks", "Smallest shift seen in 80 % of such runs"]
+    return pd.DataFrame(rows, columns=columns)

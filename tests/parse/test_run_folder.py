@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from colo_lib.errors import InputError
 from colo_lib.params import Params
 from colo_lib.parse import choose
 from colo_lib.parse.run_folder import find_runs, find_unfinished, newest_run, open_run
+from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES
 from tests.run_folders import Plan, change_manifest, reseal, write_run
 
@@ -57,7 +59,7 @@ def test_a_changed_file_is_named(run: Path, harm: str) -> None:
     else:
         content = content + b"x" if harm == "append" else content[:100] + bytes([content[100] ^ 1]) + content[101:]
         (run / GEN).write_bytes(content)
-    with pytest.raises(InputError, match="steps/step1/trial-1/gen.parquet"):
+    with pytest.raises(InputError, match=re.escape(GEN)):
         open_run(run)
 
 
@@ -94,7 +96,7 @@ def test_wrong_columns_are_named(run: Path) -> None:
 def test_a_file_that_is_no_parquet_is_named(run: Path) -> None:
     (run / GEN).write_bytes(b"not parquet")
     reseal(run, GEN)
-    with pytest.raises(InputError, match="gen.parquet: not a readable parquet file"):
+    with pytest.raises(InputError, match=r"gen\.parquet: not a readable parquet file"):
         open_run(run).frame("step1", 1, "gen")
 
 
@@ -151,3 +153,19 @@ def test_without_a_run_the_example_is_shown_and_loudly_so(tmp_path: Path, capsys
 def test_a_named_run_is_read_even_if_a_newer_one_exists(run: Path) -> None:
     write_run(run.parent, Plan(run_id="other", blocks=1, window_s=1.0))
     assert choose.choose_run(Params(run=str(run))).run_id == "simulated-run"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "read"),
+    [
+        ([["0"], ["1"]], ("0", "1")),
+        ([["0", "1"]], ("0", "1")),
+        (["0", "1"], ("0", "1")),
+        ([], ()),
+        (None, ()),
+        ([0, ["0"]], ("0",)),
+    ],
+)
+def test_devices_of_several_processes_are_counted_once(recorded: object, read: tuple[str, ...]) -> None:
+    row = {"step": "configB", "trial": 1, "status": "failed", "devices": {"gen": ["0"], "embed": recorded}}
+    assert trials_frame([row])["embed_devices"].iloc[0] == read

@@ -6,6 +6,7 @@ import argparse
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -98,7 +99,7 @@ def test_hostile_words_are_shown_as_words(read: Reader) -> None:
 def test_the_page_has_its_parts_in_order(read: Reader) -> None:
     levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), "no heading level is skipped"
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), "no heading level is skipped"
     sections = [attributes["id"] for tag, attributes in read.tags if tag == "section"]
     assert sections == list(page.CONTENTS)
     assert page.QUESTION in read.words
