@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 
 from colo_lib.engines_env import resolve_python
 from colo_lib.errors import InputError
-from tests.processes import token_carriers, wait_until
+from tests.processes import MARK, token_carriers, wait_until
 
+# Tests of another checkout on this machine are not ours.
+os.environ[MARK] = secrets.token_hex(8)
 MODELS = Path(__file__).with_name("models")
 
 

@@ -8,16 +8,20 @@ from collections.abc import Callable
 
 from colo_lib.launch.process import TOKEN_NAME
 
+MARK = "COLO_MARK"
+
 
 def token_carriers() -> dict[int, str]:
-    """Living processes that were started under any guardian: pid to command line."""
+    """Living processes that these tests started under any guardian: pid to command line."""
+    mark = f"\0{MARK}={os.environ[MARK]}\0".encode()
     found = {}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
             with open(f"/proc/{name}/environ", "rb") as environ:
-                carries = f"\0{TOKEN_NAME}=".encode() in b"\0" + environ.read()
+                held = b"\0" + environ.read() + b"\0"
+            carries = f"\0{TOKEN_NAME}=".encode() in held and mark in held
             with open(f"/proc/{name}/stat", "rb") as stat:
                 zombie = stat.read().rpartition(b")")[2].split()[0] == b"Z"
             with open(f"/proc/{name}/cmdline", "rb") as cmdline:

@@ -21,9 +21,11 @@ from colo_lib.launch.logs import tail
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
 TOKEN_NAME = "COLO_TREE"
+# vLLM renames its processes; without this setproctitle would write over the environment that carries the token.
+KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 # What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
 INHERITED = (
-    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "COLO_MARK", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH", "LD_PRELOAD",
     "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH", "HF_HOME", "HF_TOKEN", "XDG_CACHE_HOME",
     "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
     "NVSHMEM_DISABLE_NVLS",
@@ -64,7 +66,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                env=dict(child_environment({}) if env is None else env) | {TOKEN_NAME: self.token},
+                env=dict(child_environment({}) if env is None else env) | {TOKEN_NAME: self.token} | KEEP_ENVIRONMENT,
                 start_new_session=True,
             )
         assert self._guardian.stdout is not None
