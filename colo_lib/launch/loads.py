@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from colo_lib.launch.process import Child, child_environment
 from colo_lib.params import Params
 
 POLL_S = 0.05
+WATCH_S = 0.5
 CLIENT_TIMEOUT_S = 20.0
 
 
@@ -32,6 +33,7 @@ class Loads:
 
     client: Handle | None
     embeds: tuple[Handle, ...]
+    mechanism: list[Child] = field(default_factory=list)  # processes without which the step is not what it says
 
     def each(self) -> list[tuple[str, Handle]]:
         """(workload, handle) of every source of load."""
@@ -98,31 +100,36 @@ def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what
 
 def wait_steady(params: Params, loads: Loads, handles: Handles) -> None:
     """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
-    start = time.monotonic()
-    while True:
-        progress = loads.progress(params.stall_timeout_s)
-        if all(told["events"] > 0 for told in progress.values()):
-            break
-        _check_waiting(params, progress, handles, time.monotonic() - start, start)
+    began_ns = time.monotonic_ns()
+    while any(not told["events"] for told in check_progress(params, loads, handles, began_ns).values()):
         time.sleep(POLL_S)
     watch_window(params, loads, handles, time.monotonic_ns() + int(params.warmup_s * 1e9))
 
 
 def watch_window(params: Params, loads: Loads, handles: Handles, until_ns: int) -> None:
     """Wait until a monotonic time; raises StepFailed as soon as an engine ends or a workload stalls."""
-    began = time.monotonic()
+    began_ns = time.monotonic_ns()
     while (left_ns := until_ns - time.monotonic_ns()) > 0:
-        time.sleep(min(0.5, left_ns / 1e9))
-        _check_waiting(params, loads.progress(params.stall_timeout_s), handles, time.monotonic() - began, began)
+        time.sleep(min(WATCH_S, left_ns / 1e9))
+        check_progress(params, loads, handles, began_ns)
 
 
-def _check_waiting(params: Params, progress: dict[str, Any], handles: Handles, waited_s: float, began_s: float) -> None:
+def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int) -> dict[str, dict[str, Any]]:
+    """How far each workload is.
+
+    Raises StepFailed when an engine or a part of the mechanism has ended, or a workload has delivered
+    nothing for `stall_timeout_s`, counted from `began_ns` at the earliest.
+    """
     handles.check_alive()
+    for child in loads.mechanism:
+        if not child.running():
+            raise StepFailed(f"the {child.name} ended unasked; its last lines:\n{child.tail()}")
+    progress = loads.progress(params.stall_timeout_s)
     for name, told in progress.items():
-        last_s = told["last_ns"] / 1e9 if told["last_ns"] else began_s
-        silent_s = min(waited_s, time.monotonic() - last_s)
+        silent_s = (time.monotonic_ns() - max(told["last_ns"] or 0, began_ns)) / 1e9
         if silent_s > params.stall_timeout_s:
             raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {params.stall_timeout_s:g} s")
+    return progress
 
 
 def collect(loads: Loads, runtime: Path, folder: Path) -> None:

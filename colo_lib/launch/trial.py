@@ -93,7 +93,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
         order(handle, "start")
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
-        alternator = start_alternator(params, handles, runtime, folder, stack)
+        loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
     wait_steady(params, loads, handles)
     meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
@@ -104,7 +104,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     end_ns = start_ns + int(params.window_s * 1e9)
     stranger_cores = meter.stop(time.monotonic())
     memory = memory_gib(handles)
-    if placement.mechanism == "cpu-alternating":
+    for alternator in loads.mechanism:
         end_alternator(alternator, runtime, folder)
     collect(loads, runtime, folder)
     sampler.stop()
