@@ -14,8 +14,6 @@ COMMANDS = {
     "report": "render a run folder as one HTML page",
     "list": "list the runs of this checkout",
     "doctor": "tell what this machine can run, with the remedy for what it cannot",
-    "trace": "kernel overlap, occupancy, idle gaps and categories of Nsight Systems exports",
-    "redact": "make an Nsight Systems export fit to share",
 }
 
 

@@ -54,7 +54,7 @@ class Params(BaseModel):
     # --- gen: vLLM -------------------------------------------------------------------------------------
     gen_concurrency: int = Field(2, ge=1, le=4096, description="requests in flight, closed loop")
     gen_prompt_tokens: int = Field(32, ge=1, le=1_000_000, description="prompt length, tokens")
-    gen_output_tokens: int = Field(96, ge=2, le=1_000_000, description="output length, tokens (ignore_eos)")
+    gen_output_tokens: int = Field(32, ge=2, le=1_000_000, description="output length, tokens (ignore_eos)")
     gen_max_model_len: int = Field(512, ge=8, le=10_000_000, description="vLLM max_model_len, tokens")
     gen_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="weights of gen")
     gen_quantization: Literal["", "fp8"] = Field("", description="vLLM quantization; fp8 is dynamic")

@@ -15,6 +15,16 @@ MANIFEST = "manifest.json"
 TRIAL = "trial.json"
 
 
+def from_checkout(path: str | Path) -> Path:
+    """A relative path as seen from here or, when it is not there, from the checkout.
+
+    JupyterLab runs a notebook in its own folder; its paths mean the same there as for `colo run`.
+    """
+    given = Path(path)
+    in_notebooks = Path.cwd() == NOTEBOOKS
+    return given if given.is_absolute() or (given.exists() and not in_notebooks) else REPOSITORY / given
+
+
 def check_run_id(run_id: str) -> str:
     """`run_id` itself; raises InputError unless it is a plain lower-case name, since it becomes a folder."""
     if not re.fullmatch(RUN_ID, run_id):

@@ -18,8 +18,8 @@ def choose_run(params: Params) -> Run:
     A relative path is looked for from here, then from the checkout. Raises InputError if the named run cannot be read.
     """
     if params.run:
-        return _told(open_run(_from_checkout(params.run)))
-    newest = newest_run(_from_checkout(params.runs_dir))
+        return _told(open_run(paths.from_checkout(params.run)))
+    newest = newest_run(paths.from_checkout(params.runs_dir))
     return _told(open_run(newest)) if newest else example_run()
 
 
@@ -38,8 +38,3 @@ def _told(run: Run) -> Run:
     note = " (SIMULATED: planted numbers)" if run.simulated else " (cores stand in for GPUs)" if run.stand_in else ""
     print(f"Run {run.run_id}{note}: {len(run.trials)} trials, {(run.trials['status'] == 'done').sum()} of them count.")
     return run
-
-
-def _from_checkout(path: str) -> Path:
-    given = Path(path)
-    return given if given.is_absolute() or given.exists() else paths.REPOSITORY / given

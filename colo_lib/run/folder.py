@@ -17,7 +17,7 @@ from colo_lib.errors import InputError
 from colo_lib.launch.models import resolve_models
 from colo_lib.memory import budget_here
 from colo_lib.params import Params, check
-from colo_lib.paths import MANIFEST, PARTIAL, TRIAL, partial_folder, trial_folder
+from colo_lib.paths import MANIFEST, NOTEBOOKS, PARTIAL, TRIAL, from_checkout, partial_folder, trial_folder
 
 Say = Callable[[str], None]
 
@@ -32,7 +32,9 @@ def begin(params: Params, suffix: str = "", say: Say = print) -> Path:
     refuse_if_too_large(budget)
     say(format_budget(budget))
     name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
-    folder = partial_folder(params.runs_dir, name)
+    # A notebook of the checkout makes its runs where `colo run` does.
+    root = from_checkout(params.runs_dir) if Path.cwd() == NOTEBOOKS else params.runs_dir
+    folder = partial_folder(root, name)
     try:
         (folder / "steps").mkdir(parents=True)
     except OSError as error:

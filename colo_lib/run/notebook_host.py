@@ -33,11 +33,13 @@ def execute(order: dict[str, Any]) -> str | None:
     try:
         papermill.execute_notebook(
             order["notebook"],
-            str(temporary),
+            # Papermill takes an output path for a format string.
+            str(temporary).replace("{", "{{").replace("}", "}}"),
             parameters=order["params"],
             progress_bar=False,
             execution_timeout=int(order["cell_timeout_s"]),
             cwd=order.get("cwd"),
+            extra_arguments=["--log-level=40"],  # its warnings are about its own sockets
         )
     except CellTimeoutError:
         complaint = f"a cell did not end within cell_timeout_s = {order['cell_timeout_s']:g} s"
