@@ -28,8 +28,8 @@ class Estimate:
     smallest_detectable: float
 
 
-def estimate(values: np.ndarray, seed: int) -> Estimate:
-    """The mean of one value a block, with a 95 % interval.
+def estimate(values: np.ndarray, seed: int, least: float = 0.0) -> Estimate:
+    """The mean of one value a block, with a 95 % interval that ends at `least`, below which no value can be.
 
     scipy's bootstrap over blocks (BCa; percentile where BCa is undefined) resamples the blocks at hand, so it never
     leaves their range and covers at most 1 - 2^(1-n) of the time: 75 % at three blocks. Student's t over blocks has
@@ -48,7 +48,7 @@ def estimate(values: np.ndarray, seed: int) -> Estimate:
     detectable = (reach + float(stats.t.ppf(POWER, count - 1))) * error
     return Estimate(
         mean,
-        min(low, mean - reach * error),
+        max(least, min(low, mean - reach * error)),
         max(high, mean + reach * error),
         count,
         f"95 %, {count} blocks: wider of {method} and Student t",

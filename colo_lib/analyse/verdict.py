@@ -104,7 +104,7 @@ def _clause(
 
 
 def _gap_clause(counted: pd.DataFrame, params: Params) -> dict[str, Any]:
-    growth = estimate(paired(counted, "step2", "step1", "gap_p99_ms").to_numpy() - 1, params.seed)
+    growth = estimate(paired(counted, "step2", "step1", "gap_p99_ms").to_numpy() - 1, params.seed, least=-1.0)
     row = _clause(
         f"gen's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", growth, params.max_gap_growth, False
     )
