@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -162,7 +163,7 @@ def test_a_misspelt_parameter_stops_plain_papermill(tmp_path: Path) -> None:
         (["run", "{file}", "--set", "gen_concurency=2"], "did you mean 'gen_concurrency'"),
         (["run", "{file}", "--set", "blocks=many"], "blocks"),
         (["run", "{file}", "--set", "gen_model=tiny-gne"], "tiny-gen"),
-        (["run", "{file}", "--set", "gen_port=1"], "gen_port"),
+        (["run", "{file}", "--set", "gen_port=70000"], "gen_port"),
         (["run", "{file}", "--set", "devices=0"], "two devices"),
         (["run", "{file}", "--set", "gen_kv_cache_gib=4000"], "gen KV cache"),
         (["run", "--resume", "no-such-run"], "no-such-run"),
@@ -177,6 +178,17 @@ def test_wrong_input_is_named_and_makes_nothing(
     assert code == 2, output
     assert told in output
     assert "Traceback" not in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_taken_port_is_refused_before_a_folder_is_made(tmp_path: Path, engine_python: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        file = params_file(tmp_path, gen_port=taken.getsockname()[1])
+        code, output = ended(colo("run", str(file), cwd=tmp_path), 60)
+    assert code == 2, output
+    assert "gen_port" in output
     assert not (tmp_path / "runs").exists()
 
 

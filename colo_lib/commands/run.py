@@ -45,6 +45,7 @@ def changes(pairs: list[str]) -> dict[str, Any]:
 def carry_out(options: argparse.Namespace) -> int:
     """Begin or resume, run, report; 0 when every trial left a record that counts."""
     from colo_lib.errors import InputError
+    from colo_lib.launch.gen import free_port
     from colo_lib.params import load
     from colo_lib.run.folder import begin, resume
     from colo_lib.run.plan import plan_trials
@@ -58,6 +59,7 @@ def carry_out(options: argparse.Namespace) -> int:
     else:
         params = load(options.params, **changes(options.set))
         plan_trials(params)
+        free_port(params.gen_port)
         folder = begin(params, say=_say)
     return record_and_report(options, params, folder)
 

@@ -1,0 +1,112 @@
+"""The notebooks that read, as a person opens them: a real JupyterLab in a real browser, 'Run All', no error."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo_lib.launch.gen import free_port
+from colo_lib.paths import NOTEBOOKS, REPOSITORY
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.browser
+READING = [file.name for file in sorted(NOTEBOOKS.glob("*.ipynb")) if file.name[0] in "045"]
+CELLS_SETTLED = """
+const panel = window.jupyterapp.shell.currentWidget;
+const cells = [...panel.content.widgets].filter(cell => cell.model.type === 'code' && cell.model.sharedModel.source);
+return cells.map(cell => cell.promptNode.textContent);
+"""
+RUN_ALL = """
+const done = arguments[0];
+window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => done(null), error => done(String(error)));
+"""
+READY = """
+const widget = window.jupyterapp && window.jupyterapp.shell.currentWidget;
+return !!(widget && widget.content && widget.content.widgets && widget.sessionContext
+          && widget.sessionContext.session && widget.sessionContext.session.kernel
+          && widget.sessionContext.session.kernel.status === 'idle');
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for word in (
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--no-first-run", "--window-size=1280,1000",
+            f"--user-data-dir={profile}",
+        ):  # fmt: skip
+            options.add_argument(word)
+        made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        made.set_script_timeout(180)
+        yield made
+        made.quit()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A JupyterLab over a copy of the notebooks beside the package; gives the address of a notebook with '{}'."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(NOTEBOOKS, root / "notebooks")
+    token, port = secrets.token_hex(16), free_port()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.check_for_updates_class="
+                "jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+    kinds = ("CONFIG", "DATA", "RUNTIME")
+    folders = {f"JUPYTER_{kind}_DIR": str(root / kind.lower()) for kind in kinds}
+    environment = os.environ | folders | {"PYTHONPATH": str(REPOSITORY)}
+    with open(root / "lab.log", "w") as log:
+        server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        assert wait_until(lambda: _up(port, token), 60), (root / "lab.log").read_text()[-3000:]
+        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}&reset"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _up(port: int, token: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("name", READING)
+def test_run_all_reaches_the_bottom(browser: Any, lab: str, name: str, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    browser.get(lab.format(name))
+    assert wait_until(lambda: browser.execute_script(READY), 60), "the notebook did not open with a kernel"
+    assert browser.execute_async_script(RUN_ALL) is None
+    deadline = time.monotonic() + 60
+    prompts: list[str] = []
+    while time.monotonic() < deadline:
+        prompts = browser.execute_script(CELLS_SETTLED)
+        if prompts and all(prompt.strip("[]: ").isdigit() for prompt in prompts):
+            break
+        time.sleep(0.3)
+    assert prompts
+    assert all(prompt.strip("[]: ").isdigit() for prompt in prompts), prompts
+    errors = browser.find_elements(By.CSS_SELECTOR, "[data-mime-type='application/vnd.jupyter.error']")
+    assert [error.text[:500] for error in errors] == []
