@@ -70,6 +70,26 @@ class Params(BaseModel):
     embed_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="weights of embed")
     # --- sharing ---------------------------------------------------------------------------------------
     slice_ms: float = Field(50.0, gt=0, le=60_000, description="cpu-alternating: length of one workload's slice")
+    mps_gen_thread_percentage: int = Field(100, ge=1, le=100, description="MPS: share of the SMs gen may use, %")
+    mps_embed_thread_percentage: int = Field(100, ge=1, le=100, description="MPS: share of the SMs embed may use, %")
+    mps_gen_priority: Literal["normal", "below-normal"] = Field("normal", description="MPS client priority of gen")
+    mps_embed_priority: Literal["normal", "below-normal"] = Field("normal", description="MPS client priority of embed")
+    mps_gen_memory_gib: float = Field(0.0, ge=0, le=4096, description="MPS: memory limit of gen, GiB; 0: none")
+    mps_embed_memory_gib: float = Field(0.0, ge=0, le=4096, description="MPS: memory limit of embed, GiB; 0: none")
+    sm_partition_backend: Literal["auto", "green-context", "mps-static", "libsmctrl"] = Field(
+        "auto", description="sm-partition: how embed is held to its SMs; auto: the first that verifies"
+    )
+    sm_partition_embed_sms: int = Field(32, ge=1, le=1024, description="sm-partition: SMs that embed may use")
+    mig_gen_uuid: str = Field("", description="mig: instance of gen, MIG-UUID; empty: the largest")
+    mig_embed_uuid: str = Field("", description="mig: instance of embed, MIG-UUID; empty: the largest other one")
+    embed_pacing: Literal["none", "duty", "slo"] = Field(
+        "none", description="none: flat out; duty: a share of the time; slo: as much as gen's gap SLO leaves"
+    )
+    embed_duty: float = Field(0.5, gt=0, le=1, description="duty: share of the time that embed may run")
+    embed_micro_batch_size: int = Field(0, ge=0, le=65536, description="sequences a forward pass; 0: the batch")
+    # --- Nsight Systems --------------------------------------------------------------------------------
+    capture_s: float = Field(0.0, ge=0, le=600, description="length of each step's capture, seconds; 0: no capture")
+    capture_graph_trace: Literal["node", "graph"] = Field("node", description="kernels of CUDA graphs, or graphs whole")
     # --- measuring -------------------------------------------------------------------------------------
     blocks: int = Field(3, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
     interleave: Literal["engines", "all"] = Field(
@@ -88,6 +108,7 @@ class Params(BaseModel):
     # --- what counts as good ---------------------------------------------------------------------------
     slo_gen_stall_ms: float = Field(1000.0, gt=0, description="longest time gen may go without a token")
     slo_gen_ttft_ms: float = Field(2000.0, gt=0, description="time to first token")
+    slo_gen_gap_ms: float = Field(200.0, gt=0, description="p99 time between two tokens of a request; paces embed")
     slo_embed_batch_ms: float = Field(5000.0, gt=0, description="time from an embedding batch's start to its end")
     slo_embed_stall_ms: float = Field(5000.0, gt=0, description="longest time embed may go without a finished batch")
     min_gen_kept: float = Field(0.95, gt=0, le=2, description="verdict: least kept fraction of gen")
