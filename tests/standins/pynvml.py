@@ -4,7 +4,7 @@
 where HOW is the name of an NVML error (`NotSupported`, `GpuIsLost`, …), or `garbage`, `hang`, `segfault`, `missing`
 (the binding lacks the function); `"after": {FUNCTION: N}` lets it work N times first, and `"once": FILE` makes it
 happen in the first process only. Absent: all is well. `"answers": {FUNCTION: VALUE}` replaces an answer;
-`"live": true` lists as processes what `live_processes` finds; `"mig": [{"uuid", "sms", "memory_gib"}]` partitions GPU 0.
+`"live": true` lists as processes what `live_processes` finds; `"mig": [{"uuid", "sms", "gib"}]` partitions GPU 0.
 """
 
 from __future__ import annotations

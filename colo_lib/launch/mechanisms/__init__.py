@@ -39,9 +39,9 @@ def witness(facts: Mapping[str, Any] | None, tenants: Tenants) -> dict[str, Any]
     if facts is None:
         return None
     if facts["mechanism"] == "mps":
-        from colo_lib.launch.mechanisms import mps
+        from colo_lib.launch.mechanisms import mps_proof
 
-        return mps.prove(facts, tenants)
+        return mps_proof.prove(facts, tenants)
     from colo_lib.launch.mechanisms import time_slicing
 
     return time_slicing.prove(facts, tenants)
@@ -50,6 +50,6 @@ def witness(facts: Mapping[str, Any] | None, tenants: Tenants) -> dict[str, Any]
 def check_mechanism(facts: Mapping[str, Any] | None) -> None:
     """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
     if facts is not None and facts["mechanism"] == "mps":
-        from colo_lib.launch.mechanisms import mps
+        from colo_lib.launch.mechanisms import mps_proof
 
-        mps.check(facts)
+        mps_proof.check(facts)

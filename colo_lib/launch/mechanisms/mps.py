@@ -10,19 +10,20 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from colo_lib.engines_env import resolve_pythons
 from colo_lib.errors import StepFailed
-from colo_lib.gpu_look import GpuLook, look_at_gpus, mps_clients
+from colo_lib.gpu_look import GpuLook, look_at_gpus
 from colo_lib.launch.logs import tail
-from colo_lib.launch.mechanisms.base import Tenants, identity, lives
+from colo_lib.launch.mechanisms.base import identity
 from colo_lib.launch.mechanisms.control import Control, ControlFailed, check_pipe, program
+from colo_lib.launch.mechanisms.probe import probe
 from colo_lib.launch.placement import Placement
-from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.process import Child, carriers, child_environment
 from colo_lib.params import Params
 
 START_TIMEOUT_S = 20.0
@@ -45,7 +46,7 @@ class Mps:
         self.control = Control(self.folder / "pipe", self.folder / "log")
         check_pipe(self.control.pipe)
         self.uuids = device_uuids(placement, look_at_gpus())
-        self.known: list[list[float]] = []
+        self.probes: dict[str, Any] = {}
         for folder in (self.folder, self.control.pipe, self.control.log):
             folder.mkdir(mode=0o700)
         try:
@@ -55,6 +56,7 @@ class Mps:
             raise
         try:
             self._wait_ready()
+            self._probe()
         except BaseException:
             self.close()
             raise
@@ -85,6 +87,22 @@ class Mps:
                 f"mps: the control daemon runs as uid {owner}, we are uid {os.getuid()}: clients of another user would "
                 "wait for ever; make nvidia-cuda-mps-control run as its caller (no setuid, no sudo wrapper)"
             )
+
+    def _probe(self) -> None:
+        """A first client with each workload's environment: sees as many GPUs, and how many SMs its limit leaves."""
+        python = resolve_pythons(self.params)[0]
+        for workload, devices in (("gen", self.placement.gen_devices), ("embed", self.placement.embed_devices[0])):
+            log = self.control.log / f"probe-{workload}.log"
+            try:
+                seen = probe(f"mps, {workload}", python, self.environment(workload), log)
+            except StepFailed as error:
+                raise StepFailed(f"{error}\n{self.last_words()}") from None
+            if len(seen) != len(devices):
+                raise StepFailed(
+                    f"mps: a client of {workload} sees {len(seen)} GPUs where it should see {len(devices)} "
+                    f"({', '.join(devices)}): see devices, and CUDA_VISIBLE_DEVICES of this shell"
+                )
+            self.probes[workload] = seen
 
     def last_words(self) -> str:
         """What the daemon and its server said last."""
@@ -118,6 +136,7 @@ class Mps:
                 "thread_percentage": getattr(self.params, f"mps_{name}_thread_percentage"),
                 "priority": getattr(self.params, f"mps_{name}_priority"),
                 "memory_limit_gib": getattr(self.params, f"mps_{name}_memory_gib") or None,
+                "visible_sms": [gpu["sms"] for gpu in self.probes.get(name, [])],
             }
             for name in ("gen", "embed")
         }
@@ -133,7 +152,6 @@ class Mps:
     def close(self) -> None:
         """Wait for the clients to go, `quit`, then end what is left of ours, keep the logs, remove the folders."""
         if self.child.running():
-            self._remember()
             with contextlib.suppress(ControlFailed):
                 self._wait_no_clients()
             with contextlib.suppress(ControlFailed):
@@ -142,18 +160,11 @@ class Mps:
         self.child.stop()
         self._keep_logs()
         shutil.rmtree(self.folder, ignore_errors=True)
-        left = [int(who[0]) for who in self.known if lives(who)]
-        if left:
+        if left := carriers(self.child.token):
             raise StepFailed(
                 f"mps: pids {left} of our MPS daemon cannot be ended, not even by SIGKILL: they hang in the driver; "
                 "restart the host before the next run"
             )
-
-    def _remember(self) -> None:
-        """Note who belongs to the daemon, by pid and start time, while it can be asked."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes = [self.child.pid, *(p.pid for p in psutil.Process(self.child.pid).children(recursive=True))]
-            self.known = [who for pid in processes if (who := identity(pid))]
 
     def _wait_no_clients(self) -> None:
         deadline = time.monotonic() + CLIENTS_GONE_S
@@ -162,7 +173,7 @@ class Mps:
 
     def _wait_gone(self) -> None:
         deadline = time.monotonic() + DAEMON_GRACE_S
-        while time.monotonic() < deadline and any(lives(who) for who in self.known):
+        while time.monotonic() < deadline and self.child.running():
             time.sleep(POLL_S)
 
     def _keep_logs(self) -> None:
@@ -197,89 +208,3 @@ def hint(said: str) -> str:
     if "permission" in said.lower():
         return " The pipe folder is another user's: run everything as one user."
     return ""
-
-
-def check(facts: Mapping[str, Any]) -> None:
-    """Raises StepFailed when the daemon, or a server that was seen, is gone. Cheap: asks nobody."""
-    gone = [int(who[0]) for who in [facts["daemon"], *facts.get("servers", [])] if who is None or not lives(who)]
-    if gone:
-        raise StepFailed(
-            f"mps: the daemon or its server (pid {gone}) ended: both workloads' results are void; MPS is started "
-            f"again before the next trial\n{server_words(facts)}"
-        )
-
-
-def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
-    """Evidence that every engine is a client of our server, by pid against the server's own list.
-
-    Raises StepFailed (the trial is void) when a process that computes is not on it, when the server is another
-    user's or in the state FAULT, or when it is not the server that was seen before.
-    """
-    check(facts)
-    control = Control(Path(facts["pipe"]), Path(facts["log"]))
-    servers = control.servers()
-    if not servers:
-        raise StepFailed(f"void: mps not attached: the daemon has no server, so no engine is its client{REMEDY}")
-    for server in servers:
-        _check_server(control, server, facts)
-    clients = sorted({pid for server in servers for pid in control.clients(server)})
-    attached = attached_pids(tenants, clients)
-    known = {pid for pids in attached.values() for pid in pids}
-    return {
-        "mechanism": "mps",
-        "daemon_pid": int(facts["daemon"][0]),
-        "servers": [identity(server) for server in servers],
-        "clients": clients,
-        "attached": attached,
-        "other_clients": sorted(set(clients) - known),
-        "limits": facts["limits"],
-        "gpus": facts["gpus"],
-        "nvml_lists_them": nvml_lists(known),
-    }
-
-
-def attached_pids(tenants: Tenants, clients: list[int]) -> dict[str, list[int]]:
-    """Which of the server's clients are whose; raises StepFailed for an engine with fewer of them than its GPUs."""
-    attached: dict[str, list[int]] = {}
-    for name, trees in tenants.trees().items():
-        attached[name] = []
-        for tree in trees:
-            found = sorted(set(tree) & set(clients))
-            if len(found) < tenants.gpus_each[name]:
-                raise StepFailed(
-                    f"void: mps not attached: {name} (pids {tree}) has {len(found)} of {tenants.gpus_each[name]} "
-                    f"processes among the server's clients {clients}: it ran time-sliced{REMEDY}"
-                )
-            attached[name] += found
-    return attached
-
-
-REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the daemon's user"
-
-
-def _check_server(control: Control, server: int, facts: Mapping[str, Any]) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        uid = psutil.Process(server).uids().real
-        if uid != os.getuid():
-            raise StepFailed(
-                f"mps: the server (pid {server}) runs as uid {uid}, we are uid {os.getuid()}: our clients wait for "
-                "that user's to end; run everything as one user"
-            )
-    status = control.status(server)
-    if "FAULT" in status:
-        raise StepFailed(
-            f"mps: the server (pid {server}) is in the state FAULT: a fatal error of one client ended them all; both "
-            f"workloads are void, and the server is started again before the next trial\n{server_words(facts)}"
-        )
-
-
-def server_words(facts: Mapping[str, Any]) -> str:
-    """The end of the server's log and of the daemon's."""
-    log = Path(facts["log"])
-    return "\n".join(part for part in (tail(log / "server.log"), tail(log / "control.log")) if part)
-
-
-def nvml_lists(pids: set[int]) -> bool | str:
-    """Whether NVML lists these as MPS clients too; in words where it could not be asked."""
-    listed = mps_clients(look_at_gpus())
-    return listed if isinstance(listed, str) else pids <= set(listed)

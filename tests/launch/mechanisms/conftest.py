@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from colo_lib.launch.placement import Placement, place
 from colo_lib.launch.process import Child, child_environment
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.params import Params, check
-
-STANDINS = Path(__file__).parents[2] / "standins"
+from tests.standins import gpu_host
 
 
 @dataclass
@@ -27,10 +25,19 @@ class Nvidia:
 
     folder: Path
 
+    @property
+    def python(self) -> Path:
+        """The interpreter under which CUDA clients run."""
+        return self.folder / "python"
+
     def goes(self, **scenario: Any) -> None:
-        """Set what the MPS daemon does from now on (words with '_' for ' ')."""
+        """Set what the MPS daemon and its clients do from now on (words with '_' for ' ')."""
         plain = {name.replace("_", " ") if name != "server_uid" else name: value for name, value in scenario.items()}
         (self.folder / "scenario.json").write_text(json.dumps(plain))
+
+    def has(self, **nvml: Any) -> None:
+        """Set what NVML answers from now on."""
+        (self.folder / "behaviour.json").write_text(json.dumps({"live": True} | nvml))
 
     def orders(self) -> list[str]:
         """Every order that the daemon received, in turn."""
@@ -40,12 +47,10 @@ class Nvidia:
 
 @pytest.fixture
 def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvidia:
-    """Stand-in programs first on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "nvidia-cuda-mps-control").symlink_to(STANDINS / "nvidia-cuda-mps-control")
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return Nvidia(folder)
+    """Stand-in programs first on PATH, a stand-in NVML first on the module path."""
+    for name, value in gpu_host.make(tmp_path / "bin").items():
+        monkeypatch.setenv(name, value)
+    return Nvidia(tmp_path / "bin")
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def tenants(gen: Child, embed: Child, ranks: int = 1) -> Tenants:
     return Tenants({"gen": [gen.pid], "embed": [embed.pid]}, {"gen": ranks, "embed": 1})
 
 
-def cuda(**changes: Any) -> tuple[Params, Placement]:
-    """Parameters of a GPU host and the placement of step 2."""
-    params = check({"device": "cuda", "devices": "0", "steps": "step2"} | changes, "test")
-    return params, place("step2", params)
+def cuda(step: str = "step2", **changes: Any) -> tuple[Params, Placement]:
+    """Parameters of a GPU host and the placement of a step."""
+    params = check({"device": "cuda", "devices": "0", "steps": step} | changes, "test")
+    return params, place(step, params)
