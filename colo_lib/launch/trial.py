@@ -95,6 +95,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     if placement.mechanism == "cpu-alternating":
         loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
     wait_steady(params, loads, handles)
+    before = handles.evidence()
     meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
@@ -103,6 +104,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     counters.append(_counters(placement, handles))
     end_ns = start_ns + int(params.window_s * 1e9)
     stranger_cores = meter.stop(time.monotonic())
+    after = handles.evidence()
     memory = memory_gib(handles)
     for alternator in loads.mechanism:
         end_alternator(alternator, runtime, folder)
@@ -110,7 +112,11 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     sampler.stop()
     cost = convert(runtime / "telemetry.jsonl", folder)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
-    return measure(params, placement, folder, window) | {"memory_gib": memory, "telemetry_cost": cost}
+    return measure(params, placement, folder, window) | {
+        "memory_gib": memory,
+        "telemetry_cost": cost,
+        "mechanism_evidence": before and {"before": before, "after": after},
+    }
 
 
 def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:
