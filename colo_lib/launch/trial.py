@@ -25,6 +25,7 @@ from colo_lib.launch.loads import (
     watch_window,
 )
 from colo_lib.launch.orders import order
+from colo_lib.launch.pacing import pacing_record, start_order
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
@@ -51,7 +52,7 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
         "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
         "mechanism": placement.mechanism, "status": "failed", "reason": None,
         "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices},
-        "pids": handles.pids(), "latency_clock": "client",
+        "pids": handles.pids(), "latency_clock": "client", "pacing": pacing_record(params, placement),
     }  # fmt: skip
     try:
         check_disk(partial)
@@ -89,8 +90,8 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     if placement.runs_gen:
         loads.client = start_client(params, handles, runtime, folder, stack)
     sampler = start_sampler(params, placement, handles, runtime, folder, stack)
-    for _, handle in loads.each():
-        order(handle, "start")
+    for name, handle in loads.each():
+        order(handle, "start", **(start_order(params, placement) if name == "embed" else {}))
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
         loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
@@ -108,9 +109,15 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
         end_alternator(alternator, runtime, folder)
     collect(loads, runtime, folder)
     sampler.stop()
-    cost = convert(runtime / "telemetry.jsonl", folder)
+    told = convert(runtime / "telemetry.jsonl", folder)
+    if params.device == "cuda":
+        memory = told.memory_gib(start_ns, end_ns)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
-    return measure(params, placement, folder, window) | {"memory_gib": memory, "telemetry_cost": cost}
+    record = measure(params, placement, folder, window)
+    if told.lost():
+        reasons = [record["reason"], f"NVML lost GPU {', '.join(told.lost())}: restart the host"]
+        record |= {"status": "invalid", "reason": "; ".join(filter(None, reasons))}
+    return record | {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
 
 
 def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:
@@ -135,7 +142,7 @@ def start_sampler(
 
 
 def memory_gib(handles: Handles) -> dict[str, float | None]:
-    """Proportional memory of each workload's processes and what is available, GiB."""
+    """Proportional host memory of each workload's processes and what is available, GiB."""
     import psutil
 
     found: dict[str, float | None] = {}
