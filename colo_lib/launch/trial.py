@@ -15,22 +15,14 @@ from colo_lib.capture.telemetry import convert
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.gen import server_counters
-from colo_lib.launch.loads import (
-    Loads,
-    collect,
-    package_environment,
-    start_client,
-    stop_quietly,
-    wait_steady,
-    watch_window,
-)
-from colo_lib.launch.orders import order
-from colo_lib.launch.pacing import pacing_record, start_order
+from colo_lib.launch.loads import collect, package_environment, wait_steady, watch_window
+from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.strangers import StrangerMeter
-from colo_lib.launch.turns import end_alternator, start_alternator
+from colo_lib.launch.turns import end_alternator
+from colo_lib.launch.under_load import begin, connect
 from colo_lib.launch.window import Window, measure
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
@@ -86,15 +78,9 @@ def _close(partial: Path, folder: Path, record: dict[str, Any]) -> None:
 def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> dict[str, Any]:
     handles.check_alive()
     runtime = stack.enter_context(runtime_folder())
-    loads = Loads(None, handles.embeds if placement.runs_embed else ())
-    if placement.runs_gen:
-        loads.client = start_client(params, handles, runtime, folder, stack)
+    loads = connect(params, placement, handles, runtime, folder, stack)
     sampler = start_sampler(params, placement, handles, runtime, folder, stack)
-    for name, handle in loads.each():
-        order(handle, "start", **(start_order(params, placement) if name == "embed" else {}))
-        stack.callback(stop_quietly, handle, runtime)
-    if placement.mechanism == "cpu-alternating":
-        loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
+    begin(params, placement, handles, loads, runtime, folder, stack)
     wait_steady(params, loads, handles)
     meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
