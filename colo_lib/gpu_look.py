@@ -57,7 +57,7 @@ def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m",
 
 def _ask() -> dict[str, Any]:
     try:
-        import pynvml  # type: ignore[import-untyped]
+        import pynvml
     except Exception as error:  # a broken binding is an answer too
         return {"state": "unknown", "reason": f"nvidia-ml-py does not import: {error}"}
     try:
