@@ -137,7 +137,8 @@ def test_whole_run_folders_with_planted_effects(changes: dict, loses: bool, tmp_
     for seed in range(3):
         plan = Plan(
             run_id=f"planted-{seed}", blocks=5, window_s=1.5, warmup_s=0.2, noise=0.004, seed=seed,
-            gen_tokens_per_s=400.0, embed_kept={"step2": 0.9, "step4": 1.0}, **({"gen_kept": {"step1": 1.0, "step2": 1.0}} | changes),
+            gen_tokens_per_s=400.0, embed_kept={"step2": 0.9, "step4": 1.0},
+            **({"gen_kept": {"step1": 1.0, "step2": 1.0}} | changes),
         )  # fmt: skip
         run = open_run(write_run(tmp_path, plan))
         measured = measure(run.trials, run.frame, run.params)
