@@ -116,10 +116,14 @@ class Switches(Columns):
     device: NDArray[np.int16]
     context: Ints
     host_pid: NDArray[np.int32]
+    session: NDArray[np.int16]
 
     @classmethod
     def dtypes(cls) -> Mapping[str, Any]:
-        return {"t_ns": np.int64, "opens": np.bool_, "device": np.int16, "context": np.int64, "host_pid": np.int32}
+        return {
+            "t_ns": np.int64, "opens": np.bool_, "device": np.int16, "context": np.int64, "host_pid": np.int32,
+            "session": np.int16,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

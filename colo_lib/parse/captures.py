@@ -227,12 +227,11 @@ def _renumbered(
         kernels=mapped(part.kernels),
         copies=mapped(part.copies),
         overhead=mapped(part.overhead),
-        switches=mapped(part.switches),
+        switches=replace(mapped(part.switches), session=np.full(len(part.switches), session, np.int16)),
     )
 
 
 def _switches(parts: Sequence[Switches]) -> Switches:
-    """Switches of all sessions, each once: two sessions on one GPU may both record all of its contexts."""
     joined = _concatenated(Switches, parts)
     return joined.take(np.lexsort((joined.t_ns, joined.device)))
 

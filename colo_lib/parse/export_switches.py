@@ -40,4 +40,5 @@ def read_switches(connection: sqlite3.Connection, tables: schema.Tables, devices
         device=np.array([devices.place_of_number(row[0]) for row in rows], np.int16),
         context=np.array([row[4] for row in rows], np.int64),
         host_pid=np.array([row[5] for row in rows], np.int32),
+        session=np.zeros(len(rows), np.int16),
     )
