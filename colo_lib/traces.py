@@ -59,7 +59,6 @@ class Kernels(Columns):
     process: NDArray[np.int16]
     device: NDArray[np.int16]
     stream: NDArray[np.int32]
-    context: NDArray[np.int32]
     correlation: NDArray[np.uint32]
     name: NDArray[np.int32]
     blocks: Ints
@@ -72,7 +71,7 @@ class Kernels(Columns):
         wide, narrow = np.int64, np.int32
         return {
             "start_ns": wide, "end_ns": wide, "graph": np.bool_, "node": np.bool_, "process": np.int16,
-            "device": np.int16, "stream": narrow, "context": narrow, "correlation": np.uint32, "name": narrow,
+            "device": np.int16, "stream": narrow, "correlation": np.uint32, "name": narrow,
             "blocks": wide, "threads": narrow, "registers": np.int16, "shared_bytes": narrow,
         }  # fmt: skip
 

@@ -58,13 +58,12 @@ def by_name(active: Active, names: Sequence[str]) -> dict[str, Ints | np.ndarray
 
     Graph launches have no kernel names and are not in it.
     """
-    kernels = active.kernels
-    shaped = ~kernels.graph
-    place = kernels.name[shaped].astype(np.int64) + 1  # UNKNOWN becomes 0
+    shaped = ~active.get("graph")
+    place = active.get("name")[shaped] + np.int32(1)  # UNKNOWN becomes 0
     size = len(names) + 1
     count = np.bincount(place, minlength=size)
     time_ns = np.bincount(place, active.active_ns[shaped], minlength=size)
-    blocks = kernels.blocks[shaped]
+    blocks = active.get("blocks")[shaped]
     known = np.bincount(place, blocks > 0, minlength=size)
     total = np.bincount(place, blocks, minlength=size)
     ran = np.flatnonzero(count)

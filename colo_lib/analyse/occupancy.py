@@ -14,7 +14,7 @@ import numpy as np
 
 from colo_lib.analyse import intervals
 from colo_lib.analyse.view import Active, View
-from colo_lib.traces import Device, Floats, Ints, Kernels
+from colo_lib.traces import Bools, Device, Floats, Ints
 
 WARP_THREADS = 32
 REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
@@ -29,12 +29,13 @@ def of_kernels(blocks: Ints, sm_count: int) -> Floats:
 
 def summarise(active: Active, device: Device) -> dict[str, Any]:
     """The table of occupancy of one workload; every value None where no shape or no SM count is known."""
-    known = active.kernels.blocks > 0
+    blocks = active.get("blocks")
+    known = blocks > 0
     keys = ("mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time", "resident_occupancy_by_time")
     keys += ("under_half_device", "one_block_fraction", "full_device_fraction")
     if not known.any():
         return dict.fromkeys(keys)
-    blocks, time_ns = active.kernels.blocks[known], active.active_ns[known].astype(np.float64)
+    blocks, time_ns = blocks[known], active.active_ns[known].astype(np.float64)
     found: dict[str, Any] = dict.fromkeys(keys) | {
         "mean_blocks_per_kernel": float(blocks.mean()),
         "one_block_fraction": float((blocks == 1).mean()),
@@ -43,7 +44,7 @@ def summarise(active: Active, device: Device) -> dict[str, Any]:
         return found
     share = of_kernels(blocks, device.sm_count)
     half = blocks < device.sm_count / 2
-    resident = resident_fraction(active.kernels.take(known), device)
+    resident = resident_fraction(active, known, device)
     return found | {
         "sm_occupancy_by_count": float(share.mean()),
         "sm_occupancy_by_time": _weighted(share, time_ns),
@@ -53,19 +54,22 @@ def summarise(active: Active, device: Device) -> dict[str, Any]:
     }
 
 
-def resident_fraction(kernels: Kernels, device: Device) -> Floats | None:
-    """Warps resident at once over the most the device holds, for each kernel; None where limits are not known."""
+def resident_fraction(active: Active, known: Bools, device: Device) -> Floats | None:
+    """Warps resident at once over the most the device holds, for each kernel of `known`; None without its limits."""
     limits: Mapping[str, int] = device.limits
     if device.sm_count is None or not {"blocks", "warps", "registers", "shared_bytes"} <= set(limits):
         return None
-    warps = -(-np.maximum(kernels.threads, 1) // WARP_THREADS)
-    of_registers = -(-np.maximum(kernels.registers, 1).astype(np.int64) * WARP_THREADS // REGISTERS_A_WARP)
-    shared = kernels.shared_bytes.astype(np.int64) + RESERVED_SHARED_BYTES
+    blocks, threads, registers, shared = (
+        active.get(name)[known].astype(np.int64) for name in ("blocks", "threads", "registers", "shared_bytes")
+    )
+    warps = -(-np.maximum(threads, 1) // WARP_THREADS)
+    of_registers = -(-np.maximum(registers, 1) * WARP_THREADS // REGISTERS_A_WARP)
+    shared += RESERVED_SHARED_BYTES
     shared = -(-shared // SHARED_UNIT_BYTES) * SHARED_UNIT_BYTES
     fits = np.minimum(limits["blocks"], limits["warps"] // warps)
     fits = np.minimum(fits, limits["registers"] // REGISTERS_A_WARP // of_registers // warps)
     fits = np.maximum(np.minimum(fits, limits["shared_bytes"] // shared), 1)
-    a_device = np.minimum(kernels.blocks, fits * device.sm_count)
+    a_device = np.minimum(blocks, fits * device.sm_count)
     return np.minimum(a_device * warps / (device.sm_count * limits["warps"]), 1.0)
 
 
@@ -82,12 +86,12 @@ def over_time(view: View, bins: int = 200) -> dict[str, Any]:
     for name, active in view.workloads.items():
         busy = intervals.weight_by_bin(*active.busy, np.ones(len(active.busy[0])), edges) / width
         filled = np.full(len(width), np.nan)
-        known = active.kernels.blocks > 0
+        blocks = active.get("blocks")
+        known = blocks > 0
         if known.any() and view.device.sm_count:
-            share = of_kernels(active.kernels.blocks[known], view.device.sm_count)
-            start, end = intervals.within(active.kernels.start_ns[known], active.kernels.end_ns[known], view.window)
-            length = np.maximum(end - start, 1)
-            share = share * active.active_ns[known] / length  # residence spread over the kernel's interval
+            start, end = (times[known] for times in active.intervals())
+            # Residence is spread evenly over the kernel's interval.
+            share = of_kernels(blocks[known], view.device.sm_count) * active.active_ns[known] / np.maximum(end - start, 1)
             filled = np.minimum(intervals.weight_by_bin(start, end, share, edges) / width, 1.0)
         found["workloads"][name] = {"busy": np.clip(busy, 0, 1), "filled": filled}
     return found
@@ -98,10 +102,11 @@ def distribution(active: Active, device: Device) -> dict[str, Any] | None:
 
     `edges` are the classes' bounds; the last class is a full device.
     """
-    known = active.kernels.blocks > 0
+    blocks = active.get("blocks")
+    known = blocks > 0
     if device.sm_count is None or not known.any():
         return None
-    share = of_kernels(active.kernels.blocks[known], device.sm_count)
+    share = of_kernels(blocks[known], device.sm_count)
     time_ns = active.active_ns[known].astype(np.float64)
     place = np.searchsorted(HISTOGRAM, share, side="right") - 1
     count = np.bincount(place, minlength=len(HISTOGRAM))

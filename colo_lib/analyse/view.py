@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +24,26 @@ CONCURRENT = {"mps", "sm-partition", "mig", "none"}  # mechanisms under which no
 class Active:
     """One workload on the device in the window.
 
-    `kernels`: its kernels and graph launches there, cut to the window; `active_ns`: each one's time in residence;
-    `busy`: their union, in residence; `span`: the union without residency, as the rows have it.
+    `rows`: places of its kernels and graph launches in `kernels`, those of the capture; `active_ns`: each one's time
+    in the window and in residence; `busy`: their union; `span`: the union without residency, as the rows have it.
     """
 
     kernels: Kernels
+    rows: Ints
+    window: tuple[int, int]
     active_ns: Ints
     busy: Union
     span: Union
     resident: residency.Residency | None
     unmatched: bool = False  # switches were recorded, but no context holds this workload's kernels
+
+    def get(self, column: str) -> Any:
+        """A column of its rows; taken when asked for, since ten million rows of all columns need not be held twice."""
+        return getattr(self.kernels, column)[self.rows]
+
+    def intervals(self) -> tuple[Ints, Ints]:
+        """Starts and ends cut to the window, as the rows have them."""
+        return intervals.within(self.get("start_ns"), self.get("end_ns"), self.window)
 
 
 @dataclass(frozen=True)
@@ -156,11 +167,11 @@ def _active(
     """A workload's part; with several processes each is cut to its own context's residency."""
     kernels = capture.kernels
     found = _residencies(capture, rows, place, contexts)
-    chosen = kernels.take(np.flatnonzero(rows & touching & ~_ends_at(kernels, window)))
-    start, end = intervals.within(chosen.start_ns, chosen.end_ns, window)
+    chosen = np.flatnonzero(rows & touching & ~_ends_at(kernels, window))
+    start, end = intervals.within(kernels.start_ns[chosen], kernels.end_ns[chosen], window)
     active_ns, busy = end - start, []
     for process, resident in found.items():
-        own = chosen.process == process
+        own = kernels.process[chosen] == process if len(found) > 1 else slice(None)
         spans = intervals.union(start[own], end[own])
         if resident is not None:
             active_ns[own] = intervals.covered(start[own], end[own], resident.spans)
@@ -168,13 +179,13 @@ def _active(
         busy.append(spans)
     weakest = min((item for item in found.values() if item), key=lambda item: item.coverage, default=None)
     every = all(item is not None for item in found.values())
-    # One process alone needs no sort: its busy spans are a union already.
-    joined = busy[0] if len(busy) == 1 else intervals.join(*busy)
     return Active(
-        kernels=chosen,
+        kernels=kernels,
+        rows=chosen,
+        window=window,
         active_ns=active_ns,
-        busy=joined,
-        span=intervals.union(start, end),
+        busy=busy[0] if len(busy) == 1 else intervals.join(*busy),
+        span=busy[0] if len(busy) == 1 and not any(found.values()) else intervals.union(start, end),
         resident=weakest if every else None,
         unmatched=bool(contexts) and not every,
     )

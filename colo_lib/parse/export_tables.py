@@ -28,7 +28,6 @@ BASE = {
 COLUMNS = {
     "KERNEL": BASE
     | {
-        "context": "contextId|0",
         "name": "",  # one of NAME_COLUMNS
         "node": "graphNodeId IS NOT NULL AND graphNodeId <> 0|0",
         "blocks": "gridX * gridY * gridZ|0",
@@ -36,7 +35,7 @@ COLUMNS = {
         "registers": "registersPerThread|0",
         "shared_bytes": "staticSharedMemory + dynamicSharedMemory|0",
     },
-    "GRAPH_TRACE": BASE | {"context": "contextId|0", "graph_id": "graphId|0"},
+    "GRAPH_TRACE": BASE,
     "MEMCPY": BASE | {"kind": "copyKind|0", "size_bytes": "bytes|0"},
     "MEMSET": BASE | {"size_bytes": "bytes|0"},
     "RUNTIME": {
