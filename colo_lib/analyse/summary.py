@@ -13,6 +13,7 @@ from colo_lib.analyse.workloads import launchers, printable
 from colo_lib.traces import Capture
 
 SCHEMA_VERSION = 1
+LONGEST_NAME = 4000  # characters; a template can be longer than any reader wants
 GRAPH, NODE, KERNEL = "graph", "node", "kernel"
 
 
@@ -131,7 +132,7 @@ def _workload(view: View, name: str, patterns: categories.Patterns) -> dict[str,
         **occupancy.summarise(active, view.device),
         "categories": categories.summarise(active, names, patterns),
         "top_kernels": [
-            row | {"name": printable(row["name"])} for row in categories.top_kernels(active, names)
+            row | {"name": printable(row["name"], LONGEST_NAME)} for row in categories.top_kernels(active, names)
         ],
         "copies": copies.summarise(view.copies[name], view.window),
     }

@@ -54,14 +54,14 @@ class Reader:
         return read_rows(self.file, self.connection, source.table, list(source.columns.values()), narrow)
 
     def _timed(self, kind: str, columns: dict[str, Ints]) -> dict[str, Ints]:
-        start, end = columns["start_ns"], columns["end_ns"]
+        start, end, owner = columns["start_ns"], columns["end_ns"], columns["owner"]
         checks = {"have no time": (start == MISSING) | (end == MISSING)}
         if kind == "GRAPH_TRACE":
             checks["have no time"] = checks["have no time"] | ((start == 0) & (end == 0))
         checks["have a time that no session's clock shows"] = (np.abs(start) >= NO_TIME) | (np.abs(end) >= NO_TIME)
         checks["end before they start"] = end < start
         if kind != "RUNTIME":
-            checks["name no device"] = columns["device"] == MISSING
+            checks["name no device"] = owner == MISSING
         bad = np.zeros(len(start), np.bool_)
         for reason, found in checks.items():
             self._drop(f"{ROW_WORDS[kind]} {reason}", found & ~bad)
@@ -73,10 +73,13 @@ class Reader:
         if count:
             self.dropped[words] = self.dropped.get(words, 0) + count
 
-    def processes(self, global_pid: Ints) -> np.ndarray:
-        """Places of the processes of serialised ids, in the order in which they are met."""
-        pid = np.where(global_pid == MISSING, UNKNOWN, (global_pid >> PID_BITS) & PID_MASK)
-        return _places(pid, self.pids).astype(np.int16)
+    def processes(self, owner: Ints) -> np.ndarray:
+        """Places of the processes of serialised ids, in the order in which they are met; pid 0 stands for none."""
+        return _places((owner >> PID_BITS) & PID_MASK, self.pids).astype(np.int16)
+
+    def devices(self, owner: Ints, process: np.ndarray) -> np.ndarray:
+        """Places of the devices of serialised ids."""
+        return self.device_map.places(owner & PID_MASK, process, self.pids)
 
     def names(self, name_id: Ints) -> np.ndarray:
         """Places of the names of string ids."""
@@ -127,8 +130,8 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
     check_file(file)
     with opened(file) as connection:
         reader = Reader(file, connection, tables_of(connection), DeviceMap([], {}))
-        made = reader.rows("RUNTIME", lambda c: Launches(c["start_ns"].copy(), c["end_ns"].copy(), reader.processes(c["global_pid"]),
-                                                         _correlation(c["correlation"])))  # fmt: skip
+        made = reader.rows("RUNTIME", lambda c: Launches(c["start_ns"].copy(), c["end_ns"].copy(), reader.processes(c["owner"]),
+                                                         c["link"].astype(np.uint32)))  # fmt: skip
         return _joined(Launches, made), list(reader.pids)
 
 
@@ -142,21 +145,21 @@ def _what_it_lacks(tables: schema.Tables) -> str:
 
 def _kernels(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
     def make(c: dict[str, Ints]) -> Kernels:
-        process = reader.processes(c["global_pid"])
+        process = reader.processes(c["owner"])
         return Kernels(
             start_ns=c["start_ns"].copy(),
             end_ns=c["end_ns"].copy(),
             graph=np.zeros(len(process), np.bool_),
-            node=c["node"] == 1,
+            node=((c["shape"] >> 31) & 1).astype(np.bool_),
             process=process,
-            device=reader.device_map.places(c["device"], process, reader.pids),
-            stream=_bounded(c["stream"], np.int32),
-            correlation=_correlation(c["correlation"]),
+            device=reader.devices(c["owner"], process),
+            stream=_stream(c["link"]),
+            correlation=c["link"].astype(np.uint32),
             name=reader.names(c["name"]),
             blocks=np.maximum(c["blocks"], 0),
-            threads=_bounded(c["threads"], np.int32),
-            registers=_bounded(c["registers"], np.int16),
-            shared_bytes=_bounded(c["shared_bytes"], np.int32),
+            threads=(c["shape"] & 0xFFFF).astype(np.int32),
+            registers=((c["shape"] >> 16) & 0xFFF).astype(np.int16),
+            shared_bytes=_bounded(c["shape"] >> 32, np.int32),
         )
 
     return make
@@ -164,16 +167,16 @@ def _kernels(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
 
 def _graphs(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
     def make(c: dict[str, Ints]) -> Kernels:
-        process, none = reader.processes(c["global_pid"]), np.zeros(len(c["start_ns"]), np.int64)
+        process, none = reader.processes(c["owner"]), np.zeros(len(c["start_ns"]), np.int64)
         return Kernels(
             start_ns=c["start_ns"].copy(),
             end_ns=c["end_ns"].copy(),
             graph=none == 0,
             node=none == 1,
             process=process,
-            device=reader.device_map.places(c["device"], process, reader.pids),
-            stream=_bounded(c["stream"], np.int32),
-            correlation=_correlation(c["correlation"]),
+            device=reader.devices(c["owner"], process),
+            stream=_stream(c["link"]),
+            correlation=c["link"].astype(np.uint32),
             name=np.full(len(none), UNKNOWN, np.int32),
             blocks=none,
             threads=none.astype(np.int32),
@@ -186,11 +189,11 @@ def _graphs(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
 
 def _copies(reader: Reader) -> Callable[[dict[str, Ints]], Copies]:
     def make(c: dict[str, Ints]) -> Copies:
-        process = reader.processes(c["global_pid"])
+        process = reader.processes(c["owner"])
         kind = _bounded(c["kind"], np.int16) if "kind" in c else np.full(len(process), SET, np.int16)
-        device = reader.device_map.places(c["device"], process, reader.pids)
+        device = reader.devices(c["owner"], process)
         size = np.maximum(c["size_bytes"], 0)
-        return Copies(c["start_ns"].copy(), c["end_ns"].copy(), process, device, _bounded(c["stream"], np.int32), kind, size)
+        return Copies(c["start_ns"].copy(), c["end_ns"].copy(), process, device, _stream(c["link"]), kind, size)
 
     return make
 
@@ -205,7 +208,7 @@ def _read_overhead(reader: Reader) -> Overhead:
         c = {name: block[:, place] for place, name in enumerate(source.columns)}
         good = (np.abs(c["start_ns"]) < NO_TIME) & (np.abs(c["end_ns"]) < NO_TIME) & (c["end_ns"] >= c["start_ns"])
         c = {name: column[good] for name, column in c.items()}
-        process, name = reader.processes(c["global_pid"]), reader.names(c["name"])
+        process, name = reader.processes(c["owner"]), reader.names(c["name"])
         found.append(Overhead(c["start_ns"], c["end_ns"], process, name))
     return _joined(Overhead, found)
 
@@ -227,7 +230,7 @@ def _processes(reader: Reader) -> list[Process]:
         number = (serial >> PID_BITS) & PID_MASK if isinstance(serial, int) else pid
         if isinstance(number, int) and isinstance(row.get("name"), str):
             names[number] = str(row["name"])
-    return [Process(pid, str(pid) if pid != UNKNOWN else "unknown", names.get(pid, "")) for pid in reader.pids]
+    return [Process(pid, str(pid) if pid else "unknown", names.get(pid, "")) for pid in reader.pids]
 
 
 def _facts(reader: Reader) -> dict[str, Any]:
@@ -280,5 +283,5 @@ def _bounded(values: Ints, kind: Any) -> np.ndarray:
     return np.where(values == MISSING, 0, np.clip(values, limits.min, limits.max)).astype(kind)
 
 
-def _correlation(values: Ints) -> np.ndarray:
-    return (np.where(values == MISSING, 0, values) & 0xFFFFFFFF).astype(np.uint32)
+def _stream(link: Ints) -> np.ndarray:
+    return (link >> 32).astype(np.int32)

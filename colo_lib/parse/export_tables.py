@@ -16,46 +16,47 @@ from colo_lib.errors import InputError
 Tables = Mapping[str, tuple[str, ...]]
 ACTIVITY = ("KERNEL", "GRAPH_TRACE", "MEMCPY", "MEMSET")
 NAME_COLUMNS = ("demangledName", "shortName", "mangledName")
-# our column -> SQL over the table's columns; "?" before it: constant after "|" where a column named is absent
-BASE = {
-    "start_ns": '"start"',
-    "end_ns": '"end"',
-    "global_pid": "globalPid|NULL",
-    "device": "deviceId|0",
-    "stream": "streamId|0",
-    "correlation": "correlationId|0",
-}
+# Making a Python integer of every value is what reading costs, so small values share one: a row's process and device
+# (a serialised pid has 24 low bits to spare), its correlation id and stream, its block's threads, registers, shared
+# bytes and whether it is a graph's node. `unpacked` takes them apart. Times, names and grids, on which every number
+# rests, stand alone, so that what is no integer is seen.
+OWNER = "(coalesce(globalPid, 0) & -16777216) | deviceId;0"
+LINK = "(correlationId & 4294967295) | (streamId << 32);0"
+SHAPE = (
+    "((blockX * blockY * blockZ) & 65535) | ((registersPerThread & 4095) << 16)"
+    " | ((staticSharedMemory + dynamicSharedMemory) << 32);0"
+)
+NODE = "(graphNodeId IS NOT NULL AND graphNodeId <> 0) << 31"
+BASE = {"start_ns": '"start"', "end_ns": '"end"', "owner": OWNER, "link": LINK}
+# our column -> SQL over the table's columns, and after ";" what stands in where one of them is absent
 COLUMNS = {
-    "KERNEL": BASE
-    | {
-        "name": "",  # one of NAME_COLUMNS
-        "node": "graphNodeId IS NOT NULL AND graphNodeId <> 0|0",
-        "blocks": "gridX * gridY * gridZ|0",
-        "threads": "blockX * blockY * blockZ|0",
-        "registers": "registersPerThread|0",
-        "shared_bytes": "staticSharedMemory + dynamicSharedMemory|0",
-    },
+    "KERNEL": BASE | {"name": "", "blocks": "gridX * gridY * gridZ;0", "shape": ""},
     "GRAPH_TRACE": BASE,
-    "MEMCPY": BASE | {"kind": "copyKind|0", "size_bytes": "bytes|0"},
-    "MEMSET": BASE | {"size_bytes": "bytes|0"},
+    "MEMCPY": BASE | {"kind": "copyKind;0", "size_bytes": "bytes;0"},
+    "MEMSET": BASE | {"size_bytes": "bytes;0"},
     "RUNTIME": {
         "start_ns": '"start"',
         "end_ns": '"end"',
-        "global_pid": "globalTid|NULL",
-        "correlation": "correlationId|0",
+        "owner": "coalesce(globalTid, 0) & -16777216;0",
+        "link": "correlationId & 4294967295;0",
     },
 }
 SWITCH_COLUMNS = {
     "t_ns": "timestamp",
     "tag": "tag",
-    "global_pid": "globalPid|NULL",
-    "context": "contextId|0",
-    "device": "gpuId|0",
-    "sequence": "seqNo|0",
+    "global_pid": "globalPid;NULL",
+    "context": "contextId;0",
+    "device": "gpuId;0",
+    "sequence": "seqNo;0",
 }
-OVERHEAD_COLUMNS = {"start_ns": '"start"', "end_ns": '"end"', "global_pid": "globalTid|NULL", "name": "nameId|NULL"}
+OVERHEAD_COLUMNS = {
+    "start_ns": '"start"',
+    "end_ns": '"end"',
+    "owner": "coalesce(globalTid, 0) & -16777216;0",
+    "name": "nameId;NULL",
+}
 WORDS = re.compile(r'"?([A-Za-z_]\w*)"?')
-SQL_WORDS = {"IS", "NOT", "NULL", "AND"}
+SQL_WORDS = {"IS", "NOT", "NULL", "AND", "coalesce"}
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,30 @@ def activity_source(tables: Tables, kind: str) -> Source | None:
 def source(tables: Tables, table: str, wanted: Mapping[str, str]) -> Source:
     """`wanted` as this table can give it; raises InputError where a column without a stand-in is missing."""
     have = {column.lower() for column in tables[table]}
-    columns = {}
-    for ours, expression in wanted.items():
-        if ours == "name" and not expression:
-            columns[ours] = next((name for name in NAME_COLUMNS if name.lower() in have), "NULL")
-            continue
-        sql, bar, stand_in = expression.partition("|")
-        missing = {word for word in WORDS.findall(sql) if word not in SQL_WORDS and word.lower() not in have}
-        if missing and not bar:
-            raise InputError(f"table {table} has no column {sorted(missing)[0]!r}, so its rows have no place in time")
-        columns[ours] = stand_in if missing else sql
+    columns = {ours: _expression(ours, expression, have, table) for ours, expression in wanted.items()}
     return Source(table, columns)
+
+
+def _expression(ours: str, expression: str, have: set[str], table: str) -> str:
+    if ours == "name" and not expression:
+        return next((name for name in NAME_COLUMNS if name.lower() in have), "NULL")
+    if ours == "owner" and expression == OWNER and not {"globalpid", "deviceid"} <= have:
+        # A file without one of the two still tells the other.
+        pid = "coalesce(globalPid, 0) & -16777216" if "globalpid" in have else "0"
+        return f"({pid}) | {'deviceId' if 'deviceid' in have else '0'}"
+    if ours == "shape":
+        shape = _stand_in(SHAPE, have, table)
+        return f"({shape}) | ({NODE})" if "graphnodeid" in have else shape
+    return _stand_in(expression, have, table)
+
+
+def _stand_in(expression: str, have: set[str], table: str) -> str:
+    head, bar, stand_in = expression.rpartition(";")
+    sql = head if bar else expression
+    missing = {word for word in WORDS.findall(sql) if word not in SQL_WORDS and word.lower() not in have}
+    if missing and not bar:
+        raise InputError(f"table {table} has no column {sorted(missing)[0]!r}, so its rows have no place in time")
+    return stand_in if missing else sql
 
 
 def first_row(connection: sqlite3.Connection, tables: Tables, table: str) -> dict[str, object]:
