@@ -53,6 +53,8 @@ STEP_TITLES = {
     "step4": "embed alone",
     "configA": "dedicated, one device each",
     "configB": "sharded over two devices and co-located",
+    "mig": "both, an instance each",
+    "sm-partition": "both, embed held to its SMs",
 }
 STEP_NOTEBOOKS = {
     "step1": "11-gen-alone",
@@ -61,6 +63,8 @@ STEP_NOTEBOOKS = {
     "step4": "14-embed-alone",
     "configA": "21-dedicated",
     "configB": "22-sharded-co-located",
+    "mig": "15-mig",
+    "sm-partition": "16-sm-partition",
 }
 # step -> device -> the mechanism's name (design: mps, time-sliced, mig, sm-partition, none)
 MECHANISMS = {
@@ -70,6 +74,9 @@ MECHANISMS = {
     "step4": {"cpu": "none", "cuda": "none"},
     "configA": {"cpu": "none", "cuda": "none"},
     "configB": {"cpu": "cpu-shared", "cuda": "mps"},
+    # Cores have neither: skipped there, with the reason.
+    "mig": {"cpu": "mig", "cuda": "mig"},
+    "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
 }
 # The step against which a shared step's kept fractions are taken: (for gen, for embed)
 BASELINES = {
@@ -79,4 +86,6 @@ BASELINES = {
     "step4": (None, "step4"),
     "configA": ("configA", "configA"),
     "configB": ("configA", "configA"),
+    "mig": ("step1", "step4"),
+    "sm-partition": ("step1", "step4"),
 }

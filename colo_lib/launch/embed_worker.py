@@ -12,6 +12,8 @@ started_ns, done_ns, sequences, tokens), `{"do": "quit"}`. Times are CLOCK_MONOT
 from __future__ import annotations
 
 import array
+import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -151,14 +153,28 @@ class Worker:
                             break
 
 
+def held(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Where this thread's GPU work stays on its SMs, if the job's `hold` says so (`mechanisms/sm_hold.py`)."""
+    if "hold" not in job:
+        return contextlib.nullcontext()
+    found = importlib.util.spec_from_file_location("sm_hold", job["hold"]["module"])
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    context: contextlib.AbstractContextManager[Any] = module.hold(job["hold"])
+    return context
+
+
 def main() -> None:
     """Load, warm once, then serve orders beside the loop."""
     worker = Worker(json.loads(sys.argv[1]))
-    worker.embed_once(0)
-    server = threading.Thread(target=worker.serve, args=(worker.job["socket"],), daemon=True)
-    server.start()
-    print("embed: ready", worker.facts(), flush=True)
-    worker.loop()
+    with held(worker.job):
+        worker.embed_once(0)
+        server = threading.Thread(target=worker.serve, args=(worker.job["socket"],), daemon=True)
+        server.start()
+        print("embed: ready", worker.facts(), flush=True)
+        worker.loop()
     server.join(2)
 
 
