@@ -54,6 +54,8 @@ STEP_TITLES = {
     "mps-alone": "gen alone, as an MPS client",
     "configA": "dedicated, one device each",
     "configB": "sharded over two devices and co-located",
+    "mig": "both, an instance each",
+    "sm-partition": "both, embed held to its SMs",
 }
 STEP_NOTEBOOKS = {
     "step1": "11-gen-alone",
@@ -63,6 +65,8 @@ STEP_NOTEBOOKS = {
     "mps-alone": "17-mps-alone",
     "configA": "21-dedicated",
     "configB": "22-sharded-co-located",
+    "mig": "15-mig",
+    "sm-partition": "16-sm-partition",
 }
 # step -> device -> the mechanism's name (design: mps, time-sliced, mig, sm-partition, none)
 MECHANISMS = {
@@ -74,6 +78,9 @@ MECHANISMS = {
     "mps-alone": {"cpu": "none", "cuda": "mps"},
     "configA": {"cpu": "none", "cuda": "none"},
     "configB": {"cpu": "cpu-shared", "cuda": "mps"},
+    # Cores have neither: skipped there, with the reason.
+    "mig": {"cpu": "mig", "cuda": "mig"},
+    "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
 }
 # The step against which a shared step's kept fractions are taken: (for gen, for embed)
 BASELINES = {
@@ -84,4 +91,6 @@ BASELINES = {
     "mps-alone": ("step1", None),
     "configA": ("configA", "configA"),
     "configB": ("configA", "configA"),
+    "mig": ("step1", "step4"),
+    "sm-partition": ("step1", "step4"),
 }
