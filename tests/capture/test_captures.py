@@ -1,4 +1,4 @@
-"""Captures with a stand-in nsys that works, refuses, hangs and lies: trials stay, the reason is told, nobody is left."""
+"""Captures with a stand-in nsys that works, refuses, hangs and lies: trials stay, reasons are told, nobody is left."""
 
 from __future__ import annotations
 
