@@ -82,6 +82,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     sampler = start_sampler(params, placement, handles, runtime, folder, stack)
     begin(params, placement, handles, loads, runtime, folder, stack)
     wait_steady(params, loads, handles)
+    before = handles.evidence()
     meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
@@ -90,6 +91,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     counters.append(_counters(placement, handles))
     end_ns = start_ns + int(params.window_s * 1e9)
     stranger_cores = meter.stop(time.monotonic())
+    after = handles.evidence()
     memory = memory_gib(handles)
     for alternator in loads.mechanism:
         end_alternator(alternator, runtime, folder)
@@ -103,7 +105,8 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     if told.lost():
         reasons = [record["reason"], f"NVML lost GPU {', '.join(told.lost())}: restart the host"]
         record |= {"status": "invalid", "reason": "; ".join(filter(None, reasons))}
-    return record | {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
+    record |= {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
+    return record | {"mechanism_evidence": before and {"before": before, "after": after}}
 
 
 def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:

@@ -3,13 +3,15 @@
 `behaviour.json` beside it: {"devices": 1, "processes": [[pid, bytes]], "mps_processes": [...], "fail": {FUNCTION: HOW}}
 where HOW is the name of an NVML error (`NotSupported`, `GpuIsLost`, …), or `garbage`, `hang`, `segfault`, `missing`
 (the binding lacks the function); `"after": {FUNCTION: N}` lets it work N times first, and `"once": FILE` makes it
-happen in the first process only. Absent: all is well.
+happen in the first process only. Absent: all is well. `"answers": {FUNCTION: VALUE}` replaces an answer;
+`"live": true` lists as processes what `live_processes` finds; `"mig": [{"uuid", "sms", "gib"}]` partitions GPU 0.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +53,7 @@ globals().update({"NVMLError_" + name: kind for name, kind in _CLASSES.items()})
 
 def _behave(function: str, answer: object) -> object:
     """`answer`, or what `behaviour.json` says becomes of a call of `function`."""
+    answer = _TOLD.get("answers", {}).get(function, answer)
     how = _TOLD.get("fail", {}).get(function) or _TOLD.get("fail", {}).get("*" if function != "nvmlInit" else "")
     _CALLS[function] = _CALLS.get(function, 0) + 1
     if how is None or _CALLS[function] <= _TOLD.get("after", {}).get(function, 0):
@@ -93,7 +96,34 @@ def c_nvmlGpmMetricsGet_t() -> SimpleNamespace:
     return SimpleNamespace(metrics=[SimpleNamespace(metricId=0, nvmlReturn=0, value=0.0) for _ in range(8)])
 
 
+COMPUTES = ("embed_worker.py", "VLLM::Engine", "VLLM::Worker", "mps-client", "time-sliced-client")
+
+
+def live_processes(mps: bool) -> list[int]:
+    """Pids of the processes that stand for engines on a GPU; `mps`: those that a control daemon listens for."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            told = Path(f"/proc/{name}/environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        pipe = next((word.partition("=")[2] for word in told if word.startswith("CUDA_MPS_PIPE_DIRECTORY=")), None)
+        attached = pipe is not None and Path(pipe, "control").exists()
+        mine = f"COLO_MARK={os.environ.get('COLO_MARK')}" in told
+        if mine and any(word in words for word in COMPUTES) and "guardian.py" not in words and attached == mps:
+            found.append(int(name))
+    return found
+
+
 def _processes(name: str) -> list[SimpleNamespace]:
+    if _TOLD.get("live"):
+        pids = live_processes(mps=name == "mps_processes")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=GIB) for pid in pids] + _told_processes(name)
+    return _told_processes(name)
+
+
+def _told_processes(name: str) -> list[SimpleNamespace]:
     return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in _TOLD.get(name, [])]
 
 
