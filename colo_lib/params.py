@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from colo_lib.errors import InputError
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-STEPS = ("step1", "step2", "step3", "step4", "configA", "configB")
+STEPS = ("step1", "step2", "step3", "step4", "mps-alone", "configA", "configB", "mig", "sm-partition")
 MAX_PARAMS_BYTES = 64 * 1024
 CELL_HEADING = "# Parameters, the same in every notebook: `colo run`, `papermill -f` and you may change them."
 INJECTED_HEADING = "# Parameters"

@@ -15,6 +15,7 @@ MANIFEST = "manifest.json"
 TRIAL = "trial.json"
 SWEEP = "sweep.json"
 CELL = "cell.json"
+CAPTURE = "capture.json"
 
 
 def from_checkout(path: str | Path) -> Path:

@@ -16,7 +16,6 @@ from colo_lib.examples.simulated import Plan, write_run
 from colo_lib.params import Params, check
 from colo_lib.sweep.grid import GridCell, grid, parse_axis
 
-STEPS = ("step1", "step2", "step3", "step4")
 MOST_MEMORY_GIB = 9.5
 
 
@@ -112,7 +111,7 @@ def _carry_out(own: Path, cell: GridCell, params: Params, told: Response, seed: 
     gen, embed = (dict(zip(("step2", "step3"), kept, strict=True)) for kept in (told.gen_kept, told.embed_kept))
     given = {"gen_output_tokens": 24, "seed": seed, "telemetry_hz": 2.0} | cell.changes
     plan = Plan(
-        run_id=cell.name, blocks=params.blocks, window_s=params.window_s, warmup_s=params.warmup_s, steps=STEPS,
+        run_id=cell.name, blocks=params.blocks, window_s=params.window_s, warmup_s=params.warmup_s,
         gen_tokens_per_s=told.gen_tokens_per_s, embed_sequences_per_s=told.embed_sequences_per_s,
         gen_kept={"step1": 1.0, **gen}, embed_kept={"step4": 1.0, **embed}, noise=0.01,
         seed=seed * 1000 + int(cell.name[-3:]), params=given,

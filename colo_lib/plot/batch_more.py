@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from colo_lib.analyse.batch_more import X, wasteful_from
 from colo_lib.analyse.sweep import SweepMeasures
@@ -110,6 +111,7 @@ def _gaps(axes: Axes, measures: SweepMeasures, slo_gap_ms: float) -> None:
                       capsize=3, label=label)  # fmt: skip
     axes.axhline(slo_gap_ms, color=BOUND_COLOUR, linestyle="--", label=f"SLO: {slo_gap_ms:g} ms")
     axes.set(title="p99 inter-token gap", xlabel="requests in flight", ylabel="ms", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _powers(axes, measures.of("step1", "gap_p99_ms")[X])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)

@@ -1,0 +1,63 @@
+"""How two workloads share a GPU: each mechanism is started before the engines, proved in every trial, ended after them.
+
+`start_mechanism` gives the owner's side; what it returns from `facts()` travels with the engines' handles, so that
+any process of the run can prove with `witness` that the mechanism was in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from colo_lib.errors import StepSkipped
+from colo_lib.launch.mechanisms.base import Mechanism, Tenants
+from colo_lib.launch.placement import Placement
+from colo_lib.params import Params
+
+
+def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mechanism | None:
+    """The mechanism of a placement's engines, ready for them; None where cores stand in for GPUs.
+
+    Raises StepFailed with the remedy when it cannot be started, StepSkipped when the machine does not offer it.
+    """
+    if placement.device == "cpu":
+        if placement.mechanism in ("mig", "sm-partition"):
+            raise StepSkipped(f"{placement.mechanism}: cores stand in for GPUs here, and a core has no such thing")
+        return None
+    if placement.mechanism == "mps":
+        from colo_lib.launch.mechanisms.mps import Mps
+
+        return Mps(params, placement, runtime, logs)
+    if placement.mechanism == "mig":
+        from colo_lib.launch.mechanisms.mig import Mig
+
+        return Mig(params, placement)
+    if placement.mechanism == "sm-partition":
+        from colo_lib.launch.mechanisms.sm_partition import start_partition
+
+        return start_partition(params, placement, runtime, logs)
+    from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
+
+    return TimeSlicing(placement, runtime)
+
+
+def witness(facts: Mapping[str, Any] | None, tenants: Tenants) -> dict[str, Any] | None:
+    """Evidence that the mechanism which `facts` describe is in force for the running engines.
+
+    Raises StepFailed, with the reason and the remedy, when it is not: the trial is void.
+    """
+    if facts is None:
+        return None
+    from colo_lib.launch.mechanisms import mig, mps_proof, time_slicing
+
+    proofs = {"mps": mps_proof.prove, "mig": mig.prove, "time-sliced": time_slicing.prove}
+    return proofs[facts["witness"]](facts, tenants)
+
+
+def check_mechanism(facts: Mapping[str, Any] | None) -> None:
+    """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
+    if facts is not None and facts["witness"] == "mps":
+        from colo_lib.launch.mechanisms import mps_proof
+
+        mps_proof.check(facts)
