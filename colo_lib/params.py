@@ -177,6 +177,12 @@ def _told(item: Any, fields: Any) -> str:
     return f"parameter {name!r} = {item['input']!r}: {item['msg']} ({help_text})"
 
 
+def typed(name: str, text: str) -> Any:
+    """A value given as text for parameter `name`: as it stands where the parameter is text, else read as YAML would."""
+    field = Params.model_fields.get(name)
+    return text if field is not None and field.annotation is str else yaml.safe_load(text)
+
+
 def read_file(path: str | Path) -> dict[str, Any]:
     """Plain values of a params file, unchecked; raises InputError for anything that is not a flat mapping."""
     file = Path(path)
