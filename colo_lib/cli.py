@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "carry out the steps of a params file and write the report",
     "report": "render a run folder as one HTML page",
     "list": "list the runs of this checkout",
+    "trace": "tell what Nsight Systems captured: overlap, occupancy, idle gaps, categories",
     "doctor": "tell what this machine can run, with the remedy for what it cannot",
 }
 

@@ -157,10 +157,14 @@ def published(placement: Placement) -> Handles | None:
     with suppress(OSError, ValueError, KeyError):
         told = json.loads(Path(os.environ[ENGINES_FILE]).read_text())
         if told["key"] == repr(placement.engine_key()) and _running(told["owner_pid"]):
-            gen = GenHandle(**told["gen"]) if told["gen"] else None
-            embeds = tuple(Handle(**one) for one in told["embeds"])
-            return Handles(**(told | {"gen": gen, "embeds": embeds}))
+            return from_plain(told)
     return None
+
+
+def from_plain(told: dict[str, Any]) -> Handles:
+    """Handles as they were before they became plain values."""
+    gen = GenHandle(**told["gen"]) if told["gen"] else None
+    return Handles(**(told | {"gen": gen, "embeds": tuple(Handle(**one) for one in told["embeds"])}))
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""Half-open intervals [start, end) in ns: union, intersection, gaps, and how much of one lies in another.
+
+A union is a pair of arrays (starts, ends): disjoint, sorted, none empty, none touching the next.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from colo_lib.traces import Floats, Ints, Union
+
+EVER = 2**62  # beyond every session's clock on both sides; differences still fit 64 bits
+
+
+def none() -> Union:
+    """The empty union."""
+    return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def union(start: Ints, end: Ints) -> Union:
+    """The union of intervals in any order; touching ones become one, empty ones (end <= start) are nothing."""
+    real = end > start
+    if not real.all():
+        start, end = start[real], end[real]
+    if not len(start):
+        return none()
+    if np.any(start[1:] < start[:-1]):
+        order = np.argsort(start, kind="stable")
+        start, end = start[order], end[order]
+    reach = np.maximum.accumulate(end)
+    begins = np.flatnonzero(start[1:] > reach[:-1]) + 1
+    first = np.concatenate(([0], begins))
+    last = np.concatenate((begins - 1, [len(start) - 1]))
+    return start[first], reach[last]
+
+
+def length(spans: Union) -> int:
+    """|U| in ns."""
+    return int((spans[1] - spans[0]).sum())
+
+
+def join(*many: Union) -> Union:
+    """The union of unions."""
+    return union(np.concatenate([spans[0] for spans in many]), np.concatenate([spans[1] for spans in many]))
+
+
+def within(start: Ints, end: Ints, window: tuple[int, int]) -> tuple[Ints, Ints]:
+    """Every interval cut to the window; one outside becomes empty at the window's edge."""
+    return np.clip(start, *window), np.clip(end, *window)
+
+
+def intersect(left: Union, right: Union) -> Union:
+    """Where both are."""
+    first = np.searchsorted(right[1], left[0], side="right")
+    stop = np.searchsorted(right[0], left[1], side="left")
+    counts = np.maximum(stop - first, 0)
+    of_left = np.repeat(np.arange(len(left[0])), counts)
+    before = np.cumsum(counts) - counts
+    of_right = np.arange(len(of_left)) - np.repeat(before - first, counts)
+    return np.maximum(left[0][of_left], right[0][of_right]), np.minimum(left[1][of_left], right[1][of_right])
+
+
+def gaps(spans: Union, window: tuple[int, int]) -> Union:
+    """The holes of a union inside the window, those at its edges included."""
+    start, end = within(*spans, window)
+    edges_start, edges_end = np.concatenate(([window[0]], end)), np.concatenate((start, [window[1]]))
+    real = edges_end > edges_start
+    return edges_start[real], edges_end[real]
+
+
+def covered_before(spans: Union, t_ns: Ints) -> Ints:
+    """How much of the union lies before each time, ns."""
+    if not len(spans[0]):
+        return np.zeros(len(t_ns), np.int64)
+    total = np.concatenate(([0], np.cumsum(spans[1] - spans[0])))
+    place = np.searchsorted(spans[0], t_ns, side="right")
+    inside = np.minimum(t_ns, spans[1][np.maximum(place - 1, 0)]) - spans[0][np.maximum(place - 1, 0)]
+    return np.where(place > 0, total[np.maximum(place - 1, 0)] + inside, 0)
+
+
+def covered(start: Ints, end: Ints, spans: Union) -> Ints:
+    """How much of each interval lies in the union, ns."""
+    return np.maximum(covered_before(spans, end) - covered_before(spans, start), 0)
+
+
+def overlap(left: Union, right: Union) -> int:
+    """|left ∩ right| in ns."""
+    return int(covered(*left, right).sum())
+
+
+def weight_by_bin(start: Ints, end: Ints, weight: Floats, edges: Ints) -> Floats:
+    """Time x weight of the intervals in each of the bins between `edges`, ns: the level of detail of a long capture.
+
+    Every interval adds weight x (its part inside the bin); the sum over bins is the sum over the intervals.
+    """
+    base = edges[0]
+    by_start, by_end = np.argsort(start, kind="stable"), np.argsort(end, kind="stable")
+    grown = _ramp(start[by_start] - base, weight[by_start], edges - base)
+    return np.diff(grown - _ramp(end[by_end] - base, weight[by_end], edges - base))
+
+
+def _ramp(t_ns: Ints, weight: Floats, at_ns: Ints) -> Floats:
+    """Sum of weight x max(at - t, 0) for every `at`, `t` sorted."""
+    place = np.searchsorted(t_ns, at_ns, side="left")
+    weights = np.concatenate(([0.0], np.cumsum(weight)))[place]
+    moments = np.concatenate(([0.0], np.cumsum(weight * t_ns)))[place]
+    return weights * at_ns - moments

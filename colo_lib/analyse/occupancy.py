@@ -1,0 +1,119 @@
+"""How much of the device the launches could fill: arithmetic on launch shapes, not a measurement.
+
+SM occupancy of a kernel = min(blocks / SMs, 1) (design, formulas). Resident occupancy goes on from there: the warps that
+fit an SM at once given registers, shared memory and threads a block, over the most an SM holds (CUDA's occupancy
+arithmetic). Graph launches have no known shape and are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from colo_lib.analyse import intervals
+from colo_lib.analyse.view import Active, View
+from colo_lib.traces import Bools, Device, Floats, Ints
+
+WARP_THREADS = 32
+REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
+RESERVED_SHARED_BYTES, SHARED_UNIT_BYTES = 1024, 128  # a block's own share of the driver, and the unit of the rest
+HISTOGRAM = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def of_kernels(blocks: Ints, sm_count: int) -> Floats:
+    """min(blocks / SMs, 1) for each kernel."""
+    return np.minimum(blocks / sm_count, 1.0)
+
+
+def summarise(active: Active, device: Device) -> dict[str, Any]:
+    """The table of occupancy of one workload; every value None where no shape or no SM count is known."""
+    blocks = active.get("blocks")
+    known = blocks > 0
+    keys = ("mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time", "resident_occupancy_by_time")
+    keys += ("under_half_device", "one_block_fraction", "full_device_fraction")
+    if not known.any():
+        return dict.fromkeys(keys)
+    blocks, time_ns = blocks[known], active.active_ns[known].astype(np.float64)
+    found: dict[str, Any] = dict.fromkeys(keys) | {
+        "mean_blocks_per_kernel": float(blocks.mean()),
+        "one_block_fraction": float((blocks == 1).mean()),
+    }
+    if device.sm_count is None:
+        return found
+    share = of_kernels(blocks, device.sm_count)
+    half = blocks < device.sm_count / 2
+    resident = resident_fraction(active, known, device)
+    return found | {
+        "sm_occupancy_by_count": float(share.mean()),
+        "sm_occupancy_by_time": _weighted(share, time_ns),
+        "resident_occupancy_by_time": None if resident is None else _weighted(resident, time_ns),
+        "under_half_device": {"by_count": float(half.mean()), "by_time": _weighted(half, time_ns)},
+        "full_device_fraction": float((blocks >= device.sm_count).mean()),
+    }
+
+
+def resident_fraction(active: Active, known: Bools, device: Device) -> Floats | None:
+    """Warps resident at once over the most the device holds, for each kernel of `known`; None without its limits."""
+    limits: Mapping[str, int] = device.limits
+    if device.sm_count is None or not {"blocks", "warps", "registers", "shared_bytes"} <= set(limits):
+        return None
+    blocks, threads, registers, shared = (
+        active.get(name)[known].astype(np.int64) for name in ("blocks", "threads", "registers", "shared_bytes")
+    )
+    warps = -(-np.maximum(threads, 1) // WARP_THREADS)
+    of_registers = -(-np.maximum(registers, 1) * WARP_THREADS // REGISTERS_A_WARP)
+    shared += RESERVED_SHARED_BYTES
+    shared = -(-shared // SHARED_UNIT_BYTES) * SHARED_UNIT_BYTES
+    fits = np.minimum(limits["blocks"], limits["warps"] // warps)
+    fits = np.minimum(fits, limits["registers"] // REGISTERS_A_WARP // of_registers // warps)
+    fits = np.maximum(np.minimum(fits, limits["shared_bytes"] // shared), 1)
+    a_device = np.minimum(blocks, fits * device.sm_count)
+    return np.minimum(a_device * warps / (device.sm_count * limits["warps"]), 1.0)
+
+
+def over_time(view: View, bins: int = 200) -> dict[str, Any]:
+    """Occupancy in `bins` equal parts of the window: `edges_s`, and for each workload busy and filled shares of time.
+
+    `busy`: share of the bin in which the workload ran; `filled`: the same weighted by min(blocks / SMs, 1), an estimate
+    by launch shape, NaN where no shape is known. Kernels that run beside each other add up, so 1 is a limit put on it.
+    """
+    edges = np.linspace(view.window[0], view.window[1], bins + 1).round().astype(np.int64)
+    edges = np.unique(edges)
+    width = np.diff(edges)
+    found: dict[str, Any] = {"edges_s": (edges - view.window[0]) / 1e9, "workloads": {}}
+    for name, active in view.workloads.items():
+        busy = intervals.weight_by_bin(*active.busy, np.ones(len(active.busy[0])), edges) / width
+        filled = np.full(len(width), np.nan)
+        blocks = active.get("blocks")
+        known = blocks > 0
+        if known.any() and view.device.sm_count:
+            start, end = (times[known] for times in active.intervals())
+            # Residence is spread evenly over the kernel's interval.
+            share = of_kernels(blocks[known], view.device.sm_count) * active.active_ns[known] / np.maximum(end - start, 1)
+            filled = np.minimum(intervals.weight_by_bin(start, end, share, edges) / width, 1.0)
+        found["workloads"][name] = {"busy": np.clip(busy, 0, 1), "filled": filled}
+    return found
+
+
+def distribution(active: Active, device: Device) -> dict[str, Any] | None:
+    """Shares of kernels and of kernel time by class of SM occupancy; None where no shape or SM count is known.
+
+    `edges` are the classes' bounds; the last class is a full device.
+    """
+    blocks = active.get("blocks")
+    known = blocks > 0
+    if device.sm_count is None or not known.any():
+        return None
+    share = of_kernels(blocks[known], device.sm_count)
+    time_ns = active.active_ns[known].astype(np.float64)
+    place = np.searchsorted(HISTOGRAM, share, side="right") - 1
+    count = np.bincount(place, minlength=len(HISTOGRAM))
+    total = np.bincount(place, time_ns, minlength=len(HISTOGRAM))
+    return {"edges": HISTOGRAM, "by_count": count / count.sum(), "by_time": total / max(total.sum(), 1.0)}
+
+
+def _weighted(values: Any, weight: Floats) -> float | None:
+    total = float(weight.sum())
+    return float((values * weight).sum() / total) if total else None

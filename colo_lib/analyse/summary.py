@@ -1,0 +1,142 @@
+"""A capture's answers as one JSON-ready object: `colo trace --json`, described in docs/traces.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from colo_lib.analyse import categories, copies, gaps, intervals, occupancy, overlap
+from colo_lib.analyse.view import RESIDENCY, Active, View, look
+from colo_lib.analyse.workloads import launchers, printable
+from colo_lib.traces import Capture
+
+SCHEMA_VERSION = 1
+LONGEST_NAME = 4000  # characters; a template can be longer than any reader wants
+GRAPH, NODE, KERNEL = "graph", "node", "kernel"
+
+
+def summarise(
+    capture: Capture,
+    assignment: Mapping[str, Sequence[int]],
+    window_s: tuple[float, float] | None = None,
+    device: int | None = None,
+    mechanism: str | None = None,
+    patterns: categories.Patterns = categories.PATTERNS,
+) -> dict[str, Any]:
+    """The object for one device and window; arguments as `view.look`. Raises InputError as that does."""
+    return of_view(look(capture, assignment, window_s, device, mechanism), patterns)
+
+
+def of_view(view: View, patterns: categories.Patterns = categories.PATTERNS) -> dict[str, Any]:
+    """The object of a view that was looked at already."""
+    busy = view.busy
+    busy_ns = intervals.length(busy)
+    moved = overlap.alignment_range(view)
+    alignment = view.capture.alignment
+    others_ns = intervals.length(view.others)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "simulated": view.capture.simulated,
+        "device": {"id": view.device.number, "name": printable(view.device.name), "sm_count": view.device.sm_count},
+        "granularity": granularity(view.workloads),
+        "basis": view.basis,
+        "mechanism": view.mechanism,
+        "overlap_is_upper_bound": view.upper_bound,
+        "window_ns": view.window_ns,
+        "window_s": [view.window[0] / 1e9, view.window[1] / 1e9],
+        "busy_ns": busy_ns,
+        "idle_fraction": 1 - busy_ns / view.window_ns,
+        "idle_fraction_with_copies": copies.idle_without(view, list(view.copies.values())),
+        "gaps": gaps.summarise(intervals.gaps(busy, view.window)),
+        **overlap.summarise(view),
+        "alignment": {
+            "method": alignment.method,
+            "offsets_ms": [offset / 1e6 for offset in alignment.offsets_ns],
+            "uncertainty_us": alignment.uncertainty_ns / 1e3,
+            "overlap_of_gen_range": None if moved is None else list(moved),
+        },
+        "workloads": {name: _workload(view, name, patterns) for name in view.workloads},
+        "other_processes": {"busy_ns": others_ns, "fraction_of_window": others_ns / view.window_ns},
+        "processes": [_process(item.process.pid, item.process.label, item.process.name, item.kernel_count,
+                               item.graph_count) for item in launchers(view.capture)],
+        "profiler_overhead": overhead(view),
+        "devices": [device.number for device in view.capture.devices],
+        "omissions": list(view.capture.omissions),
+        "notes": notes(view),
+    }  # fmt: skip
+
+
+def granularity(workloads: Mapping[str, Active]) -> str:
+    """graph: some work is graph launches traced whole; node: kernels of graphs one by one; kernel: no graphs."""
+    if any(active.get("graph").any() for active in workloads.values()):
+        return GRAPH
+    return NODE if any(active.get("node").any() for active in workloads.values()) else KERNEL
+
+
+def overhead(view: View) -> dict[str, Any]:
+    """The profiler's own rows in the window: count, busy_ns (union), fraction of the window."""
+    rows = view.capture.overhead
+    start, end = intervals.within(rows.start_ns, rows.end_ns, view.window)
+    busy_ns = intervals.length(intervals.union(start, end))
+    return {"count": int((end > start).sum()), "busy_ns": busy_ns, "fraction": busy_ns / view.window_ns}
+
+
+def notes(view: View) -> list[str]:
+    """What a reader must know to take the numbers for what they are."""
+    told = []
+    if view.basis != RESIDENCY and len(view.workloads) > 1:
+        if view.upper_bound:
+            told.append(
+                "no context switches were recorded: if the two were time-sliced, a kernel's interval includes the time "
+                "its context was switched out, so the overlap is an upper bound (record with --gpuctxsw=true)"
+            )
+        if any(active.unmatched for active in view.workloads.values()):
+            told.append("context switches were recorded, but no context holds a workload's kernels: they are not used")
+    if granularity(view.workloads) == GRAPH:
+        told.append(
+            "graph launches count as busy, idle and overlap; what ran inside them is not known, so they are in no "
+            "occupancy and no category (record with --cuda-graph-trace=node)"
+        )
+    if view.device.sm_count is None:
+        told.append("the export does not say how many SMs the device has: no occupancy")
+    if len(view.capture.devices) > 1:
+        told.append(f"work ran on {len(view.capture.devices)} devices; this is device {view.device.number} alone")
+    if len(view.others[0]):
+        told.append("other processes ran kernels on this device; they are in no number of gen or embed")
+    if len(view.workloads) < len(view.assignment):
+        missing = [name for name in view.assignment if name not in view.workloads]
+        told.append(f"{' and '.join(missing)} ran nothing on this device")
+    return told
+
+
+def _workload(view: View, name: str, patterns: categories.Patterns) -> dict[str, Any]:
+    active, names = view.workloads[name], view.capture.names
+    places = np.unique(active.get("process")).tolist()
+    pids = [view.capture.processes[place].pid for place in places]
+    graphs = active.get("graph")
+    kernels = int(len(graphs) - graphs.sum())
+    kernel_time_ns = int(active.active_ns[~graphs].sum())
+    return {
+        "pid": pids[0],
+        "pids": pids,
+        "name": printable(view.capture.processes[places[0]].name),
+        "kernel_count": kernels,
+        "graph_launch_count": int(graphs.sum()),
+        "kernel_time_ns": kernel_time_ns,
+        "graph_time_ns": int(active.active_ns[graphs].sum()),
+        "busy_ns": intervals.length(active.busy),
+        "busy_ns_by_kernel_intervals": intervals.length(active.span),
+        "mean_kernel_us": kernel_time_ns / kernels / 1e3 if kernels else None,
+        **occupancy.summarise(active, view.device),
+        "categories": categories.summarise(active, names, patterns),
+        "top_kernels": [
+            row | {"name": printable(row["name"], LONGEST_NAME)} for row in categories.top_kernels(active, names)
+        ],
+        "copies": copies.summarise(view.copies[name], view.window),
+    }
+
+
+def _process(pid: int, label: str, name: str, kernels: int, graphs: int) -> dict[str, Any]:
+    return {"pid": pid, "label": label, "name": printable(name), "kernel_count": kernels, "graph_launch_count": graphs}

@@ -1,0 +1,99 @@
+"""Tell what Nsight Systems captured: do the kernels of gen and embed overlap, how full and how idle is the device?
+
+Give one SQLite export that holds both processes, or one export a process: several are aligned on their recorded
+session starts. Make an export with `nsys export --type sqlite REPORT.nsys-rep`. Nothing is written beside it.
+
+examples:
+  colo trace trace.sqlite                              names the processes and guesses which is which
+  colo trace gen.sqlite embed.sqlite --gen 777 --embed 774
+  colo trace trace.sqlite --window 4.0:4.5 --json      one JSON object, see docs/traces.md
+  colo trace trace.sqlite --window 4.0:4.1 --perfetto out.json    open out.json at ui.perfetto.dev, or offline
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `colo trace`."""
+    parser.add_argument("exports", nargs="+", metavar="EXPORT.sqlite", help="Nsight Systems exports of one run")
+    parser.add_argument("--gen", default="", metavar="PID|NAME", help="gen's processes, by comma (default: the likely)")
+    parser.add_argument("--embed", default="", metavar="PID|NAME", help="embed's processes (default: the likely)")
+    parser.add_argument("--window", default="", metavar="START_S:END_S", help="seconds after the first session's start")
+    parser.add_argument("--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)")
+    parser.add_argument("--mechanism", default="", metavar="NAME", help="how the two shared the GPU, if you know: mps, …")
+    parser.add_argument(
+        "--category", action="append", default=[], metavar="NAME=REGEX", help="a category of kernels of your own, first"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--perfetto", metavar="OUT.json", help="write the window for the Perfetto viewer")
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Print the answers; 0 done, 2 for exports that cannot be read or hold nothing."""
+    import json
+
+    from colo_lib.analyse.summary import of_view
+    from colo_lib.analyse.view import look
+    from colo_lib.analyse.workloads import assign
+    from colo_lib.parse.captures import read_exports
+    from colo_lib.report import trace_text
+
+    patterns, window = categories_of(options.category), window_of(options.window)
+    mechanism = mechanism_of(options.mechanism)
+    capture = read_exports(options.exports)
+    assignment, guessed = assign(capture, {"gen": options.gen, "embed": options.embed})
+    view = look(capture, assignment, window, options.device, mechanism)
+    if options.perfetto:
+        from colo_lib.plot import perfetto
+
+        told = perfetto.write(view, Path(options.perfetto))
+        if not options.json:
+            print(told)
+    found = of_view(view, patterns) | {"workloads_guessed": guessed}
+    print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
+    return 0
+
+
+def window_of(text: str) -> tuple[float, float] | None:
+    """START_S:END_S as seconds, None where nothing is asked; raises InputError for anything else."""
+    import math
+
+    from colo_lib.errors import InputError
+
+    if not text.strip():
+        return None
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise InputError(f"window {text!r}: write START_S:END_S, as in 4.0:4.5") from None
+    if not (math.isfinite(start) and math.isfinite(end) and max(abs(start), abs(end)) < 1e9):
+        raise InputError(f"window {text!r}: no session is that long; give seconds after the session's start")
+    return start, end
+
+
+def mechanism_of(text: str) -> str | None:
+    """A mechanism's name, checked."""
+    from colo_lib.errors import InputError
+
+    known = ("mps", "time-sliced", "mig", "sm-partition", "none")
+    if text and text not in known:
+        raise InputError(f"mechanism {text!r}: known are {', '.join(known)}")
+    return text or None
+
+
+def categories_of(pairs: list[str]) -> list[tuple[str, str]]:
+    """The user's NAME=REGEX before the workbook's own table; raises InputError for a word without '='."""
+    from colo_lib.analyse.categories import PATTERNS, compiled
+    from colo_lib.errors import InputError
+
+    own = []
+    for pair in pairs:
+        name, equals, pattern = pair.partition("=")
+        if not equals or not name or not pattern:
+            raise InputError(f"--category {pair!r}: write NAME=REGEX, as in --category mine='my_.*_kernel'")
+        own.append((name, pattern))
+    compiled(own)
+    return [*own, *PATTERNS]
