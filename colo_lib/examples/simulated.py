@@ -46,6 +46,7 @@ class Plan:
     bad_block: Mapping[int, float] = field(default_factory=dict)  # block -> factor on step 2's rates
     stall_s: Mapping[str, float] = field(default_factory=dict)  # step -> a hole in gen's tokens
     invalid: Mapping[tuple[str, int], str] = field(default_factory=dict)  # (step, trial) -> reason
+    device: str = "cpu"  # whose names of the mechanisms the trials carry
     seed: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -140,7 +141,7 @@ def _record(
         "step": step,
         "trial": trial,
         "block": trial,
-        "mechanism": schema.MECHANISMS[step]["cpu"],
+        "mechanism": schema.MECHANISMS[step][plan.device],
         "status": "invalid" if reason else "done",
         "reason": reason,
         "window_start_ns": start_ns,
