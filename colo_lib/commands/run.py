@@ -27,18 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def changes(pairs: list[str]) -> dict[str, Any]:
     """`NAME=VALUE` words to values, read as YAML would; raises InputError for a word without '='."""
-    import yaml
-
     from colo_lib.errors import InputError
-    from colo_lib.params import Params
+    from colo_lib.params import typed
 
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair!r}: write NAME=VALUE")
-        field = Params.model_fields.get(name)
-        found[name] = value if field is not None and field.annotation is str else yaml.safe_load(value)
+        found[name] = typed(name, value)
     return found
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.capture.manifest import seal, trial_records, write_json
-from colo_lib.errors import StepFailed
+from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
 from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import TRIAL, trial_folder
 from colo_lib.run.captures import record_captures
@@ -44,6 +45,7 @@ class EngineKeeper:
         self.params, self.plan, self.runtime, self.logs = params, plan, runtime, logs
         self.engines: Engines | None = None
         self.start_s = FIRST_ENGINE_START_S
+        self.skipped: dict[object, str] = {}
 
     @property
     def key(self) -> object:
@@ -56,7 +58,12 @@ class EngineKeeper:
         return self.runtime / "engines.json"
 
     def ready_for(self, trial: PlannedTrial, say: Say) -> Handles:
-        """The engines of a trial, started if they are not up; raises StepFailed when they cannot be."""
+        """The engines of a trial, started if they are not up.
+
+        Raises StepFailed when they cannot be, StepSkipped when this machine lacks the mechanism: asked once a run.
+        """
+        if trial.placement.engine_key() in self.skipped:
+            raise StepSkipped(self.skipped[trial.placement.engine_key()])
         if self.key != trial.placement.engine_key():
             self.stop()
             sharing = [one.placement for one in self.plan if one.placement.engine_key() == trial.placement.engine_key()]
@@ -64,7 +71,12 @@ class EngineKeeper:
             began = time.monotonic()
             # Both are up, if any step on these engines needs both: what idles in memory is the same in every trial.
             gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
-            publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
+            try:
+                publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
+            except StepSkipped as skipped:
+                self.skipped[trial.placement.engine_key()] = str(skipped)
+                self.stop()
+                raise
             self.start_s = time.monotonic() - began
         assert self.engines is not None
         return self.engines.handles()
@@ -135,6 +147,9 @@ def carry_out_trial(
         told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
         limit_s = params.cell_timeout_s + 120.0
         complaint = host.execute(notebook, out, told, limit_s)
+    except StepSkipped as skipped:
+        skip_trial(trial.placement, trial_folder(folder, trial.step, trial.block), trial.block, str(skipped))
+        return None
     except StepFailed as error:
         complaint = str(error)
     if counts(trial_status(folder, trial.step, trial.block)):
@@ -161,7 +176,7 @@ def progress_line(
         )
         if record.get(field) is not None
     ]
-    doubt = f" INVALID: {record['reason']}" if record["status"] == "invalid" else ""
+    doubt = f" {record['status'].upper()}: {record['reason']}" if record["status"] != "done" else ""
     return f"{head}{', '.join(rates)}{doubt}  ({left})"
 
 
