@@ -25,13 +25,22 @@ PATTERNS: Patterns = (
         r"attention|attn|flash_?fwd|flash::|fmha|flashinfer|paged|reshape_and_cache|kv_?cache|rotary|rope\b|_rope|"
         r"split_?kv|mla_|batch_?(prefill|decode)|mha",
     ),
-    ("GEMM", r"gemm|gemv|gemv|nvjet|cutlass|cublas|matmul|scaled_mm|xmma|wgmma|split_?k_?reduce|marlin|machete|tensorop"),
+    (
+        "GEMM",
+        r"gemm|gemv|gemv|nvjet|cutlass|cublas|matmul|scaled_mm|xmma|wgmma|split_?k_?reduce|marlin|machete|tensorop",
+    ),
     ("quantisation", r"quant|fp8|int8|per_token_group|e4m3"),
     ("norm", r"norm(?!al)|rsqrt"),
     ("activation", r"silu|gelu|relu|swiglu|act_and_mul|sigmoid|tanh"),
-    ("sampling", r"sampl|argmax|top_?[kp]|multinomial|softmax|logit|penalt|radix_?sort|bitonic|exponential|distribution"),
+    (
+        "sampling",
+        r"sampl|argmax|top_?[kp]|multinomial|softmax|logit|penalt|radix_?sort|bitonic|exponential|distribution",
+    ),
     ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|cross_device|multimem|shot_"),
-    ("memory", r"memcpy|memset|copy|fill_?(functor|kernel)|catarray|concat|gather|scatter|index|embedding|transpose|slice"),
+    (
+        "memory",
+        r"memcpy|memset|copy|fill_?(functor|kernel)|catarray|concat|gather|scatter|index|embedding|transpose|slice",
+    ),
 )
 CATEGORIES = (*(name for name, _ in PATTERNS), OTHER)
 
@@ -81,7 +90,10 @@ def summarise(active: Active, names: Sequence[str], patterns: Patterns = PATTERN
     total = int(table["time_ns"].sum())
     rows: dict[str, dict[str, Any]] = {}
     for category, count, time_ns in zip(
-        categorise([str(name) for name in table["name"]], patterns), table["kernel_count"], table["time_ns"], strict=True
+        categorise([str(name) for name in table["name"]], patterns),
+        table["kernel_count"],
+        table["time_ns"],
+        strict=True,
     ):
         row = rows.setdefault(category, {"category": category, "kernel_count": 0, "kernel_time_ns": 0})
         row["kernel_count"] += int(count)

@@ -89,7 +89,9 @@ def likely(found: list[Launcher]) -> Assignment:
 
 
 def _gen_score(item: Launcher) -> float:
-    named = {workload: bool(re.search(pattern, item.process.name, re.IGNORECASE)) for workload, pattern in NAMES.items()}
+    named = {
+        workload: bool(re.search(pattern, item.process.name, re.IGNORECASE)) for workload, pattern in NAMES.items()
+    }
     points = 4.0 * (named["gen"] - named["embed"])
     return points + 2.0 * (item.graph_count > 0 or item.node_kernels) + 1.0 * item.gen_kernels
 

@@ -72,9 +72,7 @@ def _own(connection: sqlite3.Connection, query: str, low: int, high: int, width:
         yield np.concatenate(held)
 
 
-def _of_worker(
-    file: Path, query: str, low: int, high: int, width: int, make: Callable[[Ints], Made]
-) -> list[Made]:
+def _of_worker(file: Path, query: str, low: int, high: int, width: int, make: Callable[[Ints], Made]) -> list[Made]:
     command = [sys.executable, "-I", "-S", export_worker.__file__]
     request = {"address": sqlite_file.address(file), "query": query, "low": low, "high": high}
     pipe = subprocess.PIPE

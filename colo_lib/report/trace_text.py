@@ -63,7 +63,9 @@ def _overlap(found: Mapping[str, Any]) -> list[str]:
     ]
     moved = found["alignment"]["overlap_of_gen_range"]
     if moved:
-        lines.append(f"  with the clocks moved by their uncertainty: {percent(moved[0])} to {percent(moved[1])} of gen's")
+        lines.append(
+            f"  with the clocks moved by their uncertainty: {percent(moved[0])} to {percent(moved[1])} of gen's"
+        )
     return lines
 
 
