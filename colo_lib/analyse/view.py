@@ -128,7 +128,7 @@ def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], num
         for place, device in enumerate(capture.devices):
             if device.number == number:
                 return place
-        there = ", ".join(str(device.number) for device in capture.devices)
+        there = ", ".join(str(item) for item in sorted(device.number for device in capture.devices))
         raise InputError(f"no work on device {number}; there is some on: {there}")
     duration = (kernels.end_ns - kernels.start_ns).astype(np.float64)
     for name in assignment:

@@ -134,8 +134,8 @@ def _matching(words: str, found: list[Launcher]) -> list[int]:
     for word in (part.strip() for part in words.split(",")):
         if not word:
             continue
-        exact = [item.place for item in found if word in (item.process.label, item.process.name)]
-        exact += [item.place for item in found if word == str(item.process.pid) and item.place not in exact]
+        exact = [item.place for item in found if word == item.process.label]
+        exact = exact or [item.place for item in found if word in (item.process.name, str(item.process.pid))]
         held = [item.place for item in found if not word.isdigit() and word.lower() in item.process.name.lower()]
         if not exact and not held:
             there = "; ".join(item.words() for item in found)
