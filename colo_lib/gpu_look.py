@@ -31,6 +31,16 @@ class GpuLook:
     """A row a GPU, as `_one` makes it; None where NVML has no answer."""
 
 
+def mps_clients(look: GpuLook) -> list[int] | str:
+    """Pids that NVML lists as MPS clients (nvidia-smi's type M+C); in words where it could not be asked."""
+    found: list[int] = []
+    for gpu in look.gpus:
+        if gpu.get("mps_processes") is None:
+            return "could not look: this driver does not offer the list"
+        found += [row["pid"] for row in gpu["mps_processes"]]
+    return found if look.state == "ok" else f"could not look: {look.reason}"
+
+
 def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m", "colo_lib.gpu_look")) -> GpuLook:
     """Ask NVML in a child process; a hang, a crash and garbage are answers of state `unknown`, never exceptions."""
     try:
@@ -57,7 +67,7 @@ def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m",
 
 def _ask() -> dict[str, Any]:
     try:
-        import pynvml  # type: ignore[import-untyped]
+        import pynvml
     except Exception as error:  # a broken binding is an answer too
         return {"state": "unknown", "reason": f"nvidia-ml-py does not import: {error}"}
     try:
@@ -91,8 +101,18 @@ def _one(nvml: Any, index: int) -> dict[str, Any]:
         "mig": lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),
         "compute_mode": lambda: int(nvml.nvmlDeviceGetComputeMode(handle)),
         "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "compute_processes": lambda: _rows(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "mps_processes": lambda: _rows(nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)),
     }
     return facts | {name: None if handle is None else _or_none(nvml, ask) for name, ask in asks.items()}
+
+
+def _rows(processes: Any) -> list[dict[str, Any]]:
+    """pid and memory in GiB of each process; memory is None where the driver does not tell it."""
+    return [
+        {"pid": int(one.pid), "gib": None if one.usedGpuMemory is None else one.usedGpuMemory / GIB}
+        for one in processes
+    ]
 
 
 def _or_none(nvml: Any, ask: Callable[[], Any]) -> Any:

@@ -33,6 +33,8 @@ class Params(BaseModel):
     run_name: str = Field("cpu", pattern=rf"^{RUN_ID}$", description="first part of the run folder's name")
     runs_dir: str = Field("runs", description="folder that holds the run folders")
     run: str = Field("", description="run folder; empty: a new one is made, or the newest finished one is read")
+    sweep: str = Field("", description="sweep folder that 31-36 read; empty: the newest fitting one, or an example")
+    sweeps_dir: str = Field("sweeps", description="folder that holds the sweep folders")
     block: int = Field(0, ge=0, le=1000, description="block of trials to record; 0: all blocks of this step")
     exports: str = Field("", description="Nsight Systems SQLite exports to read instead of a run, comma-separated")
     trace_step: str = Field("", description="step whose capture is read; empty: the first that has one")
@@ -115,6 +117,13 @@ class Params(BaseModel):
     max_gap_growth: float = Field(0.10, ge=0, description="verdict: most growth of gen's p99 inter-token gap")
     min_embed_kept: float = Field(0.20, ge=0, le=2, description="verdict: least kept fraction of embed")
     min_overlap: float = Field(0.05, ge=0, le=1, description="verdict: least overlap of gen's busy time, by residency")
+    min_profiled_ratio: float = Field(0.8, ge=0, le=1, description="verdict: least rate under the profiler / without")
+    # --- capacity plan ---------------------------------------------------------------------------------
+    capacity_devices: int = Field(8, ge=1, le=100_000, description="54: GPUs to be shared out")
+    capacity_tokens_per_s: float = Field(0.0, ge=0, description="54: tokens/s wanted; 0: what half the GPUs give alone")
+    capacity_sequences_per_s: float = Field(
+        0.0, ge=0, description="54: sequences/s wanted; 0: what a quarter of the GPUs give alone"
+    )
 
     @field_validator("steps")
     @classmethod

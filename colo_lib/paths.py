@@ -13,6 +13,7 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 TRIAL = "trial.json"
+CAPTURE = "capture.json"
 
 
 def from_checkout(path: str | Path) -> Path:

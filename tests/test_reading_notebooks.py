@@ -10,7 +10,7 @@ import pytest
 from colo_lib import notebooks_sync, params, paths
 from colo_lib.report import parts
 
-READING = ("46-telemetry", "47-memory", "51-verdict")
+READING = ("46-telemetry", "47-memory", "51-verdict", "52-gen-loss", "53-published")
 FILES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 
 

@@ -37,7 +37,16 @@ def colo(*words: str, cwd: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "colo_lib.cli", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    # A test run in a shell's background inherits an ignored Ctrl-C, and would pass it on.
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float = 500.0) -> tuple[int, str]:
@@ -61,7 +70,7 @@ def clients() -> list[int]:
 
 @pytest.mark.engine
 def test_all_six_configurations_end_in_one_report(tmp_path: Path, engine_python: Path) -> None:
-    code, output = ended(colo("run", str(params_file(tmp_path)), cwd=tmp_path))
+    code, output = ended(colo("run", str(params_file(tmp_path, window_s=4.0)), cwd=tmp_path))
     assert code == 0, output
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("nano-")

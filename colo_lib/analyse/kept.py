@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from colo_lib.analyse.estimate import CONFIDENCE, estimate
+from colo_lib.analyse.estimate import CONFIDENCE, POWER, estimate
 from colo_lib.schema import BASELINES
 
 RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
@@ -70,19 +70,27 @@ def null_check(counted: pd.DataFrame, step: str = "step1", column: str = "gen_to
     """A step against itself: odd blocks over even blocks, where nothing but noise and order can differ.
 
     ratio with its Welch interval low, high on the log scale (null under two blocks a side), odd, even: block counts,
-    spread: standard deviation between blocks / mean. Alternating order puts the step first in odd blocks and last in
+    spread: standard deviation between blocks / mean, smallest_detectable: the shift of the ratio that these blocks show
+    with 80 % power. Alternating order puts the step first in odd blocks and last in
     even ones, so an order effect shows here too. The interval of a sound run holds 1.
     """
     values = by_block(counted, step, column)
     logs = np.log(values[values > 0])
     odd, even = logs[logs.index % 2 == 1].to_numpy(), logs[logs.index % 2 == 0].to_numpy()
-    told = {"odd": len(odd), "even": len(even), "ratio": np.nan, "low": np.nan, "high": np.nan}
+    told: dict[str, float] = {"odd": len(odd), "even": len(even)}
+    told |= dict.fromkeys(("ratio", "low", "high", "smallest_detectable"), np.nan)
     told["spread"] = float(values.std(ddof=1) / values.mean()) if len(values) > 1 else np.nan
     if len(odd) and len(even):
         told["ratio"] = float(np.exp(odd.mean() - even.mean()))
     if len(odd) > 1 and len(even) > 1:
-        interval = stats.ttest_ind(odd, even, equal_var=False).confidence_interval(CONFIDENCE)
+        test = stats.ttest_ind(odd, even, equal_var=False)
+        interval, error = (
+            test.confidence_interval(CONFIDENCE),
+            np.sqrt(odd.var(ddof=1) / len(odd) + even.var(ddof=1) / len(even)),
+        )
+        reach = stats.t.ppf(0.5 + CONFIDENCE / 2, test.df) + stats.t.ppf(POWER, test.df)
         told |= {"low": float(np.exp(interval.low)), "high": float(np.exp(interval.high))}
+        told["smallest_detectable"] = float(np.expm1(reach * error))
     return told
 
 

@@ -35,7 +35,8 @@ class Verdict:
 def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mapping[str, Any] | None = None) -> Verdict:
     """Judge the trials that count (`Measured.counted`).
 
-    `overlap`: fraction_of_gen and basis ('residency' or 'kernel intervals') of step 2's capture, where there is one.
+    `overlap`: fraction_of_gen and basis ('residency' or 'kernel intervals') of step 2's capture, where there is one,
+    and profiled_ratio where it is known: gen's rate while it was captured / its rate in the unprofiled trials.
     """
     seed = params.seed
     gen = estimate(paired(counted, "step2", "step1", RATES["gen"]).to_numpy(), seed)
@@ -126,8 +127,18 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
         row["missing"] = "no capture of step 2 in this run: needs an Nsight Systems capture"
     else:
         fraction = row["mean"] = float(overlap["fraction_of_gen"])
-        if overlap.get("basis") != "residency":
+        profiled = overlap.get("profiled_ratio")
+        if not 0 <= fraction <= 1:
+            row["missing"] = (
+                f"the capture says {fraction:.0%} of gen's busy time, which cannot be: needs a sound capture"
+            )
+        elif overlap.get("basis") != "residency":
             row["missing"] = "the capture has kernel intervals only, an upper bound: needs context-switch rows"
+        elif profiled is not None and profiled < params.min_profiled_ratio:
+            row["missing"] = (
+                f"gen ran at {profiled:.0%} of its rate while it was captured: what the capture shows is not what was "
+                "measured; needs a lighter capture"
+            )
         else:
             row["status"] = SUPPORTED if fraction >= params.min_overlap else REFUTED
     return row

@@ -1,128 +1,172 @@
-"""What the devices and processes did during a trial: one sampler process, a row an entity a sample.
+"""What the devices and processes did during a trial: a sampler of its own process, and one that watches over it.
 
     python -m colo_lib.capture.telemetry '{"out": FILE, "hz": 10, "device": "cpu", "workloads": {"gen": [PID]}, …}'
 
-On NVIDIA GPUs through nvidia-ml-py, on a CPU through psutil: the same rows. A field that the device does not
-have is null. Rows go out as JSON lines, so that a sampler that dies loses nothing it had seen; it ends on SIGTERM.
+A lost GPU can crash or hang whoever asks it. So nothing here asks: the sampler (`capture.sampler`) does, and when it
+dies or falls silent it is ended and started once more; what was missed is told as a gap. A trial never waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from colo_lib.frames import write_frame
 from colo_lib.schema import TELEMETRY
 
-TREE_REFRESH_S = 1.0
-GIB = 2.0**30
+FIRST_SAMPLE_S = 30.0  # without persistence mode the driver is loaded by the first one who asks
+LEAST_SILENCE_S = 3.0
+SILENT_PERIODS = 10
+RESTARTS = 1
+POLL_S = 0.1
 
 
-class Tree:
-    """The processes of one workload: its roots and all below them, looked up anew every second."""
+class Watch:
+    """One sampler at a time; `events` of its file say what became of those before."""
 
-    def __init__(self, roots: list[int]) -> None:
-        self.roots, self.looked_s = roots, -TREE_REFRESH_S
-        self.processes: list[psutil.Process] = []
-        self.last: dict[int, float] = {}
-        self.last_t = time.monotonic()
+    def __init__(self, job: dict[str, Any], word: str) -> None:
+        self.out, self.word = Path(job["out"]), word
+        self.silence_s = max(LEAST_SILENCE_S, SILENT_PERIODS / job["hz"])
+        self.restarts = 0
+        self.start()
 
-    def refresh(self) -> None:
-        """Find the tree's members, at most once a second."""
-        if time.monotonic() - self.looked_s < TREE_REFRESH_S:
+    def start(self) -> None:
+        """Begin to sample."""
+        self.began_s = self.grew_s = time.monotonic()
+        self.size = self.first_size = self._size()
+        self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-m", "colo_lib.capture.sampler", self.word], stdin=subprocess.DEVNULL
+        )
+
+    def _size(self) -> int:
+        return self.out.stat().st_size if self.out.exists() else 0
+
+    def look(self) -> None:
+        """End a silent sampler; start a dead one once more."""
+        if self.process is None:
             return
-        self.looked_s, found = time.monotonic(), []
-        for root in self.roots:
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(root)
-                found += [process, *process.children(recursive=True)]
-        self.processes = found
+        code, size, now_s = self.process.poll(), self._size(), time.monotonic()
+        if size > self.size:
+            self.size, self.grew_s = size, now_s
+        allowed_s = self.silence_s if size > self.first_size else FIRST_SAMPLE_S
+        if code is None and now_s - self.grew_s > allowed_s:
+            self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+            self.ended(f"gave no sample for {allowed_s:g} s: a call to the driver hangs")
+        elif code is not None and code != 0:
+            self.ended(f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
 
-    def sample(self) -> dict[str, Any]:
-        """CPU cores in use since the last call, resident memory in GiB (shared pages counted once a process)."""
-        self.refresh()
-        used_s, resident, alive, now = 0.0, 0, 0, time.monotonic()
-        for process in self.processes:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total = times.user + times.system
-                used_s += max(0.0, total - self.last.get(process.pid, total))
-                self.last[process.pid] = total
-                resident += process.memory_info().rss
-                alive += 1
-        elapsed_s, self.last_t = now - self.last_t, now
-        cores = used_s / elapsed_s if elapsed_s > 0 else None
-        return {"cpu_cores": cores, "memory_used_gib": resident / GIB, "processes": alive}
-
-
-def cpu_devices(cores: list[str]) -> Callable[[], list[dict[str, Any]]]:
-    """A sampler of the cores that stand in for devices."""
-    psutil.cpu_percent(percpu=True)
-
-    def sample() -> list[dict[str, Any]]:
-        percents, used = psutil.cpu_percent(percpu=True), psutil.virtual_memory()
-        frequencies = psutil.cpu_freq(percpu=True) or []
-        rows = []
-        for core in map(int, cores):
-            clock = frequencies[core].current if core < len(frequencies) else None
-            memory = {"memory_used_gib": (used.total - used.available) / GIB}
-            rows.append(
-                {"name": str(core), "utilization": percents[core] / 100, "sm_clock_mhz": clock or None} | memory
-            )
-        return rows
-
-    return sample
-
-
-def device_sampler(job: dict[str, Any]) -> Callable[[], list[dict[str, Any]]]:
-    """The sampler for the kind of device of the run."""
-    if job["device"] == "cpu":
-        return cpu_devices(job["devices"])
-    from colo_lib.capture.nvml import gpu_devices
-
-    return gpu_devices(job["devices"])
+    def ended(self, how: str) -> None:
+        """Tell how a sampler ended, and start the next one if that is still allowed."""
+        again = self.restarts < RESTARTS
+        event = {"t_ns": time.monotonic_ns(), "reason": f"the sampler {how}", "restarted": again}
+        with open(self.out, "a") as out:
+            # The dead one may have left half a line.
+            out.write("\n" + json.dumps({"event": event}) + "\n")
+        self.process = None
+        if again:
+            self.restarts += 1
+            self.start()
 
 
 def main() -> None:
-    """Sample until SIGTERM, at the rate asked for; the last line tells what the sampling itself cost."""
-    job = json.loads(sys.argv[1])
-    going = [True]
-    signal.signal(signal.SIGTERM, lambda *_: going.__setitem__(0, False))
-    trees = {name: Tree(roots) for name, roots in job["workloads"].items() if roots}
-    devices, period_s = device_sampler(job), 1.0 / job["hz"]
-    began_s, began_cpu_s, samples = time.monotonic(), time.process_time(), 0
-    with open(job["out"], "w", buffering=1) as out:
-        while going[0]:
-            t_ns = time.monotonic_ns()
-            rows = [{"scope": "device"} | row for row in devices()]
-            rows += [{"scope": "workload", "name": name} | tree.sample() for name, tree in trees.items()]
-            out.writelines(json.dumps({"t_ns": t_ns} | row) + "\n" for row in rows)
-            samples += 1
-            time.sleep(max(0.0, began_s + samples * period_s - time.monotonic()))
-        cost = (time.process_time() - began_cpu_s) / max(1e-9, time.monotonic() - began_s)
-        out.write(json.dumps({"cost": {"cpu_fraction": cost, "samples": samples}}) + "\n")
+    """Watch until SIGTERM, which our guardian sends to the sampler too."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    watch = Watch(json.loads(sys.argv[1]), sys.argv[1])
+    while signal.sigtimedwait({signal.SIGTERM}, POLL_S) is None:
+        watch.look()
+    if watch.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(watch.process.pid, signal.SIGTERM)
+        watch.process.wait()
 
 
-def convert(lines: Path, folder: Path) -> dict[str, Any]:
-    """JSON lines to telemetry.parquet; returns the sampler's own cost, empty when it died before telling."""
-    rows, cost = [], {}
-    for line in lines.read_text().splitlines() if lines.exists() else []:
-        with contextlib.suppress(ValueError):
+@dataclass
+class Telemetry:
+    """What a sampler told: rows of the frame, its own cost, reasons of what is absent, gaps in the sampling."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
+    absent: dict[str, dict[str, str]] = field(default_factory=dict)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    totals_gib: dict[str, float] = field(default_factory=dict)
+
+    def lost(self) -> list[str]:
+        """Devices of which NVML said that they fell off the bus."""
+        return [name for name, told in self.absent.items() if any("GpuIsLost" in reason for reason in told.values())]
+
+    def record(self) -> dict[str, Any]:
+        """The trial record's `telemetry`."""
+        return {"absent": self.absent, "gaps": self.gaps, "totals_gib": self.totals_gib}
+
+    def memory_gib(self, start_ns: int, end_ns: int) -> dict[str, float | None]:
+        """Most device memory that each workload held in a window and the least that was free, GiB; null: not told."""
+        most: dict[tuple[str, str], float] = {}
+        for row in self.rows:
+            if start_ns <= row["t_ns"] < end_ns and row["memory_used_gib"] is not None:
+                key = (row["scope"], row["name"])
+                most[key] = max(most.get(key, 0.0), row["memory_used_gib"])
+        free = [total - most["device", name] for name, total in self.totals_gib.items() if ("device", name) in most]
+        held = {name: most.get(("workload", name)) for name in ("gen", "embed")}
+        return held | {"free": sum(free) if free else None}
+
+
+def read_lines(lines: Path) -> Telemetry:
+    """The sampler's lines; half a line and garbage are passed over."""
+    found = Telemetry()
+    open_gap: dict[str, Any] | None = None
+    for line in lines.read_bytes().splitlines() if lines.exists() else []:
+        try:
             row = json.loads(line)
-            if "cost" in row:
-                cost = row["cost"]
-            else:
-                rows.append(row)
-    write_frame(folder, "telemetry", {name: [row.get(name) for row in rows] for name in TELEMETRY} if rows else {})
-    return cost
+        except ValueError:
+            continue
+        if not isinstance(row, dict):
+            continue
+        if "cost" in row:
+            found.cost = row["cost"]
+        elif "absent" in row:
+            found.absent = {name: found.absent.get(name, {}) | told for name, told in row["absent"].items()}
+        elif "totals_gib" in row:
+            found.totals_gib = row["totals_gib"]
+        elif "event" in row:
+            last_ns = found.rows[-1]["t_ns"] if found.rows else None
+            open_gap = {"start_ns": last_ns, "end_ns": None, "reason": row["event"]["reason"]}
+            found.gaps.append(open_gap)
+        elif (sample := checked(row)) is not None:
+            if open_gap is not None:
+                open_gap["end_ns"], open_gap = sample["t_ns"], None
+            found.rows.append(sample)
+    return found
+
+
+def checked(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row as `schema.TELEMETRY` has it, None for one that a dying sampler cannot have meant."""
+    sample = {name: row.get(name) for name in TELEMETRY}
+    for name, kind in TELEMETRY.items():
+        value, wanted = sample[name], str if kind.startswith("string") else int if kind.startswith("int") else float
+        whole_for_float = wanted is float and isinstance(value, int)
+        right = isinstance(value, wanted) or whole_for_float
+        if isinstance(value, bool) or not (right or (value is None and kind.endswith("?"))):
+            return None
+    return sample
+
+
+def convert(lines: Path, folder: Path) -> Telemetry:
+    """JSON lines to telemetry.parquet; what they told, with no cost when the sampler died before telling it."""
+    from colo_lib.frames import write_frame
+
+    told = read_lines(lines)
+    columns = {name: [row[name] for row in told.rows] for name in TELEMETRY} if told.rows else {}
+    write_frame(folder, "telemetry", columns)
+    return told
 
 
 if __name__ == "__main__":

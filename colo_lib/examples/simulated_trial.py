@@ -40,7 +40,16 @@ def workload_frames(
         frames["requests"] = pd.concat([rows for _, rows in streams]).sort_values("submitted_ns", ignore_index=True)
     if rates["embed_sequences_per_s"] > 0:
         frames["embed"] = _batches(params, rates["embed_sequences_per_s"], now_ns, end_ns, rng)
+    if step == "step3":
+        frames["slices"] = _turns(params, now_ns, end_ns)
     return frames
+
+
+def _turns(params: Params, now_ns: int, end_ns: int) -> pd.DataFrame:
+    """Equal turns of `slice_ms`, gen first."""
+    starts = np.arange(now_ns, end_ns, int(params.slice_ms * S / 1000))
+    names = np.where(np.arange(len(starts)) % 2, "embed", "gen")
+    return pd.DataFrame({"workload": names, "start_ns": starts, "end_ns": [*starts[1:], end_ns]})
 
 
 def _stream(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,7 +23,14 @@ class EmbedProcess:
     """One embedding process under guard, on `devices` of the placement."""
 
     def __init__(
-        self, params: Params, devices: tuple[str, ...], python: Path, model: str, log: Path, socket_path: Path
+        self,
+        params: Params,
+        devices: tuple[str, ...],
+        python: Path,
+        model: str,
+        log: Path,
+        socket_path: Path,
+        shared: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.params = params
         on_cpu = params.device == "cpu"
@@ -42,7 +50,7 @@ class EmbedProcess:
             "embed",
             [str(python), str(WORKER), json.dumps(job)],
             log,
-            env=environment(params, devices),
+            env=environment(params, devices, shared),
             cpus=[int(core) for core in devices] if on_cpu else (),
             nice=ENGINE_NICE if on_cpu else 0,
         )
@@ -72,8 +80,10 @@ class EmbedProcess:
         self.child.stop()
 
 
-def environment(params: Params, devices: tuple[str, ...]) -> dict[str, str]:
-    """The embedding process's environment."""
+def environment(
+    params: Params, devices: tuple[str, ...], shared: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The embedding process's environment, with the mechanism's additions."""
     additions = {"TOKENIZERS_PARALLELISM": "false"}
     if params.weights == "dummy":
         additions["HF_HUB_OFFLINE"] = "1"
@@ -82,7 +92,7 @@ def environment(params: Params, devices: tuple[str, ...]) -> dict[str, str]:
         additions["CUDA_VISIBLE_DEVICES"] = ""
     else:
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return child_environment(additions)
+    return child_environment(additions | dict(shared))
 
 
 def read_rows(file: Path) -> np.ndarray:

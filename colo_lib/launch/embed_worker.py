@@ -5,8 +5,10 @@ Run as a file by the interpreter that has torch and transformers; needs nothing 
     python embed_worker.py '{"socket": …, "config": …, …}'
 
 It loads the model, opens a Unix socket and answers one JSON line with one JSON line:
-`{"do": "start", "pause_s": 0}`, `{"do": "status"}`, `{"do": "stop", "to": FILE}` (FILE receives int64 rows of
-started_ns, done_ns, sequences, tokens), `{"do": "quit"}`. Times are CLOCK_MONOTONIC.
+`{"do": "start", "duty": 1, "micro_batch_size": 0, "stall_s": 0}`, `{"do": "pace", "duty": 0.5}`, `{"do": "status"}`,
+`{"do": "stop", "to": FILE}` (FILE receives int64 rows of started_ns, done_ns, sequences, tokens), `{"do": "quit"}`.
+Times are CLOCK_MONOTONIC. A batch is embedded in forward passes of `micro_batch_size` sequences (0: in one); after each
+the worker rests so that it works for `duty` of the time, though never so long that no batch is done within `stall_s`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import time
 from typing import Any
 
 INPUT_VARIANTS = 8
+# Of the time that embed may go without a finished batch, how much is planned with: the rest is for what takes longer.
+STALL_SHARE = 0.8
 
 
 def build_model(job: dict[str, Any]) -> Any:
@@ -57,6 +61,37 @@ def pool(states: Any, mask: Any, how: str) -> Any:
     return torch.nn.functional.normalize(vectors.float(), dim=-1)
 
 
+class Pacing:
+    """How long to rest after each forward pass: for a duty cycle, within what embed's own stall SLO leaves.
+
+    `duty` is the share of the time that may be worked, (0, 1]; `stall_s` the longest time without a finished batch
+    (0: no such bound).
+    """
+
+    def __init__(self, duty: float = 1.0, micro_batch_size: int = 0, stall_s: float = 0.0) -> None:
+        self.duty, self.micro_batch_size, self.stall_s = float(duty), int(micro_batch_size), float(stall_s)
+        self.last_done_s = time.monotonic()
+        self.worked_s = self.rested_s = 0.0
+
+    def rest_s(self, busy_s: float, passes_left: int, now_s: float) -> float:
+        """Seconds to rest after a pass that took `busy_s`, `passes_left` (>= 1) before the next batch is done.
+
+        busy * (1 / duty - 1), but no more than an even part of the slack: what is left until embed's stall bound
+        when the passes to come have taken their time. There are as many rests to come as passes.
+        """
+        rest_s = busy_s * (1.0 / self.duty - 1.0)
+        if self.stall_s:
+            slack_s = self.last_done_s + STALL_SHARE * self.stall_s - now_s - passes_left * busy_s
+            rest_s = min(rest_s, max(0.0, slack_s) / passes_left)
+        self.worked_s, self.rested_s = busy_s, rest_s
+        return rest_s
+
+    def worked_share(self) -> float:
+        """The duty of the last pass: above the one asked for where the stall bound cut its rest short."""
+        whole_s = self.worked_s + self.rested_s
+        return self.worked_s / whole_s if whole_s else 1.0
+
+
 class Worker:
     """The embedding loop in the main thread, its commands in another."""
 
@@ -73,46 +108,68 @@ class Worker:
         self.mask = torch.ones(shape[1:], dtype=torch.long)
         self.rows = array.array("q")
         self.going, self.idle, self.over = threading.Event(), threading.Event(), threading.Event()
+        self.stopping = threading.Event()
         self.idle.set()
-        self.pause_s = 0.0
+        self.pacing = Pacing()
         self.error: str | None = None
+        self.known: dict[str, Any] = {}
 
-    def embed_once(self, number: int) -> Any:
-        """One batch: host ids in, unit vectors back on the host, so that a batch is done when it says so."""
+    def embed_batch(self, number: int) -> None:
+        """One batch, in forward passes of `micro_batch_size`, a rest after each; a row when its last pass is done."""
+        batch = self.inputs[number % INPUT_VARIANTS]
+        parts = batch.split(self.pacing.micro_batch_size or len(batch))
+        started = time.monotonic_ns()
+        for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            began_s = time.monotonic()
+            self.forward(part)
+            busy_s = time.monotonic() - began_s
+            if not left:
+                self.rows.extend((started, time.monotonic_ns(), len(batch), batch.numel()))
+                self.pacing.last_done_s = time.monotonic()
+            self.rest(self.pacing.rest_s(busy_s, left or len(parts), time.monotonic()))
+
+    def forward(self, inputs: Any) -> Any:
+        """(sequences, tokens) ids to (sequences, width) unit vectors, back on the host."""
         with self.torch.inference_mode():
             device = self.job["torch_device"]
-            ids = self.inputs[number % INPUT_VARIANTS].to(device, non_blocking=True)
-            mask = self.mask.to(device)
+            ids = inputs.to(device, non_blocking=True)
+            mask = self.mask[: len(inputs)].to(device)
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             return pool(states, mask, self.job["pooling"]).cpu()
 
+    def rest(self, seconds: float) -> None:
+        """Wait, but not beyond an order to stop: what is left of the batch then runs flat out."""
+        if seconds > 0 and self.going.is_set():
+            self.stopping.wait(seconds)
+
     def loop(self) -> None:
         """Embed while told to go; a row a batch."""
-        number, tokens = 0, self.job["batch_size"] * self.job["sequence_tokens"]
+        number = 0
         while not self.over.is_set():
             if not self.going.wait(0.05):
                 self.idle.set()
                 continue
             self.idle.clear()
             try:
-                started = time.monotonic_ns()
-                self.embed_once(number)
-                self.rows.extend((started, time.monotonic_ns(), self.job["batch_size"], tokens))
+                self.embed_batch(number)
             except Exception as error:  # Told to the owner, who ends the trial.
                 self.error = f"{type(error).__name__}: {error}"
                 self.going.clear()
             number += 1
-            if self.pause_s:
-                time.sleep(self.pause_s)
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Carry out one order."""
         do = order.get("do")
         if do == "start":
-            self.rows, self.error, self.pause_s = array.array("q"), None, float(order.get("pause_s", 0.0))
+            self.rows, self.error = array.array("q"), None
+            self.pacing = Pacing(order.get("duty", 1.0), order.get("micro_batch_size", 0), order.get("stall_s", 0.0))
+            self.stopping.clear()
             self.going.set()
+        elif do == "pace":
+            self.pacing.duty = float(order["duty"])
         elif do == "stop":
             self.going.clear()
+            self.stopping.set()
             self.idle.wait(120)
             with open(order["to"], "wb") as file:
                 file.write(self.rows.tobytes())
@@ -122,14 +179,18 @@ class Worker:
             return {"error": f"unknown order {do!r}"}
         done = len(self.rows) // 4
         last = self.rows[4 * done - 3] if done else None
-        return {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()} | self.facts()
+        paced = {"duty": self.pacing.worked_share()}
+        return {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()} | paced | self.facts()
 
     def facts(self) -> dict[str, Any]:
         """What ran where: versions, parameter count, vector width."""
         import transformers
 
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"torch": self.torch.__version__, "transformers": transformers.__version__, "parameters": count}
+        if not self.known:
+            count = sum(parameter.numel() for parameter in self.model.parameters())
+            versions = {"torch": self.torch.__version__, "transformers": transformers.__version__}
+            self.known = versions | {"parameters": count}
+        return self.known
 
     def serve(self, path: str) -> None:
         """Answer orders, one connection at a time, until told to quit."""
@@ -154,7 +215,7 @@ class Worker:
 def main() -> None:
     """Load, warm once, then serve orders beside the loop."""
     worker = Worker(json.loads(sys.argv[1]))
-    worker.embed_once(0)
+    worker.forward(worker.inputs[0])
     server = threading.Thread(target=worker.serve, args=(worker.job["socket"],), daemon=True)
     server.start()
     print("embed: ready", worker.facts(), flush=True)

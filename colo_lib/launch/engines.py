@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,6 +21,8 @@ from colo_lib.errors import StepFailed
 from colo_lib.launch.embed import EmbedProcess
 from colo_lib.launch.gen import GenHandle, GenServer
 from colo_lib.launch.logs import tail
+from colo_lib.launch.mechanisms import check_mechanism, start_mechanism, witness
+from colo_lib.launch.mechanisms.base import Mechanism, Tenants
 from colo_lib.launch.models import resolve_models
 from colo_lib.launch.orders import Handle
 from colo_lib.launch.placement import Placement
@@ -42,13 +45,21 @@ class Handles:
     owner_pid: int
     gen: GenHandle | None
     embeds: tuple[Handle, ...]
+    tensor_parallel: int = 1
+    mechanism: dict[str, Any] | None = None
+    """What the mechanism's `facts` say; None where cores stand in for GPUs."""
 
     def pids(self) -> dict[str, list[int]]:
         """Root pids of each workload."""
         return {"gen": [self.gen.pid] if self.gen else [], "embed": [handle.pid for handle in self.embeds]}
 
+    def evidence(self) -> dict[str, Any] | None:
+        """Proof that the engines share the GPU as they should; raises StepFailed when they do not."""
+        return witness(self.mechanism, Tenants(self.pids(), {"gen": self.tensor_parallel, "embed": 1}))
+
     def check_alive(self) -> None:
-        """Raises StepFailed, with the log's end, when an engine's root process is gone."""
+        """Raises StepFailed, with the log's end, when an engine's root process or the mechanism is gone."""
+        check_mechanism(self.mechanism)
         for name, handle in [("gen", self.gen), *(("embed", embed) for embed in self.embeds)]:
             if handle is not None and not _running(handle.pid):
                 raise StepFailed(f"{name} (pid {handle.pid}) ended unasked; its last lines:\n{tail(Path(handle.log))}")
@@ -68,26 +79,47 @@ class Engines:
         self.params, self.placement, self.runtime, self.logs = params, placement, runtime, logs
         self.gen: GenServer | None = None
         self.embeds: list[EmbedProcess] = []
+        self.mechanism: Mechanism | None = None
+        self.facts: dict[str, Any] | None = None
         self.ready_s: dict[str, float] = {}
 
     def start(self, want_gen: bool, want_embed: bool, tick: Tick = silent) -> Handles:
-        """Start what is wanted and not there yet, gen first: vLLM sizes its cache by what is free when it starts."""
+        """Start the mechanism, then what is wanted and not there yet, one after the other.
+
+        gen first: vLLM sizes its cache by what is free when it starts. Raises StepFailed when one cannot be started
+        or the engines do not share as they should.
+        """
         models = resolve_models(self.params)
         self.logs.mkdir(parents=True, exist_ok=True)
         name = self.placement.step
+        if self.mechanism is None:
+            self.mechanism = start_mechanism(self.params, self.placement, self.runtime, self.logs)
         if want_gen and self.gen is None:
             log = self.logs / f"gen-{name}.log"
             model = models.gen.source(self.params.weights)
-            self.gen = GenServer(self.params, self.placement, models.gen_python, model, log)
+            self.gen = GenServer(self.params, self.placement, models.gen_python, model, log, self._shared("gen"))
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
             for number, devices in enumerate(self.placement.embed_devices):
                 log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
                 socket.unlink(missing_ok=True)
                 python, model = models.embed_python, models.embed.source(self.params.weights)
-                self.embeds.append(EmbedProcess(self.params, devices, python, model, log, socket))
-            self.ready_s["embed"] = sum(process.wait_ready(tick) for process in self.embeds)
+                shared = self._shared("embed", number)
+                self.embeds.append(EmbedProcess(self.params, devices, python, model, log, socket, shared))
+                self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
+        self._attach()
         return self.handles()
+
+    def _shared(self, workload: str, number: int = 0) -> dict[str, str]:
+        return self.mechanism.environment(workload, number) if self.mechanism else {}
+
+    def _attach(self) -> None:
+        """Prove once that the engines share as they should, and keep who serves them: a later one is another."""
+        if self.mechanism is None:
+            return
+        self.facts = self.mechanism.facts()
+        evidence = self.handles().evidence() or {}
+        self.facts["servers"] = evidence.get("servers", [])
 
     def handles(self) -> Handles:
         """What runs now."""
@@ -96,15 +128,20 @@ class Engines:
             owner_pid=os.getpid(),
             gen=self.gen.handle if self.gen else None,
             embeds=tuple(process.handle for process in self.embeds),
+            tensor_parallel=self.placement.tensor_parallel,
+            mechanism=self.facts,
         )
 
     def stop(self) -> None:
-        """End all of them, the embedder first; nothing of them lives afterwards."""
+        """End all of them, the embedder first, then the mechanism; nothing of them lives afterwards."""
         for process in self.embeds:
             process.stop()
         if self.gen is not None:
             self.gen.stop()
+        mechanism, self.mechanism, self.facts = self.mechanism, None, None
         self.embeds, self.gen = [], None
+        if mechanism is not None:
+            mechanism.close()
 
 
 def publish(handles: Handles, file: Path) -> None:
@@ -119,9 +156,14 @@ def published(placement: Placement) -> Handles | None:
     with suppress(OSError, ValueError, KeyError):
         told = json.loads(Path(os.environ[ENGINES_FILE]).read_text())
         if told["key"] == repr(placement.engine_key()) and _running(told["owner_pid"]):
-            gen = GenHandle(**told["gen"]) if told["gen"] else None
-            return Handles(told["key"], told["owner_pid"], gen, tuple(Handle(**one) for one in told["embeds"]))
+            return from_plain(told)
     return None
+
+
+def from_plain(told: dict[str, Any]) -> Handles:
+    """Handles as they were before they became plain values."""
+    gen = GenHandle(**told["gen"]) if told["gen"] else None
+    return Handles(**(told | {"gen": gen, "embeds": tuple(Handle(**one) for one in told["embeds"])}))
 
 
 @contextmanager

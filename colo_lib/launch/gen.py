@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import os
 import secrets
 import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.placement import Placement
@@ -67,8 +69,10 @@ def extra_args(params: Params) -> list[str]:
     return words
 
 
-def environment(params: Params, placement: Placement, key: str) -> dict[str, str]:
-    """The server's environment; the API key travels here, never in the command line."""
+def environment(
+    params: Params, placement: Placement, key: str, shared: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The server's environment with the mechanism's additions; the API key travels here, never in the command line."""
     additions = {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
@@ -93,7 +97,9 @@ def environment(params: Params, placement: Placement, key: str) -> dict[str, str
         # A forked engine core would be invisible to Nsight Systems.
         additions["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(placement.gen_devices)
-    return child_environment(additions)
+        # NVLink multicast (NVLS) has put shared hosts out of service; who wants it says so in the environment.
+        additions["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
+    return child_environment(additions | dict(shared))
 
 
 def free_port(wanted: int = 0) -> int:
@@ -111,14 +117,22 @@ def free_port(wanted: int = 0) -> int:
 class GenServer:
     """One vLLM server under guard."""
 
-    def __init__(self, params: Params, placement: Placement, python: Path, model: str, log: Path) -> None:
+    def __init__(
+        self,
+        params: Params,
+        placement: Placement,
+        python: Path,
+        model: str,
+        log: Path,
+        shared: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.params = params
         key, port = secrets.token_urlsafe(24), free_port(params.gen_port)
         self.child = Child(
             "gen",
             command(params, python, model, port, placement),
             log,
-            env=environment(params, placement, key),
+            env=environment(params, placement, key, shared),
             cpus=[int(core) for core in placement.gen_devices] if params.device == "cpu" else (),
             nice=ENGINE_NICE if params.device == "cpu" else 0,
         )

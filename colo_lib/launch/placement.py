@@ -49,6 +49,8 @@ def place(step: str, params: Params) -> Placement:
         told = f"parameter 'devices' = {params.devices!r} names one"
         raise InputError(f"{step} needs two devices, {told}: leave the step out of 'steps'")
     one = devices if params.device == "cpu" else devices[:1]
+    gen: tuple[str, ...]
+    embed: tuple[tuple[str, ...], ...]
     if step == "configA":
         gen, embed, used = devices[:1], (devices[1:2],), devices[:2]
     elif step == "configB":

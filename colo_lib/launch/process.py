@@ -31,11 +31,14 @@ INHERITED = (
     "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
     "NVSHMEM_DISABLE_NVLS",
 )  # fmt: skip
+# Names, by comma, that are inherited too: a profiler's injection, which must reach every process below it.
+PASSED_ON = "COLO_PASS_ON"
 
 
 def child_environment(additions: Mapping[str, str], inherited: Sequence[str] = INHERITED) -> dict[str, str]:
     """The allow-listed part of our environment, with `additions` on top."""
-    return {name: os.environ[name] for name in inherited if name in os.environ} | dict(additions)
+    passed_on = [PASSED_ON, *os.environ[PASSED_ON].split(",")] if PASSED_ON in os.environ else []
+    return {name: os.environ[name] for name in [*inherited, *passed_on] if name in os.environ} | dict(additions)
 
 
 class Child:

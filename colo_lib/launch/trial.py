@@ -15,21 +15,14 @@ from colo_lib.capture.telemetry import convert
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.gen import server_counters
-from colo_lib.launch.loads import (
-    Loads,
-    collect,
-    package_environment,
-    start_client,
-    stop_quietly,
-    wait_steady,
-    watch_window,
-)
-from colo_lib.launch.orders import order
+from colo_lib.launch.loads import collect, package_environment, wait_steady, watch_window
+from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.strangers import StrangerMeter
-from colo_lib.launch.turns import end_alternator, start_alternator
+from colo_lib.launch.turns import end_alternator
+from colo_lib.launch.under_load import begin, connect
 from colo_lib.launch.window import Window, measure
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
@@ -51,7 +44,7 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
         "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
         "mechanism": placement.mechanism, "status": "failed", "reason": None,
         "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices},
-        "pids": handles.pids(), "latency_clock": "client",
+        "pids": handles.pids(), "latency_clock": "client", "pacing": pacing_record(params, placement),
     }  # fmt: skip
     try:
         check_disk(partial)
@@ -85,16 +78,11 @@ def _close(partial: Path, folder: Path, record: dict[str, Any]) -> None:
 def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> dict[str, Any]:
     handles.check_alive()
     runtime = stack.enter_context(runtime_folder())
-    loads = Loads(None, handles.embeds if placement.runs_embed else ())
-    if placement.runs_gen:
-        loads.client = start_client(params, handles, runtime, folder, stack)
+    loads = connect(params, placement, handles, runtime, folder, stack)
     sampler = start_sampler(params, placement, handles, runtime, folder, stack)
-    for _, handle in loads.each():
-        order(handle, "start")
-        stack.callback(stop_quietly, handle, runtime)
-    if placement.mechanism == "cpu-alternating":
-        loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
+    begin(params, placement, handles, loads, runtime, folder, stack)
     wait_steady(params, loads, handles)
+    before = handles.evidence()
     meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
@@ -103,14 +91,22 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     counters.append(_counters(placement, handles))
     end_ns = start_ns + int(params.window_s * 1e9)
     stranger_cores = meter.stop(time.monotonic())
+    after = handles.evidence()
     memory = memory_gib(handles)
     for alternator in loads.mechanism:
         end_alternator(alternator, runtime, folder)
     collect(loads, runtime, folder)
     sampler.stop()
-    cost = convert(runtime / "telemetry.jsonl", folder)
+    told = convert(runtime / "telemetry.jsonl", folder)
+    if params.device == "cuda":
+        memory = told.memory_gib(start_ns, end_ns)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
-    return measure(params, placement, folder, window) | {"memory_gib": memory, "telemetry_cost": cost}
+    record = measure(params, placement, folder, window)
+    if told.lost():
+        reasons = [record["reason"], f"NVML lost GPU {', '.join(told.lost())}: restart the host"]
+        record |= {"status": "invalid", "reason": "; ".join(filter(None, reasons))}
+    record |= {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
+    return record | {"mechanism_evidence": before and {"before": before, "after": after}}
 
 
 def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:
@@ -135,7 +131,7 @@ def start_sampler(
 
 
 def memory_gib(handles: Handles) -> dict[str, float | None]:
-    """Proportional memory of each workload's processes and what is available, GiB."""
+    """Proportional host memory of each workload's processes and what is available, GiB."""
     import psutil
 
     found: dict[str, float | None] = {}

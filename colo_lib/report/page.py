@@ -80,7 +80,7 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + _part(found, "pays")
         + details("Kept fractions", _part(found, "kept-table"), opened=False),
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
-        "clauses": _part(found, "clauses") + _part(found, "null"),
+        "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
         + details("Means by step", _part(found, "telemetry-table"), opened=False),

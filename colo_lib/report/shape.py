@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from colo_lib.analyse.steps_table import number, with_interval
@@ -97,7 +100,19 @@ def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
         interval = f"95 % interval {number(null['low'])} to {number(null['high'])}, which {holds}"
     else:
         interval = "no interval: it needs two odd and two even blocks"
-    return f"{step} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
+    told = f"{step} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
+    least = null.get("smallest_detectable", float("nan"))
+    return told + (
+        f" The smallest difference that these blocks show 4 times in 5: {least:.1%}." if least == least else ""
+    )
+
+
+def time_sentence(manifest: Mapping[str, Any]) -> str:
+    """How much of a run's time was measurement; `manifest` is the run's."""
+    measured_s, total_s = manifest.get("measured_s"), manifest.get("total_s")
+    if not measured_s or not total_s:
+        return "How much of the run's time was measurement is not recorded."
+    return f"Measured {measured_s:.0f} s in windows of {total_s:.0f} s in all: {measured_s / total_s:.0%} of the time."
 
 
 def kept_words(kept: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_lib.capture.manifest import seal, write_json
+from colo_lib.capture.manifest import seal, trial_records, write_json
 from colo_lib.errors import StepFailed
 from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
 from colo_lib.launch.runtime import runtime_folder
@@ -98,7 +98,15 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
             left = seconds_left(params, plan[number:], keeper.start_s, keeper.key)
             say(progress_line(number, len(plan), folder, trial, failure, left))
     note_seconds(folder, time.monotonic() - began)
+    say(time_line(folder))
     return Outcome(folder if failures else seal(folder), failures)
+
+
+def time_line(folder: Path) -> str:
+    """Seconds inside windows of the seconds in all, over every sitting of this folder."""
+    measured_s = sum(record.get("window_s") or 0.0 for record in trial_records(folder))
+    total_s = json.loads((folder / "start.json").read_text())["total_s"]
+    return f"measured {measured_s:.0f} s in windows of {total_s:.0f} s in all ({measured_s / max(total_s, 1e-9):.0%})"
 
 
 def note_seconds(folder: Path, seconds: float) -> None:

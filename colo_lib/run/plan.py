@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from colo_lib.errors import InputError
 from colo_lib.launch.placement import Placement, place
 from colo_lib.params import Params
-
-NOT_BUILT = ("mps", "mig", "sm-partition")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ def plan_trials(params: Params) -> list[PlannedTrial]:
     blocks on one set of engines before the next is started.
     """
     placements = [place(step, params) for step in params.step_names()]
-    refuse_unbuilt(placements)
     sets: dict[tuple[object, ...], list[Placement]] = {}
     for placement in placements:
         sets.setdefault(placement.engine_key(), []).append(placement)
@@ -45,14 +41,6 @@ def plan_trials(params: Params) -> list[PlannedTrial]:
         for block in range(1, params.blocks + 1)
         for placement in (steps if block % 2 else steps[::-1])
     ]
-
-
-def refuse_unbuilt(placements: list[Placement]) -> None:
-    """Raises InputError naming a step whose mechanism cannot be started yet: it would be measured as another."""
-    unbuilt = [placement for placement in placements if placement.mechanism in NOT_BUILT]
-    if unbuilt:
-        names = ", ".join(f"{placement.step} ({placement.mechanism})" for placement in unbuilt)
-        raise InputError(f"{names}: this version cannot start that mechanism on a GPU; leave the step out of 'steps'")
 
 
 def expected_trial_s(params: Params) -> float:

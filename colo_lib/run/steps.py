@@ -16,7 +16,6 @@ from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
 from colo_lib.run.folder import begin, counts, held, trial_status
-from colo_lib.run.plan import refuse_unbuilt
 from colo_lib.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def record_trials(params: Params, step: str, folder: Path) -> None:
     if not missing:
         return
     placement = place(step, params)
-    refuse_unbuilt([placement])
     with ExitStack() as stack:
         handles = stack.enter_context(engines_for(params, placement, folder / "logs", Progress()))
         for block in missing:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
-
-from colo_lib.errors import InputError
 from colo_lib.params import check
 from colo_lib.run.plan import plan_trials, seconds_left
 
@@ -41,12 +38,6 @@ def test_all_meets_every_step_in_every_block() -> None:
     told = order(blocks=2, interleave="all")
     assert {block for _, block in told[:6]} == {1}
     assert [step for step, _ in told[6:]] == [step for step, _ in told[:6]][::-1]
-
-
-def test_a_mechanism_that_cannot_be_started_is_never_measured_as_another() -> None:
-    with pytest.raises(InputError, match=r"step2 \(mps\)"):
-        order(device="cuda", steps="step1,step2")
-    assert order(device="cuda", steps="step1,step3,step4", blocks=1)
 
 
 def test_time_left_counts_engine_starts() -> None:

@@ -1,0 +1,64 @@
+"""What a run's trials tell of gen's time per token: totals, clocks, and time in which gen was not let run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from colo_lib.analyse.estimate import Estimate, estimate
+from colo_lib.analyse.kept import by_block
+from colo_lib.analyse.loss import PerToken
+from colo_lib.schema import BASELINES
+
+GetFrame = Callable[[str, int, str], pd.DataFrame | None]
+SHARED = ("step2", "step3", "configB")
+RATE = "gen_tokens_per_s"
+
+
+def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFrame) -> dict[str, PerToken]:
+    """step -> its device time per token from unprofiled trials: 1 / mean rate; clock and waiting where they are known.
+
+    `telemetry`: `telemetry.summary`. Busy time needs a capture. Waiting is known where we took the turns ourselves
+    (`slices`): the share of the window outside gen's own turns; a step that runs gen alone waits for nobody.
+    """
+    found = {}
+    for step, trials in counted[counted[RATE] > 0].groupby("step"):
+        total_ns = 1e9 / float(by_block(trials, str(step), RATE).mean())
+        clocks = telemetry[(telemetry["step"] == step) & (telemetry["metric"] == "sm_clock_mhz")]
+        clock = float(clocks["mean"].mean()) if len(clocks) else None
+        share = _stopped_share(trials, get_frame) if step in SHARED else 0.0
+        waiting = None if share is None else share * total_ns
+        found[str(step)] = PerToken(total_ns, None, waiting, clock)
+    return found
+
+
+def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
+    """step -> (alone, shared) for every shared step whose baseline was measured too."""
+    return {
+        step: (found[str(BASELINES[step][0])], found[step])
+        for step in SHARED
+        if step in found and BASELINES[step][0] in found
+    }
+
+
+def loss_estimate(counted: pd.DataFrame, step: str, seed: int) -> Estimate:
+    """Time per token lost in `step` against its baseline, us: mean over blocks with its 95 % interval."""
+    times = [1e6 / by_block(counted, name, RATE) for name in (step, BASELINES[step][0])]
+    return estimate((times[0] - times[1]).dropna().to_numpy(), seed, least=-np.inf)
+
+
+def _stopped_share(trials: pd.DataFrame, get_frame: GetFrame) -> float | None:
+    """Share of the windows in which gen was stopped, None where nobody took turns."""
+    stopped_ns, window_ns = 0, 0
+    for trial in trials.to_dict("records"):
+        turns = get_frame(trial["step"], trial["trial"], "slices")
+        if turns is None:
+            return None
+        start_ns, end_ns = int(trial["window_start_ns"]), int(trial["window_end_ns"])
+        own = turns[turns["workload"] == "gen"]
+        ran = (own["end_ns"].clip(upper=end_ns) - own["start_ns"].clip(lower=start_ns)).clip(lower=0).sum()
+        stopped_ns += end_ns - start_ns - int(ran)
+        window_ns += end_ns - start_ns
+    return stopped_ns / window_ns if window_ns else None

@@ -1,0 +1,178 @@
+"""One capture of a step: both workloads under load below nsys, a recorded window of their steady state, its export.
+
+A capture explains; it is never used for throughput. Whatever goes wrong with it is told in its capture.json and leaves
+the trials as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from colo_lib.capture.export_check import missing_workloads
+from colo_lib.capture.manifest import write_json
+from colo_lib.capture.session import Session
+from colo_lib.errors import ColoError, StepFailed
+from colo_lib.launch.engines import Handles
+from colo_lib.launch.loads import collect, wait_steady, watch_window
+from colo_lib.launch.pacing import pacing_record
+from colo_lib.launch.placement import Placement
+from colo_lib.launch.turns import end_alternator
+from colo_lib.launch.under_load import begin, connect
+from colo_lib.launch.window import Window, measure
+from colo_lib.params import Params
+from colo_lib.paths import CAPTURE, PARTIAL
+from colo_lib.schema import SCHEMA_VERSION
+
+EXPORT = "trace.sqlite"
+REPORT = "trace.nsys-rep"
+# A report of this size or less is kept beside its export, for Nsight's own window.
+KEPT_REPORT_BYTES = 64 * 2**20
+# What an export may need, as a multiple of its report.
+EXPORT_GROWTH = 6
+LEAST_FREE_BYTES = 512 * 2**20
+
+
+def blank(params: Params, placement: Placement) -> dict[str, Any]:
+    """The record of a capture of which nothing is known yet."""
+    return {
+        "schema_version": SCHEMA_VERSION, "step": placement.step, "mechanism": placement.mechanism,
+        "status": "failed", "reason": None, "window_ns": None, "clock": None,
+        "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices}, "pids": {"gen": [], "embed": []},
+        "traced": "cuda" if params.device == "cuda" else "osrt",
+        "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
+        "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None}, "pacing": pacing_record(params, placement),
+        "exports": [], "nsys_version": None, "command": [],
+    }  # fmt: skip
+
+
+def write_absent(params: Params, placement: Placement, target: Path, reason: str) -> dict[str, Any]:
+    """A capture folder that says only why there is no capture."""
+    target.mkdir(parents=True, exist_ok=True)
+    record = blank(params, placement) | {"status": "absent", "reason": reason}
+    write_json(target / CAPTURE, record)
+    return record
+
+
+def capture_step(
+    params: Params, placement: Placement, session: Session, handles: Handles, target: Path
+) -> dict[str, Any]:
+    """Record one window of `placement` into the folder `target`; returns the content of its capture.json.
+
+    A capture that fails is recorded with its cause and raised as StepFailed. The folder gets its name when it is closed.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "logs").mkdir(parents=True)
+    record = blank(params, placement) | {"command": session.command}
+    try:
+        with ExitStack() as stack:
+            record |= {"nsys_version": session.version()}
+            record |= _recorded(params, placement, session, handles, partial, stack)
+        record |= _exported(params, session, partial, record)
+    except (ColoError, OSError, KeyboardInterrupt) as error:
+        record["reason"] = str(error) or type(error).__name__
+        _close(partial, target, record)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise StepFailed(record["reason"]) from error
+    _close(partial, target, record | {"status": "done"})
+    return record | {"status": "done"}
+
+
+def _close(partial: Path, target: Path, record: dict[str, Any]) -> None:
+    with suppress(OSError):
+        write_json(partial / CAPTURE, record)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+
+def _recorded(
+    params: Params, placement: Placement, session: Session, handles: Handles, folder: Path, stack: ExitStack
+) -> dict[str, Any]:
+    _check_disk(folder, 0)
+    frames = session.runtime / f"frames-{placement.step}"
+    shutil.rmtree(frames, ignore_errors=True)
+    frames.mkdir()
+    handles.check_alive()
+    loads = connect(params, placement, handles, session.runtime, folder, stack)
+    begin(params, placement, handles, loads, session.runtime, folder, stack)
+    wait_steady(params, loads, handles)
+    context_switches = session.start(folder / Path(REPORT).stem)
+    clock = clock_pair()
+    start_ns = time.monotonic_ns()
+    pids = {name: [pid for root in roots for pid in tree(root)] for name, roots in handles.pids().items()}
+    watch_window(params, loads, handles, start_ns + int(params.capture_s * 1e9))
+    end_ns = start_ns + int(params.capture_s * 1e9)
+    # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
+    for alternator in loads.mechanism:
+        end_alternator(alternator, session.runtime, frames)
+    collect(loads, session.runtime, frames)
+    session.stop()
+    told = measure(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
+    return {
+        "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids, "context_switches": context_switches,
+        "profiled": {name: told[name] for name in ("gen_tokens_per_s", "embed_sequences_per_s")},
+    }  # fmt: skip
+
+
+def clock_pair() -> dict[str, int]:
+    """The same moment by both clocks: nsys tells its session's start in UTC, everything else here is monotonic."""
+    before = time.monotonic_ns()
+    utc_ns = time.time_ns()
+    return {"monotonic_ns": (before + time.monotonic_ns()) // 2, "utc_ns": utc_ns}
+
+
+def tree(root: int) -> list[int]:
+    """A process and all below it."""
+    with suppress(psutil.Error):
+        return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+    return [root]
+
+
+def _exported(params: Params, session: Session, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Export the report and look whether each workload under load is in it."""
+    report, export = folder / REPORT, folder / EXPORT
+    if not report.exists():
+        raise StepFailed(_not_imported(session.runtime, folder))
+    _check_disk(folder, EXPORT_GROWTH * report.stat().st_size)
+    session.export(report, export)
+    running = {
+        name: record["pids"][name]
+        for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s"))
+        if record["profiled"][rate] is not None
+    }
+    missing = missing_workloads(export, running, on_gpu=params.device == "cuda")
+    if missing:
+        what = "GPU activity" if params.device == "cuda" else "event"
+        raise StepFailed(f"the export holds no {what} of {' and '.join(missing)}, though they worked in the window")
+    if report.stat().st_size > KEPT_REPORT_BYTES:
+        report.unlink()
+    return {"exports": [EXPORT]}
+
+
+def _not_imported(runtime: Path, folder: Path) -> str:
+    """Keep what the importer could not read, and say how to read it elsewhere."""
+    left = [*folder.glob("*.qdstrm"), *runtime.glob("*.qdstrm")]
+    if not left:
+        return "nsys stop left no report"
+    kept = folder / "trace.qdstrm"
+    if left[0] != kept:
+        shutil.move(left[0], kept)
+    return (
+        f"nsys recorded but could not import: {kept.name} is kept, not readable here; "
+        "a full Nsight Systems turns it into a report with QdstrmImporter -i"
+    )
+
+
+def _check_disk(folder: Path, more_bytes: int) -> None:
+    needed, free = LEAST_FREE_BYTES + more_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise StepFailed(
+            f"disk full: {folder} has {free / 2**20:.0f} MiB free, a capture needs {needed / 2**20:.0f}: make room"
+        )

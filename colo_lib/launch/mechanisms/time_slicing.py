@@ -1,0 +1,82 @@
+"""`time-sliced`: the driver's default, proved by the absence of MPS; steps that run one workload alone use it too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from colo_lib.errors import StepFailed
+from colo_lib.gpu_look import look_at_gpus, mps_clients
+from colo_lib.launch.mechanisms.base import Tenants
+from colo_lib.launch.placement import Placement
+
+DEFAULT_PIPE = Path("/tmp/nvidia-mps")
+
+
+class TimeSlicing:
+    """Keeps the engines away from any MPS daemon of the machine; there is nothing to start."""
+
+    name = "time-sliced"
+
+    def __init__(self, placement: Placement, runtime: Path) -> None:
+        self.placement = placement
+        self.empty = runtime / "no-mps"
+        self.empty.mkdir(mode=0o700, exist_ok=True)
+        self.default_daemon = (DEFAULT_PIPE / "control").exists()
+
+    def environment(self, workload: str, number: int = 0) -> dict[str, str]:
+        """Where a default daemon listens, a pipe folder that nobody listens in; elsewhere nothing of MPS at all."""
+        return {"CUDA_MPS_PIPE_DIRECTORY": str(self.empty)} if self.default_daemon else {}
+
+    def facts(self) -> dict[str, Any]:
+        """The empty pipe folder and the devices."""
+        return {
+            "mechanism": self.name,
+            "empty_pipe": str(self.empty),
+            "default_daemon": self.default_daemon,
+            "devices": list(self.placement.all_devices),
+        }
+
+    def close(self) -> None:
+        """Nothing was started."""
+        self.empty.rmdir()
+
+
+def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
+    """Evidence that no engine is an MPS client; raises StepFailed naming the process that is one or could be one.
+
+    Two witnesses: the pipe folder in each process's environment, and NVML's own list of MPS clients (in words, where
+    it could not be asked).
+    """
+    pids = [pid for trees in tenants.trees().values() for tree in trees for pid in tree]
+    pointed = {pid: told for pid in pids if (told := mps_variables(pid))}
+    for pid, told in pointed.items():
+        if told != {"CUDA_MPS_PIPE_DIRECTORY": facts["empty_pipe"]}:
+            raise StepFailed(f"void: pid {pid} carries {told}: it may be an MPS client, this step must have none")
+    clients = mps_clients(look_at_gpus())
+    attached = [] if isinstance(clients, str) else sorted(set(clients) & set(pids))
+    if attached:
+        raise StepFailed(
+            f"void: pids {attached} are MPS clients by NVML, this step must have none: end the machine's MPS daemon "
+            "(echo quit | nvidia-cuda-mps-control) or unset CUDA_MPS_PIPE_DIRECTORY"
+        )
+    return {
+        "mechanism": "time-sliced",
+        "mps_variables": {str(pid): told for pid, told in pointed.items()},
+        "default_daemon": facts["default_daemon"],
+        "mps_clients_by_nvml": clients,
+        "processes": len(pids),
+    }
+
+
+def mps_variables(pid: int) -> dict[str, str]:
+    """The CUDA_MPS_* part of a process's environment; empty when it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return {}
+    pairs = [os.fsdecode(word).partition("=") for word in words if word.startswith(b"CUDA_MPS_")]
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,103 @@
+"""Frames of the notebooks that look across runs (52-54), shaped for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.analyse.estimate import Estimate
+from colo_lib.analyse.loss import Loss, sentence, waterfall
+from colo_lib.analyse.published import SHARED_METRICS, STEPS, UNTOLD
+from colo_lib.analyse.steps_table import number, with_interval
+
+NONE = "—"
+CAPTURES_NEEDED = (
+    "Busy time and launches come from captures: on a GPU host with Nsight Systems, set capture_s and run again. "
+    "Until then what only a capture tells apart is one part."
+)
+
+
+def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.DataFrame:
+    """A row a step and part; the step's whole loss with its interval over blocks stands first."""
+    rows = []
+    for step, loss in found.items():
+        whole = estimates.get(step)
+        told = with_interval(whole.mean, whole.low, whole.high) if whole else number(float(loss.total_ns) / 1e3)
+        rows.append((step, "whole loss per token", told, "100%"))
+        rows += [
+            (step, row.label, number(row.us), f"{row.share:.0%}" if row.share == row.share else NONE)
+            for row in waterfall(loss).itertuples()
+        ]
+    return pd.DataFrame(rows, columns=["Step", "Part", "us per token [95 % interval]", "Share"])
+
+
+def loss_words(found: Mapping[str, Loss]) -> str:
+    """The waterfalls in words."""
+    return " ".join(sentence(loss, name) for name, loss in found.items()) or "No shared step with its baseline."
+
+
+def explanations(frame: pd.DataFrame) -> pd.DataFrame:
+    """`published_loss.explanations` as shown."""
+    return frame.set_axis(["Run", "Where", "It says", "Its own figures say"], axis=1)
+
+
+def beside(points: pd.DataFrame) -> pd.DataFrame:
+    """Runs side by side: a row a metric and step, a column a run."""
+    runs = list(dict.fromkeys(points["run"]))
+    cells = {(row.metric, row.step, row.run): _cell(row.low, row.mean, row.high) for row in points.itertuples()}
+    rows = []
+    for metric, (label, unit) in SHARED_METRICS.items():
+        for step in STEPS:
+            values = [cells.get((metric, step, run), NONE) for run in runs]
+            if any(value != NONE for value in values):
+                rows.append((f"{label}{f' ({unit})' if unit else ''}, {step}", *values))
+    return pd.DataFrame(rows, columns=["Metric and step", *runs])
+
+
+def mechanisms(
+    conditions: Mapping[str, Mapping[str, Any]], run_id: str, trials: pd.DataFrame
+) -> dict[tuple[str, str], str]:
+    """(run, step) -> mechanism, of the published runs and of one's own."""
+    told = {
+        (run, step): name for run, facts in conditions.items() for step, name in facts.get("mechanisms", {}).items()
+    }
+    own = zip(trials["step"], trials["mechanism"], strict=True)
+    return told | {(run_id, step): str(name) for step, name in own if step in STEPS}
+
+
+def _cell(low: float, mean: float, high: float) -> str:
+    return number(mean) if not high > low else f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
+def recomputed(changes: pd.DataFrame, identities: pd.DataFrame) -> pd.DataFrame:
+    """Every printed figure that follows from others, with what they give."""
+    rows = [
+        (row.run, f"{row.where}: {row.metric}", row.printed, _range(row.low, row.high), _agreement(row.agrees))
+        for row in changes.itertuples()
+    ]
+    rows += [
+        (row.run, row.what, number(row.printed), number(row.recomputed), _agreement(row.agrees))
+        for row in identities.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Run", "What", "Printed", "Recomputed", "To its rounding"])
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+
+
+def _agreement(agrees: bool) -> str:
+    return "agrees" if agrees else "DIFFERS"
+
+
+def unlike_sentence(differences: pd.DataFrame, runs: list[str]) -> str:
+    """In what each published run is known to differ from this one, and how much it did not tell."""
+    told = []
+    for run in runs:
+        rows = [row for _, row in differences.iterrows() if run in str(row["differs from"]).split(", ")]
+        silent = [row for row in rows if UNTOLD in (row[run], row["this run"])]
+        unlike = ", ".join(str(row["condition"]) for row in rows if UNTOLD not in (row[run], row["this run"]))
+        told.append(f"{run} differs in {unlike or 'nothing that was told'}; {len(silent)} conditions were not told")
+    return "Not alike, so not to be compared as if they were. " + ". ".join(told) + "."
