@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def naive(planted: Planted | Sequence[Kernel], window: tuple[int, int] | None = 
     totals = {GEN: 0, EMBED: 0, "both": 0, "any": 0}
     time = {GEN: 0, EMBED: 0}
     gaps, idle = [], 0
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in pairwise(ordered):
         running = [
             kernel.pid
             for kernel in kernels

@@ -89,7 +89,9 @@ def likely(found: list[Launcher]) -> Assignment:
 
 
 def _gen_score(item: Launcher) -> float:
-    named = {workload: bool(re.search(pattern, item.process.name, re.IGNORECASE)) for workload, pattern in NAMES.items()}
+    named = {
+        workload: bool(re.search(pattern, item.process.name, re.IGNORECASE)) for workload, pattern in NAMES.items()
+    }
     points = 4.0 * (named["gen"] - named["embed"])
     return points + 2.0 * (item.graph_count > 0 or item.node_kernels) + 1.0 * item.gen_kernels
 
@@ -102,7 +104,9 @@ def assign(capture: Capture, asked: Mapping[str, str]) -> tuple[Assignment, bool
     """
     found = launchers(capture)
     if not found:
-        raise InputError("no process launched work: the capture has no kernel and no graph launch")
+        files = ", ".join(str(export.get("file")) for export in capture.exports)
+        lost = "".join(f"; {words}" for words in capture.omissions)
+        raise InputError(f"{files}: no process launched work: there is no kernel and no graph launch{lost}")
     chosen = {workload: _matching(words, found) for workload, words in asked.items() if words.strip()}
     both = set(chosen.get("gen", [])) & set(chosen.get("embed", []))
     if both:

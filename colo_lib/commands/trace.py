@@ -22,8 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gen", default="", metavar="PID|NAME", help="gen's processes, by comma (default: the likely)")
     parser.add_argument("--embed", default="", metavar="PID|NAME", help="embed's processes (default: the likely)")
     parser.add_argument("--window", default="", metavar="START_S:END_S", help="seconds after the first session's start")
-    parser.add_argument("--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)")
-    parser.add_argument("--mechanism", default="", metavar="NAME", help="how the two shared the GPU, if you know: mps, …")
+    parser.add_argument(
+        "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)"
+    )
+    parser.add_argument(
+        "--mechanism", default="", metavar="NAME", help="how the two shared the GPU, if you know: mps, …"
+    )
     parser.add_argument(
         "--category", action="append", default=[], metavar="NAME=REGEX", help="a category of kernels of your own, first"
     )

@@ -32,8 +32,9 @@ def check(found: dict[str, Any], truth: Any) -> None:
     assert found["overlap_ns"] == truth.overlap_ns
     assert found["workloads"]["gen"]["busy_ns"] == truth.gen_ns
     assert found["workloads"]["embed"]["busy_ns"] == truth.embed_ns
-    assert found["workloads"]["gen"]["kernel_time_ns"] + found["workloads"]["gen"]["graph_time_ns"] == (
-        truth.kernel_time_ns[GEN]
+    assert (
+        found["workloads"]["gen"]["kernel_time_ns"] + found["workloads"]["gen"]["graph_time_ns"]
+        == (truth.kernel_time_ns[GEN])
     )
     assert found["gaps"]["count"] == len(truth.gaps_ns)
     assert found["gaps"]["total_ns"] == sum(truth.gaps_ns) == truth.window_ns - truth.busy_ns
@@ -245,7 +246,10 @@ def test_the_same_pid_in_two_sessions_is_two_processes(tmp_path: Path) -> None:
     assert assign(capture, {"gen": "777", "embed": "777@2"})[0] == {"gen": [0], "embed": [1]}
 
 
-@given(st.lists(st.tuples(times, st.integers(0, 60)), max_size=20), st.lists(st.tuples(times, st.integers(0, 60)), max_size=20))
+@given(
+    st.lists(st.tuples(times, st.integers(0, 60)), max_size=20),
+    st.lists(st.tuples(times, st.integers(0, 60)), max_size=20),
+)
 @settings(deadline=None)
 def test_interval_identities(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
     a, b = (_union(side) for side in (left, right))
