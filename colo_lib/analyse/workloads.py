@@ -111,17 +111,21 @@ def assign(capture: Capture, asked: Mapping[str, str]) -> tuple[Assignment, bool
     both = set(chosen.get("gen", [])) & set(chosen.get("embed", []))
     if both:
         raise InputError(f"process {found_label(found, both.pop())} is asked for as gen and as embed")
+    named = len(chosen)
     left = [item for item in found if not any(item.place in places for places in chosen.values())]
     guesses = likely(found if not chosen else left)
     for workload in WORKLOADS:
         if workload in chosen:
             continue
-        guess = guesses.get(workload) or (guesses.get(_other(workload)) if chosen else None)
+        guess = guesses.get(workload) or (guesses.get(_other(workload)) if named else None)
         if guess:
             chosen[workload] = guess
-    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, len(chosen) != len(
-        [words for words in asked.values() if words.strip()]
-    )
+    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, len(chosen) > named
+
+
+def matching(capture: Capture, words: str) -> list[int]:
+    """Places of the processes that `words` (pids or names, by comma) stand for; raises InputError for an unknown one."""
+    return _matching(words, launchers(capture))
 
 
 def found_label(found: list[Launcher], place: int) -> str:
