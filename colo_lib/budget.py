@@ -118,7 +118,7 @@ def _placements(params: Params, index: int) -> list[tuple[bool, bool, int]]:
     if params.device == "cpu":
         return [(True, True, 1)]  # weights split over two ranks lie in the same memory: their sum is the same
     found = []
-    if index == 0 and any(name.startswith("step") for name in steps):
+    if index == 0 and any(not name.startswith("config") for name in steps):
         found.append((True, True, 1))
     if "configA" in steps and index < 2:
         found.append((index == 0, index == 1, 1))

@@ -11,6 +11,7 @@ from colo_lib.errors import ColoError
 
 COMMANDS = {
     "run": "carry out the steps of a params file and write the report",
+    "sweep": "repeat a run over a grid of values",
     "report": "render a run folder as one HTML page",
     "list": "list the runs of this checkout",
     "trace": "tell what Nsight Systems captured: overlap, occupancy, idle gaps, categories",

@@ -1,4 +1,4 @@
-"""The two ways a command of the workbook ends badly, each with its exit code."""
+"""How a command of the workbook, or a step of a run, ends otherwise than well; each with its exit code."""
 
 
 class ColoError(Exception):
@@ -11,6 +11,12 @@ class InputError(ColoError):
     """Wrong input: the message names what is wrong and the remedy. Exit code 2."""
 
     exit_code = 2
+
+
+class StepSkipped(ColoError):
+    """A step that this machine cannot carry out, through no fault of anything: recorded as skipped, with the reason."""
+
+    exit_code = 1
 
 
 class StepFailed(ColoError):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from colo_lib.paths import REPOSITORY
@@ -99,12 +100,53 @@ def _one(nvml: Any, index: int) -> dict[str, Any]:
         "free_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).free / GIB,
         "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
         "mig": lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),
+        "mig_devices": lambda: mig_devices(nvml, handle),
+        "power_limit_default_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1000,
+        "sm_clock_max_mhz": lambda: int(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "clock_event_reasons": lambda: _event_reasons(nvml, handle),
+        "compute_capability": lambda: list(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
+        "ecc": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
         "compute_mode": lambda: int(nvml.nvmlDeviceGetComputeMode(handle)),
         "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         "compute_processes": lambda: _rows(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         "mps_processes": lambda: _rows(nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)),
     }
     return facts | {name: None if handle is None else _or_none(nvml, ask) for name, ask in asks.items()}
+
+
+def _event_reasons(nvml: Any, handle: Any) -> int:
+    """Bits of what holds the clocks down now; drivers before 535 know the call by its former name."""
+    try:
+        return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except (AttributeError, nvml.NVMLError_FunctionNotFound):
+        return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def mig_devices(nvml: Any, handle: Any) -> list[dict[str, Any]]:
+    """UUID, profile, memory (GiB), SMs and process pids of each MIG instance of a GPU."""
+    if not nvml.nvmlDeviceGetMigMode(handle)[0]:
+        return []
+    found = []
+    for index in range(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))):
+        instance = _or_none(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
+        if instance is not None:
+            found.append(_instance(nvml, instance))
+    return found
+
+
+def _instance(nvml: Any, instance: Any) -> dict[str, Any]:
+    attributes = nvml.nvmlDeviceGetAttributes(instance)
+    slices, gib = int(attributes.gpuInstanceSliceCount), attributes.memorySizeMB / 1024
+    name = _or_none(nvml, lambda: _text(nvml.nvmlDeviceGetName(instance))) or ""
+    return {
+        "uuid": _text(nvml.nvmlDeviceGetUUID(instance)),
+        # The device's name ends with "MIG 3g.71gb"; without it, the same from its parts.
+        "profile": name.rpartition("MIG ")[2] if "MIG " in name else f"{slices}g.{gib:.0f}gb",
+        "gib": gib,
+        "sms": int(attributes.multiprocessorCount),
+        "pids": [row["pid"] for row in _rows(nvml.nvmlDeviceGetComputeRunningProcesses(instance))],
+    }
 
 
 def _rows(processes: Any) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from colo_lib.errors import InputError
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-STEPS = ("step1", "step2", "step3", "step4", "configA", "configB")
+STEPS = ("step1", "step2", "step3", "step4", "mps-alone", "configA", "configB", "mig", "sm-partition")
 MAX_PARAMS_BYTES = 64 * 1024
 CELL_HEADING = "# Parameters, the same in every notebook: `colo run`, `papermill -f` and you may change them."
 INJECTED_HEADING = "# Parameters"
@@ -178,6 +178,12 @@ def _told(item: Any, fields: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else "?"
     help_text = fields[name].description if name in fields else ""
     return f"parameter {name!r} = {item['input']!r}: {item['msg']} ({help_text})"
+
+
+def typed(name: str, text: str) -> Any:
+    """A value given as text for parameter `name`: as it stands where the parameter is text, else read as YAML would."""
+    field = Params.model_fields.get(name)
+    return text if field is not None and field.annotation is str else yaml.safe_load(text)
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

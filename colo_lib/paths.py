@@ -13,6 +13,8 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 TRIAL = "trial.json"
+SWEEP = "sweep.json"
+CELL = "cell.json"
 CAPTURE = "capture.json"
 
 
@@ -56,3 +58,13 @@ def capture_folder(run: str | Path, step: str) -> Path:
 def frame_file(folder: str | Path, frame: str) -> Path:
     """A frame of a trial: gen, requests, embed, slices or telemetry."""
     return Path(folder) / f"{frame}.parquet"
+
+
+def cell_folder(sweep: str | Path, cell: str) -> Path:
+    """Folder of one cell of a sweep."""
+    return Path(sweep) / "cells" / check_run_id(cell)
+
+
+def cell_runs(cell: str | Path) -> Path:
+    """Folder that holds a cell's run."""
+    return Path(cell) / "runs"

@@ -51,16 +51,22 @@ STEP_TITLES = {
     "step2": "both, shared",
     "step3": "both, alternating",
     "step4": "embed alone",
+    "mps-alone": "gen alone, as an MPS client",
     "configA": "dedicated, one device each",
     "configB": "sharded over two devices and co-located",
+    "mig": "both, an instance each",
+    "sm-partition": "both, embed held to its SMs",
 }
 STEP_NOTEBOOKS = {
     "step1": "11-gen-alone",
     "step2": "12-both-shared",
     "step3": "13-both-alternating",
     "step4": "14-embed-alone",
+    "mps-alone": "17-mps-alone",
     "configA": "21-dedicated",
     "configB": "22-sharded-co-located",
+    "mig": "15-mig",
+    "sm-partition": "16-sm-partition",
 }
 # step -> device -> the mechanism's name (design: mps, time-sliced, mig, sm-partition, none)
 MECHANISMS = {
@@ -68,8 +74,13 @@ MECHANISMS = {
     "step2": {"cpu": "cpu-shared", "cuda": "mps"},
     "step3": {"cpu": "cpu-alternating", "cuda": "time-sliced"},
     "step4": {"cpu": "none", "cuda": "none"},
+    # Cores have no MPS: there it is step 1 again, the null.
+    "mps-alone": {"cpu": "none", "cuda": "mps"},
     "configA": {"cpu": "none", "cuda": "none"},
     "configB": {"cpu": "cpu-shared", "cuda": "mps"},
+    # Cores have neither: skipped there, with the reason.
+    "mig": {"cpu": "mig", "cuda": "mig"},
+    "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
 }
 # The step against which a shared step's kept fractions are taken: (for gen, for embed)
 BASELINES = {
@@ -77,6 +88,9 @@ BASELINES = {
     "step2": ("step1", "step4"),
     "step3": ("step1", "step4"),
     "step4": (None, "step4"),
+    "mps-alone": ("step1", None),
     "configA": ("configA", "configA"),
     "configB": ("configA", "configA"),
+    "mig": ("step1", "step4"),
+    "sm-partition": ("step1", "step4"),
 }

@@ -12,7 +12,7 @@ from colo_lib.analyse.estimate import CONFIDENCE, POWER, estimate
 from colo_lib.schema import BASELINES
 
 RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
-SHARED_STEPS = ("step2", "step3", "configA", "configB")
+SHARED_STEPS = ("mps-alone", "step2", "step3", "configA", "configB", "mig", "sm-partition")
 
 
 def by_block(counted: pd.DataFrame, step: str | None, column: str) -> pd.Series:

@@ -46,6 +46,7 @@ class Plan:
     bad_block: Mapping[int, float] = field(default_factory=dict)  # block -> factor on step 2's rates
     stall_s: Mapping[str, float] = field(default_factory=dict)  # step -> a hole in gen's tokens
     invalid: Mapping[tuple[str, int], str] = field(default_factory=dict)  # (step, trial) -> reason
+    device: str = "cpu"  # whose names of the mechanisms the trials carry
     seed: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +62,8 @@ def planted_rates(plan: Plan) -> pd.DataFrame:
     """A row a trial in running order: step, block and both rates per second, null where a workload is absent."""
     rng = np.random.default_rng(plan.seed)
     rows = []
-    for place, (step, block) in enumerate(order_of_trials(list(schema.BASELINES), plan.blocks)):
+    planted = [step for step in schema.BASELINES if step in plan.gen_kept or step in plan.embed_kept]
+    for place, (step, block) in enumerate(order_of_trials(planted, plan.blocks)):
         slowed = (1 - plan.drift_per_trial) ** place * (plan.bad_block.get(block, 1.0) if step == "step2" else 1.0)
         gen, embed = plan.gen_kept.get(step), plan.embed_kept.get(step)
         noise = np.exp(rng.normal(0, plan.noise, 2))
@@ -139,7 +141,7 @@ def _record(
         "step": step,
         "trial": trial,
         "block": trial,
-        "mechanism": schema.MECHANISMS[step]["cpu"],
+        "mechanism": schema.MECHANISMS[step][plan.device],
         "status": "invalid" if reason else "done",
         "reason": reason,
         "window_start_ns": start_ns,

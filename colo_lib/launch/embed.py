@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class EmbedProcess:
         log: Path,
         socket_path: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
+        held: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.params = params
         on_cpu = params.device == "cpu"
@@ -45,7 +47,7 @@ class EmbedProcess:
             "sequence_tokens": params.embed_sequence_tokens,
             "pooling": params.embed_pooling,
             "seed": params.seed,
-        }
+        } | dict(held)
         self.child = Child(
             "embed",
             [str(python), str(WORKER), json.dumps(job)],

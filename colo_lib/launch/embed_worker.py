@@ -14,6 +14,8 @@ the worker rests so that it works for `duty` of the time, though never so long t
 from __future__ import annotations
 
 import array
+import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -212,14 +214,28 @@ class Worker:
                             break
 
 
+def held(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Where this thread's GPU work stays on its SMs, if the job's `hold` says so (`mechanisms/sm_hold.py`)."""
+    if "hold" not in job:
+        return contextlib.nullcontext()
+    found = importlib.util.spec_from_file_location("sm_hold", job["hold"]["module"])
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    context: contextlib.AbstractContextManager[Any] = module.hold(job["hold"])
+    return context
+
+
 def main() -> None:
     """Load, warm once, then serve orders beside the loop."""
     worker = Worker(json.loads(sys.argv[1]))
-    worker.forward(worker.inputs[0])
-    server = threading.Thread(target=worker.serve, args=(worker.job["socket"],), daemon=True)
-    server.start()
-    print("embed: ready", worker.facts(), flush=True)
-    worker.loop()
+    with held(worker.job):
+        worker.forward(worker.inputs[0])
+        server = threading.Thread(target=worker.serve, args=(worker.job["socket"],), daemon=True)
+        server.start()
+        print("embed: ready", worker.facts(), flush=True)
+        worker.loop()
     server.join(2)
 
 

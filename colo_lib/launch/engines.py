@@ -94,18 +94,19 @@ class Engines:
         name = self.placement.step
         if self.mechanism is None:
             self.mechanism = start_mechanism(self.params, self.placement, self.runtime, self.logs)
+        params = self.mechanism.adjusted(self.params) if self.mechanism else self.params
         if want_gen and self.gen is None:
             log = self.logs / f"gen-{name}.log"
             model = models.gen.source(self.params.weights)
-            self.gen = GenServer(self.params, self.placement, models.gen_python, model, log, self._shared("gen"))
+            self.gen = GenServer(params, self.placement, models.gen_python, model, log, self._shared("gen"))
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
             for number, devices in enumerate(self.placement.embed_devices):
                 log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
                 socket.unlink(missing_ok=True)
                 python, model = models.embed_python, models.embed.source(self.params.weights)
-                shared = self._shared("embed", number)
-                self.embeds.append(EmbedProcess(self.params, devices, python, model, log, socket, shared))
+                shared, held = self._shared("embed", number), self.mechanism.embed_job() if self.mechanism else {}
+                self.embeds.append(EmbedProcess(params, devices, python, model, log, socket, shared, held))
                 self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
         self._attach()
         return self.handles()

@@ -62,7 +62,7 @@ def place(step: str, params: Params) -> Placement:
         device=params.device,
         mechanism=MECHANISMS[step][params.device],
         runs_gen=step != "step4",
-        runs_embed=step != "step1",
+        runs_embed=step not in ("step1", "mps-alone"),
         gen_devices=gen,
         embed_devices=embed,
         tensor_parallel=2 if step == "configB" else 1,

@@ -60,6 +60,17 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
     return record
 
 
+def skip_trial(placement: Placement, folder: Path, trial: int, reason: str) -> None:
+    """Record that a trial was not carried out, and why: the machine lacks what its step is about."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
+        "mechanism": placement.mechanism, "status": "skipped", "reason": reason,
+        "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices},
+    }  # fmt: skip
+    write_json(folder / TRIAL, record)
+
+
 def check_disk(folder: Path) -> None:
     """Raises InputError when less is free than a trial may need."""
     free = shutil.disk_usage(folder).free

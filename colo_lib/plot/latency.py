@@ -20,6 +20,7 @@ STEP_COLOURS = {
     "step2": "#E69F00",
     "step3": "#009E73",
     "step4": "#CC79A7",
+    "mps-alone": "#D55E00",
     "configA": "#56B4E9",
     "configB": "#000000",
 }
@@ -28,6 +29,7 @@ STEP_LINES = {
     "step2": "--",
     "step3": "-.",
     "step4": ":",
+    "mps-alone": (0, (1, 1)),
     "configA": (0, (5, 1)),
     "configB": (0, (3, 1, 1, 1)),
 }

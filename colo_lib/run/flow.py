@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.capture.manifest import seal, trial_records, write_json
-from colo_lib.errors import StepFailed
+from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
 from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import TRIAL, trial_folder
+from colo_lib.run.captures import record_captures
 from colo_lib.run.folder import counts, held, trial_status
 from colo_lib.run.notebooks import NotebookHost, notebook_host
 from colo_lib.run.plan import PlannedTrial, plan_trials, seconds_left
@@ -29,10 +31,11 @@ FIRST_ENGINE_START_S = 40.0
 
 @dataclass
 class Outcome:
-    """What became of a run: its folder (finished or still `.partial`) and the failures, a sentence each."""
+    """What became of a run: its folder (finished or still `.partial`), failed trials and captures that it lacks."""
 
     folder: Path
     failures: list[str]
+    missing: list[str]
 
 
 class EngineKeeper:
@@ -42,6 +45,7 @@ class EngineKeeper:
         self.params, self.plan, self.runtime, self.logs = params, plan, runtime, logs
         self.engines: Engines | None = None
         self.start_s = FIRST_ENGINE_START_S
+        self.skipped: dict[object, str] = {}
 
     @property
     def key(self) -> object:
@@ -54,7 +58,12 @@ class EngineKeeper:
         return self.runtime / "engines.json"
 
     def ready_for(self, trial: PlannedTrial, say: Say) -> Handles:
-        """The engines of a trial, started if they are not up; raises StepFailed when they cannot be."""
+        """The engines of a trial, started if they are not up.
+
+        Raises StepFailed when they cannot be, StepSkipped when this machine lacks the mechanism: asked once a run.
+        """
+        if trial.placement.engine_key() in self.skipped:
+            raise StepSkipped(self.skipped[trial.placement.engine_key()])
         if self.key != trial.placement.engine_key():
             self.stop()
             sharing = [one.placement for one in self.plan if one.placement.engine_key() == trial.placement.engine_key()]
@@ -62,7 +71,12 @@ class EngineKeeper:
             began = time.monotonic()
             # Both are up, if any step on these engines needs both: what idles in memory is the same in every trial.
             gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
-            publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
+            try:
+                publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
+            except StepSkipped as skipped:
+                self.skipped[trial.placement.engine_key()] = str(skipped)
+                self.stop()
+                raise
             self.start_s = time.monotonic() - began
         assert self.engines is not None
         return self.engines.handles()
@@ -76,11 +90,13 @@ class EngineKeeper:
 
 
 def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
-    """Record every trial that `folder` lacks and seal it; on failures it stays `.partial`, to be resumed.
+    """Record every trial and capture that `folder` lacks and seal it; on failed trials it stays `.partial`.
 
+    A capture that cannot be had does not keep a run open: what it measured is complete.
     Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended.
     """
-    plan, failures, began = plan_trials(params), [], time.monotonic()
+    plan, failures, began = plan_trials(params), list[str](), time.monotonic()
+    missing: list[str] = []
     with ExitStack() as stack:
         stack.enter_context(terminable())
         stack.enter_context(held(folder))
@@ -97,9 +113,12 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
                 failures.append(f"{trial.step}, trial {trial.block}: {failure}")
             left = seconds_left(params, plan[number:], keeper.start_s, keeper.key)
             say(progress_line(number, len(plan), folder, trial, failure, left))
+        keeper.stop()
+        if not failures:
+            missing = record_captures(params, folder, params.step_names(), say)
     note_seconds(folder, time.monotonic() - began)
     say(time_line(folder))
-    return Outcome(folder if failures else seal(folder), failures)
+    return Outcome(folder if failures else seal(folder), failures, missing)
 
 
 def time_line(folder: Path) -> str:
@@ -128,6 +147,9 @@ def carry_out_trial(
         told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
         limit_s = params.cell_timeout_s + 120.0
         complaint = host.execute(notebook, out, told, limit_s)
+    except StepSkipped as skipped:
+        skip_trial(trial.placement, trial_folder(folder, trial.step, trial.block), trial.block, str(skipped))
+        return None
     except StepFailed as error:
         complaint = str(error)
     if counts(trial_status(folder, trial.step, trial.block)):
@@ -154,7 +176,7 @@ def progress_line(
         )
         if record.get(field) is not None
     ]
-    doubt = f" INVALID: {record['reason']}" if record["status"] == "invalid" else ""
+    doubt = f" {record['status'].upper()}: {record['reason']}" if record["status"] != "done" else ""
     return f"{head}{', '.join(rates)}{doubt}  ({left})"
 
 

@@ -79,11 +79,11 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def trial_status(folder: Path, step: str, trial: int) -> str | None:
-    """done, invalid or failed; None when the trial has no record."""
+    """done, invalid, skipped or failed; None when the trial has no record."""
     file = trial_folder(folder, step, trial) / TRIAL
     return str(json.loads(file.read_text())["status"]) if file.is_file() else None
 
 
 def counts(status: str | None) -> bool:
-    """Whether a trial needs no repetition: it was measured, be it valid or not."""
-    return status in ("done", "invalid")
+    """Whether a trial needs no repetition: it was measured, be it valid or not, or this machine cannot carry it out."""
+    return status in ("done", "invalid", "skipped")

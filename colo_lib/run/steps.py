@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colo_lib.capture.manifest import seal, trial_records
-from colo_lib.errors import InputError
+from colo_lib.errors import InputError, StepSkipped
 from colo_lib.launch.engines import engines_for
 from colo_lib.launch.placement import place
-from colo_lib.launch.trial import run_trial
+from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
+from colo_lib.run.captures import record_captures, refuse_conflicts
 from colo_lib.run.folder import begin, counts, held, trial_status
-from colo_lib.run.progress import Progress
+from colo_lib.run.progress import Progress, to_stderr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,24 +58,31 @@ def record_step(params: Params, step: str) -> StepRecord:
             )
         record_trials(params, step, folder)
         return read_step(folder, step)
+    refuse_conflicts(params)
     folder = begin(params, step.lower())
     with held(folder):
         record_trials(params, step, folder)
+        for sentence in record_captures(params, folder, [step], to_stderr):
+            to_stderr(sentence)
         return read_step(seal(folder), step)
 
 
 def record_trials(params: Params, step: str, folder: Path) -> None:
-    """Carry out the trials of `step` that `folder` lacks."""
+    """Carry out the trials of `step` that `folder` lacks, or record why this machine cannot."""
     blocks = [params.block] if params.block else list(range(1, params.blocks + 1))
     missing = [block for block in blocks if not counts(trial_status(folder, step, block))]
     if not missing:
         return
     placement = place(step, params)
-    with ExitStack() as stack:
-        handles = stack.enter_context(engines_for(params, placement, folder / "logs", Progress()))
+    try:
+        with engines_for(params, placement, folder / "logs", Progress()) as handles:
+            for block in missing:
+                print(f"{step}: trial {block}, {placement.mechanism}", file=sys.stderr, flush=True)
+                run_trial(params, placement, handles, trial_folder(folder, step, block), block)
+    except StepSkipped as skipped:
+        print(f"{step}: skipped: {skipped}", file=sys.stderr, flush=True)
         for block in missing:
-            print(f"{step}: trial {block}, {placement.mechanism}", file=sys.stderr, flush=True)
-            run_trial(params, placement, handles, trial_folder(folder, step, block), block)
+            skip_trial(placement, trial_folder(folder, step, block), block, str(skipped))
 
 
 def read_step(folder: Path, step: str) -> StepRecord:

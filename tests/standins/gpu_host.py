@@ -22,9 +22,13 @@ if "vllm.entrypoints.openai.api_server" in words:
             at = words.index(flag)
             words[at : at + 2] = []
 if words and words[0].endswith("embed_worker.py"):
-    words[1] = json.dumps(json.loads(words[1]) | {{"torch_device": "cpu", "threads": 1}})
+    job = json.loads(words[1]) | {{"torch_device": "cpu", "threads": 1}}
+    job.pop("hold", None)
+    words[1] = json.dumps(job)
 if words and words[-1].endswith("cuda_probe.py"):
     words = [{probe!r}]
+if len(words) > 1 and words[-2].endswith("sm_hold.py"):
+    words = [{hold!r}, words[-1]]
 os.execve({engine!r}, [{engine!r}, *words], env)
 """
 
@@ -38,11 +42,12 @@ def make(
     `folder`/scenario.json (tests/standins/nvidia-cuda-mps-control).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("nvidia-cuda-mps-control", "pynvml.py", "cuda_probe.py"):
+    for name in ("nvidia-cuda-mps-control", "pynvml.py", "cuda_probe.py", "sm_hold.py"):
         (folder / name).write_bytes((STANDINS / name).read_bytes())
         (folder / name).chmod(0o755)
     (folder / "behaviour.json").write_text(json.dumps({"live": True} | dict(nvml or {})))
-    words = INTERPRETER.format(python=sys.executable, engine=str(engine_python), probe=str(folder / "cuda_probe.py"))
+    probe, hold = str(folder / "cuda_probe.py"), str(folder / "sm_hold.py")
+    words = INTERPRETER.format(python=sys.executable, engine=str(engine_python), probe=probe, hold=hold)
     (folder / "python").write_text(words)
     (folder / "python").chmod(0o755)
     path = os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH", "")) if part)

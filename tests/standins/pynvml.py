@@ -83,6 +83,22 @@ def _handle(index: int) -> SimpleNamespace:
     return SimpleNamespace(index=index)
 
 
+def _mig_handle(index: int) -> SimpleNamespace:
+    try:
+        told = _TOLD.get("mig", [])[index]
+    except IndexError:
+        raise _CLASSES["NotFound"]() from None
+    parts = SimpleNamespace(gpuInstanceSliceCount=3, memorySizeMB=told["gib"] * 1024, multiprocessorCount=told["sms"])
+    name = f"NVIDIA Stand-in MIG 3g.{told['gib']}gb"
+    return SimpleNamespace(uuid=told["uuid"], name=name, attributes=parts, pids=told.get("pids", []))
+
+
+def _on_instance(handle: SimpleNamespace) -> list[SimpleNamespace]:
+    if not hasattr(handle, "attributes"):
+        return []
+    return [SimpleNamespace(pid=pid, usedGpuMemory=GIB) for pid in handle.pids]
+
+
 def _gpm_metrics(question: SimpleNamespace) -> SimpleNamespace:
     for metric in question.metrics[: question.numMetrics]:
         refused = str(metric.metricId) in _TOLD.get("gpm_refused", {})
@@ -136,8 +152,10 @@ _FUNCTIONS = {
     "nvmlSystemGetDriverVersion": lambda: "580.159.03",
     "nvmlSystemGetCudaDriverVersion": lambda: 13000,
     "nvmlSystemGetCudaDriverVersion_v2": lambda: 13000,
-    "nvmlDeviceGetName": lambda _: "NVIDIA Stand-in",
-    "nvmlDeviceGetUUID": lambda handle: f"GPU-00000000-0000-0000-0000-{handle.index:012d}",
+    "nvmlDeviceGetName": lambda handle: getattr(handle, "name", "NVIDIA Stand-in"),
+    "nvmlDeviceGetUUID": lambda handle: (
+        getattr(handle, "uuid", None) or f"GPU-00000000-0000-0000-0000-{handle.index:012d}"
+    ),
     "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(total=80 * GIB, free=70 * GIB, used=10 * GIB),
     "nvmlDeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=97, memory=41),
     "nvmlDeviceGetClockInfo": lambda _, kind: 1980 if kind == NVML_CLOCK_SM else 2619,
@@ -150,9 +168,15 @@ _FUNCTIONS = {
     "nvmlDeviceGetCurrentClocksThrottleReasons": lambda _: 4,
     "nvmlDeviceGetComputeMode": lambda _: 0,
     "nvmlDeviceGetEccMode": lambda _: [1, 1],
-    "nvmlDeviceGetMigMode": lambda _: [0, 0],
+    "nvmlDeviceGetMigMode": lambda _: [1, 1] if "mig" in _TOLD else [0, 0],
+    "nvmlDeviceGetPowerManagementDefaultLimit": lambda _: 700_000,
+    "nvmlDeviceGetPersistenceMode": lambda _: 1,
+    "nvmlDeviceGetCudaComputeCapability": lambda _: (9, 0),
+    "nvmlDeviceGetMaxMigDeviceCount": lambda _: 7,
+    "nvmlDeviceGetMigDeviceHandleByIndex": lambda _, index: _mig_handle(index),
+    "nvmlDeviceGetAttributes": lambda handle: handle.attributes,
     "nvmlDeviceIsMigDeviceHandle": lambda _: False,
-    "nvmlDeviceGetComputeRunningProcesses": lambda _: _processes("processes"),
+    "nvmlDeviceGetComputeRunningProcesses": lambda handle: _on_instance(handle) or _processes("processes"),
     "nvmlDeviceGetMPSComputeRunningProcesses": lambda _: _processes("mps_processes"),
     "nvmlGpmQueryDeviceSupport": lambda _: SimpleNamespace(isSupportedDevice=int(_TOLD.get("has_gpm", True))),
     "nvmlGpmSampleAlloc": lambda: SimpleNamespace(),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from colo_lib.errors import StepSkipped
 from colo_lib.launch.mechanisms.base import Mechanism, Tenants
 from colo_lib.launch.placement import Placement
 from colo_lib.params import Params
@@ -18,14 +19,24 @@ from colo_lib.params import Params
 def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mechanism | None:
     """The mechanism of a placement's engines, ready for them; None where cores stand in for GPUs.
 
-    Raises StepFailed with the remedy when it cannot be started.
+    Raises StepFailed with the remedy when it cannot be started, StepSkipped when the machine does not offer it.
     """
     if placement.device == "cpu":
+        if placement.mechanism in ("mig", "sm-partition"):
+            raise StepSkipped(f"{placement.mechanism}: cores stand in for GPUs here, and a core has no such thing")
         return None
     if placement.mechanism == "mps":
         from colo_lib.launch.mechanisms.mps import Mps
 
         return Mps(params, placement, runtime, logs)
+    if placement.mechanism == "mig":
+        from colo_lib.launch.mechanisms.mig import Mig
+
+        return Mig(params, placement)
+    if placement.mechanism == "sm-partition":
+        from colo_lib.launch.mechanisms.sm_partition import start_partition
+
+        return start_partition(params, placement, runtime, logs)
     from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
 
     return TimeSlicing(placement, runtime)
@@ -38,18 +49,15 @@ def witness(facts: Mapping[str, Any] | None, tenants: Tenants) -> dict[str, Any]
     """
     if facts is None:
         return None
-    if facts["mechanism"] == "mps":
-        from colo_lib.launch.mechanisms import mps_proof
+    from colo_lib.launch.mechanisms import mig, mps_proof, time_slicing
 
-        return mps_proof.prove(facts, tenants)
-    from colo_lib.launch.mechanisms import time_slicing
-
-    return time_slicing.prove(facts, tenants)
+    proofs = {"mps": mps_proof.prove, "mig": mig.prove, "time-sliced": time_slicing.prove}
+    return proofs[facts["witness"]](facts, tenants)
 
 
 def check_mechanism(facts: Mapping[str, Any] | None) -> None:
     """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
-    if facts is not None and facts["mechanism"] == "mps":
+    if facts is not None and facts["witness"] == "mps":
         from colo_lib.launch.mechanisms import mps_proof
 
         mps_proof.check(facts)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
+
+from colo_lib.params import Params
 
 # A process's start time is read in clock ticks: two readings of the same process differ by less than this.
 SAME_START_S = 0.5
@@ -24,22 +26,32 @@ class Tenants:
         return {name: [tree(root) for root in roots] for name, roots in self.pids.items()}
 
 
-class Mechanism(Protocol):
+class Mechanism:
     """The owner's side: exists from before the engines start until after they have ended."""
 
     name: str
 
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """Additions to the environment of the `number`-th process of a workload."""
-        ...
+        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """Plain values from which any process of the run can prove that the mechanism is in force."""
-        ...
+        """Plain values from which any process of the run can prove that the mechanism is in force.
+
+        `mechanism` is its name, `witness` the proof that applies (`mps`, `time-sliced`, `mig`).
+        """
+        raise NotImplementedError
+
+    def adjusted(self, params: Params) -> Params:
+        """The parameters that the engines are started with."""
+        return params
+
+    def embed_job(self) -> dict[str, Any]:
+        """Additions to the embedding process's job."""
+        return {}
 
     def close(self) -> None:
-        """End it; nothing of it lives or lies about afterwards. Never raises for what is gone already."""
-        ...
+        """End it; nothing of it lives or lies about afterwards. Raises StepFailed for what even SIGKILL leaves."""
 
 
 def tree(root: int) -> list[int]:

@@ -17,10 +17,11 @@ import psutil
 
 from colo_lib.engines_env import resolve_pythons
 from colo_lib.errors import StepFailed
-from colo_lib.gpu_look import GpuLook, look_at_gpus
+from colo_lib.gpu_look import look_at_gpus
 from colo_lib.launch.logs import tail
-from colo_lib.launch.mechanisms.base import identity
+from colo_lib.launch.mechanisms.base import Mechanism, identity
 from colo_lib.launch.mechanisms.control import Control, ControlFailed, check_pipe, program
+from colo_lib.launch.mechanisms.modes import MPS_REFUSES, device_uuids
 from colo_lib.launch.mechanisms.probe import probe
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child, carriers, child_environment
@@ -32,20 +33,20 @@ QUIT_TIMEOUT_S = 15.0
 DAEMON_GRACE_S = 5.0
 POLL_S = 0.1
 PRIORITIES = {"normal": "0", "below-normal": "1"}
-EXCLUSIVE_THREAD, PROHIBITED = 1, 2
 
 
-class Mps:
+class Mps(Mechanism):
     """One control daemon over the placement's GPUs."""
 
     name = "mps"
+    flags: tuple[str, ...] = ("-f",)
 
     def __init__(self, params: Params, placement: Placement, runtime: Path, logs: Path) -> None:
         self.params, self.placement, self.logs = params, placement, logs
         self.folder = runtime / "mps"
         self.control = Control(self.folder / "pipe", self.folder / "log")
         check_pipe(self.control.pipe)
-        self.uuids = device_uuids(placement, look_at_gpus())
+        self.uuids = device_uuids(placement, look_at_gpus(), MPS_REFUSES)
         self.probes: dict[str, Any] = {}
         for folder in (self.folder, self.control.pipe, self.control.log):
             folder.mkdir(mode=0o700)
@@ -56,7 +57,7 @@ class Mps:
             raise
         try:
             self._wait_ready()
-            self._probe()
+            self.ready()
         except BaseException:
             self.close()
             raise
@@ -64,7 +65,7 @@ class Mps:
     def _start(self) -> Child:
         env = child_environment(self.control.environment() | {"CUDA_VISIBLE_DEVICES": ",".join(self.uuids)})
         log = self.logs / f"mps-{self.placement.step}.log"
-        return Child("MPS daemon", [program(), "-f"], log, env=env, grace_s=DAEMON_GRACE_S)
+        return Child("MPS daemon", [program(), *self.flags], log, env=env, grace_s=DAEMON_GRACE_S)
 
     def _wait_ready(self) -> None:
         deadline, said = time.monotonic() + START_TIMEOUT_S, ""
@@ -88,7 +89,7 @@ class Mps:
                 "wait for ever; make nvidia-cuda-mps-control run as its caller (no setuid, no sudo wrapper)"
             )
 
-    def _probe(self) -> None:
+    def ready(self) -> None:
         """A first client with each workload's environment: sees as many GPUs, and how many SMs its limit leaves."""
         python = resolve_pythons(self.params)[0]
         for workload, devices in (("gen", self.placement.gen_devices), ("embed", self.placement.embed_devices[0])):
@@ -142,6 +143,7 @@ class Mps:
         }
         return {
             "mechanism": self.name,
+            "witness": "mps",
             "pipe": str(self.control.pipe),
             "log": str(self.control.log),
             "daemon": identity(self.child.pid),
@@ -180,27 +182,6 @@ class Mps:
         for name in ("control.log", "server.log"):
             with contextlib.suppress(OSError):
                 shutil.copyfile(self.control.log / name, self.logs / f"mps-{self.placement.step}-{name}")
-
-
-def device_uuids(placement: Placement, look: GpuLook) -> list[str]:
-    """UUIDs of the placement's GPUs, or their names as given where NVML cannot tell.
-
-    Raises StepFailed, with the remedy, for a GPU on which MPS cannot serve: partitioned by MIG, or closed to compute.
-    """
-    found = []
-    for device in placement.all_devices:
-        gpu = next((one for one in look.gpus if device in (str(one["index"]), one["uuid"])), None)
-        if gpu is not None and gpu["mig"]:
-            raise StepFailed(
-                f"mps: GPU {device} is in MIG mode, where MPS serves one instance and not the GPU: run the step mig "
-                f"instead, or leave MIG mode (nvidia-smi -i {device} -mig 0)"
-            )
-        if gpu is not None and gpu["compute_mode"] in (EXCLUSIVE_THREAD, PROHIBITED):
-            raise StepFailed(
-                f"mps: GPU {device} is in a compute mode that admits no MPS server: nvidia-smi -i {device} -c DEFAULT"
-            )
-        found.append(str(gpu["uuid"]) if gpu is not None and gpu["uuid"] else device)
-    return found
 
 
 def hint(said: str) -> str:

@@ -46,7 +46,7 @@ def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
     attached = attached_pids(tenants, clients)
     known = {pid for pids in attached.values() for pid in pids}
     return {
-        "mechanism": "mps",
+        "mechanism": facts["mechanism"],
         "daemon_pid": int(facts["daemon"][0]),
         "servers": [identity(server) for server in servers],
         "clients": clients,

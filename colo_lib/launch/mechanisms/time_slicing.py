@@ -9,19 +9,21 @@ from typing import Any
 
 from colo_lib.errors import StepFailed
 from colo_lib.gpu_look import look_at_gpus, mps_clients
-from colo_lib.launch.mechanisms.base import Tenants
+from colo_lib.launch.mechanisms.base import Mechanism, Tenants
+from colo_lib.launch.mechanisms.modes import PLAIN_REFUSES, device_uuids
 from colo_lib.launch.placement import Placement
 
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 
 
-class TimeSlicing:
+class TimeSlicing(Mechanism):
     """Keeps the engines away from any MPS daemon of the machine; there is nothing to start."""
 
     name = "time-sliced"
 
     def __init__(self, placement: Placement, runtime: Path) -> None:
         self.placement = placement
+        device_uuids(placement, look_at_gpus(), PLAIN_REFUSES)
         self.empty = runtime / "no-mps"
         self.empty.mkdir(mode=0o700, exist_ok=True)
         self.default_daemon = (DEFAULT_PIPE / "control").exists()
@@ -34,6 +36,7 @@ class TimeSlicing:
         """The empty pipe folder and the devices."""
         return {
             "mechanism": self.name,
+            "witness": "time-sliced",
             "empty_pipe": str(self.empty),
             "default_daemon": self.default_daemon,
             "devices": list(self.placement.all_devices),

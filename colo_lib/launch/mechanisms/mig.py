@@ -1,0 +1,108 @@
+"""`mig`: each workload on a MIG instance of its own. Takes the instances that exist; never makes or destroys one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from colo_lib.errors import StepFailed, StepSkipped
+from colo_lib.gpu_look import GpuLook, look_at_gpus
+from colo_lib.launch.mechanisms.base import Mechanism, Tenants
+from colo_lib.launch.placement import Placement
+from colo_lib.params import Params
+
+# vLLM refuses a share of 1; what its context and graphs take lies outside it.
+MOST_OF_AN_INSTANCE = 0.92
+HOW_TO = (
+    "to make two instances (as root, on an idle GPU): nvidia-smi -i {gpu} -mig 1; nvidia-smi mig -i {gpu} -lgip lists "
+    "the profiles; nvidia-smi mig -i {gpu} -cgi PROFILE,PROFILE -C makes them; nvidia-smi mig -i {gpu} -dci, then "
+    "nvidia-smi mig -i {gpu} -dgi, then nvidia-smi -i {gpu} -mig 0 undo it"
+)
+
+
+class Mig(Mechanism):
+    """Two instances of the placement's GPU."""
+
+    name = "mig"
+
+    def __init__(self, params: Params, placement: Placement) -> None:
+        self.gpu, instances = gpu_with_instances(placement.gen_devices[0], look_at_gpus())
+        self.chosen = choose(params, instances, placement.gen_devices[0])
+
+    def environment(self, workload: str, number: int = 0) -> dict[str, str]:
+        """The instance, by UUID, and nothing of MPS."""
+        return {"CUDA_VISIBLE_DEVICES": str(self.chosen[workload]["uuid"])}
+
+    def adjusted(self, params: Params) -> Params:
+        """gen gets the bytes that it has on the whole GPU, as far as its instance holds them."""
+        if self.gpu["total_gib"] is None:
+            return params
+        share = params.gen_gpu_memory_utilization * self.gpu["total_gib"] / self.chosen["gen"]["gib"]
+        return params.model_copy(update={"gen_gpu_memory_utilization": min(MOST_OF_AN_INSTANCE, round(share, 3))})
+
+    def facts(self) -> dict[str, Any]:
+        """The instances, by workload."""
+        told = {name: {k: v for k, v in one.items() if k != "pids"} for name, one in self.chosen.items()}
+        return {"mechanism": self.name, "witness": "mig", "instances": told}
+
+
+def gpu_with_instances(device: str, look: GpuLook) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A GPU and its MIG instances; raises StepSkipped, with the commands that make some, when there are not two."""
+    gpu = next((one for one in look.gpus if device in (str(one["index"]), one["uuid"])), None)
+    how = HOW_TO.format(gpu=device)
+    if gpu is None:
+        raise StepSkipped(f"mig: GPU {device} cannot be asked: {look.reason or 'there is none of that name'}")
+    if not gpu["mig"]:
+        raise StepSkipped(f"mig: GPU {device} ({gpu['name']}) is not in MIG mode; {how}")
+    instances = gpu["mig_devices"] or []
+    if len(instances) < 2:
+        raise StepSkipped(f"mig: GPU {device} has {len(instances)} MIG instances, the step needs two; {how}")
+    return gpu, instances
+
+
+def choose(params: Params, instances: list[dict[str, Any]], device: str) -> dict[str, dict[str, Any]]:
+    """An instance for each workload: the one that the parameters name, else the largest that is left.
+
+    Raises StepSkipped naming a UUID that is not among the instances.
+    """
+    left = sorted(instances, key=lambda one: (-one["gib"], -one["sms"], one["uuid"]))
+    wanted = {"gen": params.mig_gen_uuid, "embed": params.mig_embed_uuid}
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in sorted(wanted, key=lambda name: not wanted[name]):
+        found = next((one for one in left if wanted[name] in ("", one["uuid"])), None)
+        if found is None:
+            known = ", ".join(f"{one['uuid']} ({one['profile']})" for one in instances)
+            raise StepSkipped(f"mig: parameter 'mig_{name}_uuid' = {wanted[name]!r}: GPU {device} has {known}")
+        left.remove(found)
+        chosen[name] = found
+    return chosen
+
+
+def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
+    """Evidence that each workload computes on its own instance; raises StepFailed when it may be elsewhere.
+
+    Two witnesses: the UUID in each process's environment, and NVML's list of processes of each instance.
+    """
+    instances = {one["uuid"]: one for gpu in look_at_gpus().gpus for one in gpu.get("mig_devices") or []}
+    seen: dict[str, list[int]] = {}
+    for name, trees in tenants.trees().items():
+        uuid, pids = facts["instances"][name]["uuid"], [pid for tree in trees for pid in tree]
+        astray = [pid for pid in pids if visible_devices(pid) not in (uuid, None)]
+        elsewhere = [pid for other, one in instances.items() if other != uuid for pid in one["pids"] if pid in pids]
+        if astray or elsewhere:
+            raise StepFailed(f"void: {name} (pids {astray or elsewhere}) is not on its MIG instance {uuid} alone")
+        if instances and uuid not in instances:
+            raise StepFailed(f"void: the MIG instance {uuid} of {name} is gone: somebody changed the GPU's partitions")
+        seen[name] = sorted(set(pids) & set(instances.get(uuid, {"pids": []})["pids"]))
+    return {"mechanism": "mig", "instances": facts["instances"], "listed_by_nvml": seen}
+
+
+def visible_devices(pid: int) -> str | None:
+    """CUDA_VISIBLE_DEVICES of a process; None when it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+    except OSError:
+        return None
+    return next((word.partition("=")[2] for word in words if word.startswith("CUDA_VISIBLE_DEVICES=")), "")

@@ -1,0 +1,103 @@
+"""Open a sweep's folder: its cells with what became of each, and their finished runs, checked as any run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colo_lib import paths
+from colo_lib.errors import InputError
+from colo_lib.params import Params, check
+from colo_lib.parse.run_folder import Run, find_runs, open_run
+from colo_lib.schema import SCHEMA_VERSION
+
+MAX_PLAN_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """A cell: what it changes, its status (done, failed, refused, lost, 'not run'), and its run where it is done."""
+
+    name: str
+    changes: Mapping[str, Any]
+    status: str
+    reason: str | None
+    run: Run | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: its base parameters, the names that it varies, and its cells in the grid's order."""
+
+    folder: Path
+    sweep_id: str
+    params: Params
+    names: tuple[str, ...]
+    cells: list[SweepCell]
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Cell -> its finished run."""
+        return {cell.name: cell.run for cell in self.cells if cell.run is not None}
+
+    @property
+    def simulated(self) -> bool:
+        """True where any of its runs holds planted numbers."""
+        return any(run.simulated for run in self.runs.values())
+
+    @property
+    def stand_in(self) -> bool:
+        """True where cores stood in for GPUs in any of its runs."""
+        return any(run.stand_in for run in self.runs.values())
+
+
+def open_sweep(folder: str | Path) -> Sweep:
+    """Open a sweep, finished or not; raises InputError for a folder that is none or a cell that is damaged."""
+    root = Path(folder)
+    plan = _read(root / paths.SWEEP)
+    if plan.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{root}: schema version {plan.get('schema_version')!r}, this workbook reads {SCHEMA_VERSION}")
+    try:
+        names = tuple(str(name) for axis in plan["over"] for name in axis["names"])
+        cells = [_open_cell(root, str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
+        return Sweep(root, str(plan["sweep_id"]), check(plan["params"], str(root)), names, cells)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{root / paths.SWEEP} is damaged: {error}") from None
+
+
+def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
+    """Sweep folders, newest first by the plan's own time."""
+    found = []
+    for file in Path(sweeps_dir).glob(f"*/{paths.SWEEP}"):
+        try:
+            found.append((str(_read(file).get("created_utc", "")), file.parent))
+        except InputError:
+            continue
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def _open_cell(root: Path, name: str, changes: dict[str, Any]) -> SweepCell:
+    folder = paths.cell_folder(root, name)
+    if not (folder / paths.CELL).is_file():
+        return SweepCell(name, changes, "not run", None, None)
+    record = _read(folder / paths.CELL)
+    status, runs = str(record.get("status")), find_runs(paths.cell_runs(folder))
+    if status == "done" and not runs:
+        raise InputError(f"{root.name}: {name} counts as done but holds no finished run")
+    run = open_run(runs[0]) if status == "done" else None
+    return SweepCell(name, changes, status, record.get("reason"), run)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_PLAN_BYTES:
+            raise InputError(f"{file}: larger than {MAX_PLAN_BYTES} bytes, which no such file is")
+        loaded = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{file}: holds no JSON object")
+    return loaded

@@ -1,0 +1,172 @@
+"""Sweeps: kept fractions against the varied value, frontiers, and what fits into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from colo_lib.analyse.sweep import SweepMeasures
+from colo_lib.plot.style import (
+    BOTH_COLOUR,
+    BOUND_COLOUR,
+    EMBED_COLOUR,
+    GEN_COLOUR,
+    MECHANISM_HATCHES,
+    MECHANISM_MARKERS,
+    WIDTH_IN,
+    apply_style,
+)
+
+KEPT = (("gen_kept", "gen", GEN_COLOUR), ("embed_kept", "embed", EMBED_COLOUR), ("aggregate", "aggregate", BOTH_COLOUR))
+
+
+def kept_against(measures: SweepMeasures, x: str, label: str, min_gen_kept: float, log: bool = False) -> Figure:
+    """Step 2's kept fractions and aggregate against the varied parameter `x`, with 95 % intervals."""
+    apply_style()
+    figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
+    axes = figure.subplots()
+    _kept_lines(axes, measures, x, label, min_gen_kept, log)
+    figure.legend(handles=_legend(measures), loc="outside lower center", ncols=4)
+    return figure
+
+
+def thread_frontier(measures: SweepMeasures, x: str, min_gen_kept: float) -> Figure:
+    """Left as `kept_against`; right embed's kept fraction against gen's, a point a setting: up and right is better."""
+    apply_style()
+    figure = Figure(figsize=(WIDTH_IN, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _kept_lines(left, measures, x, f"{x} (%)", min_gen_kept, False)
+    gen, embed = measures.of("step2", "gen_kept"), measures.of("step2", "embed_kept").set_index("cell")
+    for row in gen.itertuples():
+        if row.cell in embed.index:
+            other = embed.loc[row.cell]
+            _cross(right, row, other, row.mechanism, BOTH_COLOUR)
+            words = "/".join(str(getattr(row, name)) for name in measures.names)
+            right.annotate(
+                f"{words} %", (row.mean, other["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=9
+            )
+    right.axvline(min_gen_kept, color=BOUND_COLOUR, linestyle="--")
+    right.set(title="What the setting trades", xlabel="gen: kept fraction", ylabel="embed: kept fraction")
+    right.margins(0.12)
+    right.set_ylim(bottom=0)
+    figure.legend(handles=_legend(measures), loc="outside lower center", ncols=4)
+    return figure
+
+
+def eager_bars(measures: SweepMeasures) -> Figure:
+    """Kept fractions (left) and gen's tokens/s alone and shared (right), CUDA graphs beside eager."""
+    apply_style()
+    figure = Figure(figsize=(WIDTH_IN, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x = "gen_enforce_eager"
+    for place, (name, label, colour) in enumerate(KEPT[:2]):
+        _bars(left, measures.of("step2", name), x, place, colour, label, True)
+    left.axhline(1.0, color="#999999", linestyle="--", linewidth=0.9)
+    left.set(title="Kept beside the other", ylabel="kept fraction (alone = 1)")
+    for place, (step, label) in enumerate((("step1", "alone"), ("step2", "shared"))):
+        _bars(right, measures.of(step, "gen_tokens_per_s"), x, place, GEN_COLOUR, label, step == "step2")
+    right.set(title="Gen throughput", ylabel="tokens/s")
+    for axes in (left, right):
+        axes.grid(axis="x", visible=False)
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def memory_grid(measures: SweepMeasures) -> Figure:
+    """Embed's sequences/s in step 2 by KV cache and batch size; cells that did not fit are hatched and say so."""
+    apply_style()
+    kv, batch = "gen_kv_cache_gib", "embed_batch_size"
+    cells = measures.cells
+    columns, rows = sorted(cells[kv].unique()), sorted(cells[batch].unique())
+    figure = Figure(figsize=(WIDTH_IN, 1.6 + 0.75 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    gen = measures.of("step2", "gen_tokens_per_s").set_index("cell")["mean"]
+    embed = measures.of("step2", "embed_sequences_per_s").set_index("cell")["mean"]
+    shades = np.full((len(rows), len(columns)), np.nan)
+    for cell in cells.itertuples():
+        place = (columns.index(getattr(cell, kv)), rows.index(getattr(cell, batch)))
+        if cell.cell in embed.index:
+            shades[place[1], place[0]] = embed[cell.cell]
+            text = f"embed {embed[cell.cell]:,.0f} seq/s\ngen {gen.get(cell.cell, np.nan):,.0f} tok/s"
+        else:
+            text = {"refused": "did not fit", "done": "no trial counts"}.get(cell.status, cell.status)
+            axes.add_patch(_hatched(place))
+        axes.text(
+            *place, text, ha="center", va="center", fontsize=9, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0}
+        )
+    if np.isfinite(shades).any():
+        image = axes.imshow(shades, cmap="Oranges", aspect="auto", vmin=0)
+        figure.colorbar(image, ax=axes, label="embed in step 2 (sequences/s)")
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+    axes.grid(visible=False)
+    axes.set(xlabel="KV cache of gen (GiB)", ylabel="embed batch (sequences)")
+    return figure
+
+
+def _hatched(place: tuple[int, int]) -> Rectangle:
+    corner = (place[0] - 0.5, place[1] - 0.5)
+    return Rectangle(corner, 1, 1, facecolor="#EEEEEE", edgecolor="#BBBBBB", hatch="///", linewidth=0)
+
+
+def _kept_lines(axes: Axes, measures: SweepMeasures, x: str, label: str, bound: float, log: bool) -> None:
+    for name, _, colour in KEPT:
+        rows = measures.of("step2", name).sort_values(x)
+        if rows.empty:
+            continue
+        marker = MECHANISM_MARKERS.get(rows["mechanism"].iloc[0], "o")
+        axes.errorbar(rows[x], rows["mean"], yerr=reach(rows), color=colour, marker=marker, capsize=3)
+    axes.axhline(bound, color=BOUND_COLOUR, linestyle="--", linewidth=1.2)
+    axes.set(title="Kept in step 2", xlabel=label, ylabel="kept fraction (alone = 1)")
+    axes.set_ylim(bottom=0)
+    values = sorted(measures.of("step2", "gen_kept")[x].unique())
+    if log:
+        axes.set_xscale("log", base=2)
+    if len(values) <= 10:
+        axes.set_xticks(values, [f"{value:.3g}" for value in values])
+        axes.minorticks_off()
+
+
+def reach(rows: pd.DataFrame) -> np.ndarray:
+    """Error bars of rows with mean, low, high: lengths below and above; zero where there is no interval."""
+    below, above = rows["mean"] - rows["low"], rows["high"] - rows["mean"]
+    return np.nan_to_num(np.vstack([below, above]).clip(min=0))
+
+
+def _cross(axes: Axes, across: object, up: pd.Series, mechanism: str, colour: str) -> None:
+    xerr = reach(pd.DataFrame([{name: getattr(across, name) for name in ("mean", "low", "high")}]))
+    yerr = reach(pd.DataFrame([up[["mean", "low", "high"]].astype("float64")]))
+    marker = MECHANISM_MARKERS.get(mechanism, "o")
+    axes.errorbar(across.mean, up["mean"], xerr=xerr, yerr=yerr, color=colour, marker=marker, capsize=2)  # type: ignore[attr-defined]
+
+
+def _bars(axes: Axes, rows: pd.DataFrame, x: str, place: int, colour: str, label: str, hatched: bool) -> None:
+    names = {False: "CUDA graphs", True: "eager"}
+    for row in rows.itertuples():
+        eager = bool(getattr(row, x))
+        where = int(eager) + (place - 0.5) * 0.38
+        hatch = MECHANISM_HATCHES.get(row.mechanism, "") if hatched else ""
+        axes.bar(where, row.mean, 0.34, facecolor=colour, alpha=0.4, edgecolor=colour, hatch=hatch)
+        one = pd.DataFrame([{"mean": row.mean, "low": row.low, "high": row.high}])
+        axes.errorbar(where, row.mean, yerr=reach(one), color="black", capsize=4)
+        axes.annotate(label, (where, 0), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xticks([0, 1], [names[False], names[True]])
+    axes.set_xlim(-0.5, 1.5)
+
+
+def _legend(measures: SweepMeasures) -> Sequence[Line2D]:
+    used = dict.fromkeys(measures.of("step2", "gen_kept")["mechanism"])
+    handles = [Line2D([], [], color=colour, label=label) for _, label, colour in KEPT]
+    handles += [
+        Line2D([], [], color="black", marker=MECHANISM_MARKERS.get(name, "o"), linestyle="", label=name)
+        for name in used
+    ]
+    return [*handles, Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of gen (verdict)")]

@@ -1,0 +1,43 @@
+"""A sweep's frames shaped for reading."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from colo_lib.analyse.steps_table import with_interval
+from colo_lib.analyse.sweep import SweepMeasures
+from colo_lib.parse.sweep import Sweep
+
+NONE = "—"
+SHOWN = {
+    ("step1", "gen_tokens_per_s"): "gen alone, tokens/s",
+    ("step2", "gen_tokens_per_s"): "gen in step 2, tokens/s",
+    ("step2", "gen_kept"): "gen kept",
+    ("step4", "embed_sequences_per_s"): "embed alone, sequences/s",
+    ("step2", "embed_sequences_per_s"): "embed in step 2, sequences/s",
+    ("step2", "embed_kept"): "embed kept",
+    ("step2", "aggregate"): "aggregate",
+}
+
+
+def cells(measures: SweepMeasures) -> pd.DataFrame:
+    """A row a cell: what it varied, its status, and the measures of `SHOWN` [95 % interval]."""
+    told = {
+        (row.cell, row.step, row.measure): with_interval(row.mean, row.low, row.high)
+        for row in measures.values.itertuples()
+        if row.mean == row.mean
+    }
+    rows = []
+    for cell in measures.cells.itertuples():
+        status = f"{cell.counted} of {cell.trials} trials count" if cell.status == "done" else cell.status
+        status += f": {cell.reason}" if isinstance(cell.reason, str) else ""
+        values = [told.get((cell.cell, *key), NONE) for key in SHOWN]
+        rows.append((*(str(getattr(cell, name)) for name in measures.names), status, *values))
+    return pd.DataFrame(rows, columns=[*measures.names, "Status", *SHOWN.values()])
+
+
+def labelled(sweep: Sweep, sentence: str) -> str:
+    """The sentence under the label that its data ask for."""
+    if sweep.simulated:
+        return f"SIMULATED, no device took part: {sentence}"
+    return f"Cores stand in for GPUs: {sentence}" if sweep.stand_in else sentence

@@ -1,0 +1,105 @@
+"""A sweep's folder: what it is to measure (written once), and what became of each cell.
+
+<sweeps_dir>/<sweep_id>/
+  sweep.json                    schema version; base parameters; the axes; every cell with its changes
+  cells/<cell>/params.yaml      the cell's parameters, whole: `colo run` takes them as they are
+  cells/<cell>/runs/<run_id>/   its run folder (`.partial` while unfinished)
+  cells/<cell>/cell.json        status done, failed, refused or lost; reason; attempts; where it ran; written last
+  cells/<cell>/run.log          what `colo run` said
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from colo_lib.capture.manifest import now_utc, write_json
+from colo_lib.errors import InputError
+from colo_lib.params import Params, check
+from colo_lib.paths import CELL, SWEEP, cell_folder, cell_runs, check_run_id
+from colo_lib.schema import SCHEMA_VERSION
+from colo_lib.sweep.grid import Axis, GridCell
+
+DONE, FAILED, REFUSED, LOST = "done", "failed", "refused", "lost"
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """What became of a cell. `refused`: its parameters cannot be run here, as when the models do not fit."""
+
+    cell: str
+    status: str
+    reason: str | None
+    attempts: int
+    host: str
+    total_s: float
+
+
+def begin(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell]) -> Path:
+    """A new sweep folder under `params.sweeps_dir`, with its plan; raises InputError when it cannot be made."""
+    name = f"{params.run_name}-{axes[0].names[0]}"[:48] + time.strftime("-%Y%m%d-%H%M%S", time.gmtime())
+    folder = Path(params.sweeps_dir) / check_run_id(name)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"parameter 'sweeps_dir' = {params.sweeps_dir!r}: {folder} cannot be made: {error}") from None
+    plan = {
+        "schema_version": SCHEMA_VERSION,
+        "sweep_id": folder.name,
+        "created_utc": now_utc(),
+        "params": params.model_dump(),
+        "over": [asdict(axis) for axis in axes],
+        "cells": [{"cell": cell.name, "changes": cell.changes} for cell in cells],
+    }
+    write_json(folder / SWEEP, plan)
+    return folder
+
+
+def read_plan(folder: Path) -> tuple[Params, list[GridCell]]:
+    """The base parameters and the cells of a sweep folder; raises InputError when it is none."""
+    file = folder / SWEEP
+    if not file.is_file():
+        raise InputError(f"{folder} is no sweep folder: it has no {SWEEP}")
+    try:
+        plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        cells = [GridCell(str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
+        return check(plan["params"], str(file)), cells
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+
+
+def find(told: str, sweeps_dir: str) -> Path:
+    """A sweep's folder by path or by its name in `sweeps_dir`; raises InputError when there is none."""
+    for candidate in (Path(told), Path(sweeps_dir) / told):
+        if (candidate / SWEEP).is_file():
+            return candidate
+    raise InputError(f"no sweep {told!r}: give the folder that `colo sweep` named")
+
+
+def cell_params(base: Params, cell: GridCell, folder: Path) -> Params:
+    """The parameters of a cell; its run goes below the cell's own folder."""
+    own = {"runs_dir": str(cell_runs(cell_folder(folder, cell.name).absolute())), "run_name": cell.name, "run": ""}
+    return check(base.model_dump() | cell.changes | own, f"{cell.name} of {folder.name}")
+
+
+def write_params(params: Params, file: Path) -> None:
+    """A params file that `colo run` takes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def record(folder: Path, found: CellRecord) -> None:
+    """Write what became of a cell."""
+    write_json(cell_folder(folder, found.cell) / CELL, asdict(found))
+
+
+def recorded(folder: Path, cell: str) -> CellRecord | None:
+    """What became of a cell, None when it has not come to an end."""
+    file = cell_folder(folder, cell) / CELL
+    return CellRecord(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
