@@ -71,7 +71,8 @@ def _stream(
     pid: int, kernels: list[tuple[str, float, int, float]], slower: float, end_ns: int, rng: Any, turn: tuple[int, bool]
 ) -> list[tuple[Any, ...]]:
     """Kernels one after another until `end_ns`; in turns, a kernel whose turn ends goes on in the next one."""
-    rows, now = [], int(rng.integers(0, 200_000))
+    rows: list[tuple[Any, ...]] = []
+    now = int(rng.integers(0, 200_000))
     place, turns = turn
     while now < end_ns:
         for name, length_us, blocks, gap_us in kernels:
