@@ -1,8 +1,8 @@
 """Where a workload's time went, per piece of its work: busy by category, and its gaps by what it waited for.
 
-The window is split without rest: the workload's own busy time (union, in residence), by category; `switched_out`, when
-its kernels had started but its context was not on the device; and the gaps between its kernels. A gap ends with a kernel;
-from that kernel's launch on (the API call joined on process and correlation id) the gap is `waiting` for the device,
+The window is split without rest: the workload's own busy time (union, in residence), by category; `switched_out`,
+when its kernels had started but its context was not on the device; and the gaps between its kernels. A gap ends with a
+kernel; from that kernel's launch on (the API call joined on process and correlation id) the gap is `waiting` for the device,
 before it the `host` had not asked yet. Gaps whose kernel has no recorded launch are `unattributed`.
 """
 

@@ -68,9 +68,5 @@ def _means(view: View, workload: str) -> dict[str, tuple[int, int]]:
 
 
 def _one_sided(these: dict[str, tuple[int, int]], others: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
-    rows = [
-        {"name": name, "count": count, "time_ns": time_ns}
-        for name, (count, time_ns) in these.items()
-        if name not in others
-    ]
-    return sorted(rows, key=lambda row: (-row["time_ns"], row["name"]))
+    own = sorted((-time_ns, name, count) for name, (count, time_ns) in these.items() if name not in others)
+    return [{"name": name, "count": count, "time_ns": -negative} for negative, name, count in own]

@@ -124,7 +124,7 @@ def assign(capture: Capture, asked: Mapping[str, str]) -> tuple[Assignment, bool
 
 
 def matching(capture: Capture, words: str) -> list[int]:
-    """Places of the processes that `words` (pids or names, by comma) stand for; raises InputError for an unknown one."""
+    """Places of the processes that `words` (pids or names, by comma) stand for; raises InputError for others."""
     return _matching(words, launchers(capture))
 
 

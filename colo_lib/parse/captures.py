@@ -123,7 +123,8 @@ def find_capture(run_folder: str | Path, step: str) -> StepCapture | None:
 
 def _zero_utc_ns(capture: Capture) -> int | None:
     starts = [export.get("session_start_utc_ns") for export in capture.exports]
-    return None if None in starts or not starts else min(int(start) for start in starts)
+    known = [int(start) for start in starts if start is not None]
+    return min(known) if known and len(known) == len(starts) else None
 
 
 def _inside(folder: Path, name: str) -> Path:
