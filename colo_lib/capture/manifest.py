@@ -11,7 +11,7 @@ from typing import Any
 
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
-from colo_lib.paths import MANIFEST, PARTIAL, TRIAL
+from colo_lib.paths import CAPTURE, MANIFEST, PARTIAL, TRIAL, capture_folder
 from colo_lib.schema import SCHEMA_VERSION
 
 START = "start.json"
@@ -43,6 +43,17 @@ def trial_records(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda record: record.get("window_start_ns") or 0)
 
 
+def capture_records(folder: Path) -> list[dict[str, Any]]:
+    """Step, status, reason and folder of every capture that was tried."""
+    found = []
+    for step in STEPS:
+        file = capture_folder(folder, step) / CAPTURE
+        if file.is_file():
+            told, where = json.loads(file.read_text()), str(file.parent.relative_to(folder))
+            found.append({"step": step, "status": told["status"], "reason": told["reason"], "folder": where})
+    return found
+
+
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of the folder, the manifest aside, by relative path."""
     found = {}
@@ -67,6 +78,7 @@ def seal(folder: Path) -> Path:
     records = trial_records(folder)
     for left in folder.glob(f"steps/*/*{PARTIAL}"):
         left.rename(left.with_name(left.name.replace(PARTIAL, ".interrupted")))
+    captures = capture_records(folder)
     listed = ("step", "trial", "block", "status", "reason", "folder")
     write_json(
         folder / MANIFEST,
@@ -75,6 +87,7 @@ def seal(folder: Path) -> Path:
         | {
             "finished_utc": now_utc(),
             "trials": [{name: record.get(name) for name in listed} for record in records],
+            "captures": captures,
             "measured_s": sum(record.get("window_s") or 0.0 for record in records),
             "files": checksums(folder),
         },

@@ -46,26 +46,25 @@ def blank(params: Params, placement: Placement) -> dict[str, Any]:
         "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices}, "pids": {"gen": [], "embed": []},
         "traced": "cuda" if params.device == "cuda" else "osrt",
         "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
-        "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None}, "pacing": pacing_record(params, placement),
+        "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},
+        "pacing": pacing_record(params, placement),
         "exports": [], "nsys_version": None, "command": [],
     }  # fmt: skip
 
 
-def write_absent(params: Params, placement: Placement, target: Path, reason: str) -> dict[str, Any]:
+def write_absent(params: Params, placement: Placement, target: Path, reason: str, status: str = "absent") -> None:
     """A capture folder that says only why there is no capture."""
     target.mkdir(parents=True, exist_ok=True)
-    record = blank(params, placement) | {"status": "absent", "reason": reason}
-    write_json(target / CAPTURE, record)
-    return record
+    write_json(target / CAPTURE, blank(params, placement) | {"status": status, "reason": reason})
 
 
-def capture_step(
-    params: Params, placement: Placement, session: Session, handles: Handles, target: Path
-) -> dict[str, Any]:
+def capture_step(params: Params, placement: Placement, session: Session, target: Path) -> dict[str, Any]:
     """Record one window of `placement` into the folder `target`; returns the content of its capture.json.
 
-    A capture that fails is recorded with its cause and raised as StepFailed. The folder gets its name when it is closed.
+    The engines run below `session` already. A capture that fails is recorded with its cause and raised as StepFailed.
+    The folder gets its name when its record is written.
     """
+    assert session.handles is not None
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "logs").mkdir(parents=True)
@@ -73,7 +72,7 @@ def capture_step(
     try:
         with ExitStack() as stack:
             record |= {"nsys_version": session.version()}
-            record |= _recorded(params, placement, session, handles, partial, stack)
+            record |= _recorded(params, placement, session, session.handles, partial, stack)
         record |= _exported(params, session, partial, record)
     except (ColoError, OSError, KeyboardInterrupt) as error:
         record["reason"] = str(error) or type(error).__name__

@@ -30,6 +30,7 @@ from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
 from colo_lib.params import Params
 
+HOST = "colo_lib.capture.host"
 POLL_S = 0.1
 START_S = 90.0
 STOP_S = 300.0  # collects what every process buffered and imports it
@@ -90,7 +91,7 @@ class Session:
             "runtime": str(self.runtime), "logs": str(self.logs), "gen": gen, "embed": embed, "known": known,
             "temporary": os.environ.get("TMPDIR"),
         }  # fmt: skip
-        host = [sys.executable, "-m", "colo_lib.capture.host", json.dumps(job)]
+        host = [sys.executable, "-m", HOST, json.dumps(job)]
         settings = self.params.device, self.params.capture_graph_trace
         words = nsys.launch_command(self.binary, self.name, *settings, host)
         self.command = words[: -len(host)]

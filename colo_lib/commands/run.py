@@ -40,10 +40,11 @@ def changes(pairs: list[str]) -> dict[str, Any]:
 
 
 def carry_out(options: argparse.Namespace) -> int:
-    """Begin or resume, run, report; 0 when every trial left a record that counts."""
+    """Begin or resume, run, report; 0 when every trial left a record that counts and no wanted capture is missing."""
     from colo_lib.errors import InputError
     from colo_lib.launch.gen import free_port
     from colo_lib.params import load
+    from colo_lib.run.captures import refuse_conflicts
     from colo_lib.run.folder import begin, resume
     from colo_lib.run.plan import plan_trials
 
@@ -56,6 +57,7 @@ def carry_out(options: argparse.Namespace) -> int:
     else:
         params = load(options.params, **changes(options.set))
         plan_trials(params)
+        refuse_conflicts(params)
         free_port(params.gen_port)
         folder = begin(params, say=_say)
     return record_and_report(options, params, folder)
@@ -84,7 +86,9 @@ def record_and_report(options: argparse.Namespace, params: Any, folder: Path) ->
         from colo_lib.report import make_report
 
         say(f"report: {make_report(outcome.folder, Path(options.reports_dir))}")
-    return 0
+    for sentence in outcome.missing:
+        print(f"colo: {sentence}", file=sys.stderr)
+    return 1 if outcome.missing else 0
 
 
 def _say(text: str) -> None:

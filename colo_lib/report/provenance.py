@@ -37,10 +37,22 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
             f"{counted} of {len(run.trials)} count; {params.blocks} blocks, windows of {params.window_s:g} s after "
             f"{params.warmup_s:g} s of warm-up",
         ),
+        *_captures(run),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
         ("Run", f"{run.run_id}, {_told(run.manifest.get('created_utc'))} to {_told(run.manifest.get('finished_utc'))}"),
     ]
     return pairs
+
+
+def _captures(run: Run) -> list[tuple[str, object]]:
+    """A line on the captures of a run that was to have some, with the reason for each that it lacks."""
+    captures = run.manifest.get("captures") or []
+    if not captures:
+        return []
+    done = [capture["step"] for capture in captures if capture["status"] == "done"]
+    lacking = [f"{capture['step']}: {capture['reason']}" for capture in captures if capture["status"] != "done"]
+    told = [f"{len(done)} of {len(captures)} steps" + (f" ({', '.join(done)})" if done else "")]
+    return [("Captures", "; MISSING ".join(told + lacking))]
 
 
 def blocks(run: Run) -> str:

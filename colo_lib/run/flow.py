@@ -18,6 +18,7 @@ from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import TRIAL, trial_folder
+from colo_lib.run.captures import record_captures
 from colo_lib.run.folder import counts, held, trial_status
 from colo_lib.run.notebooks import NotebookHost, notebook_host
 from colo_lib.run.plan import PlannedTrial, plan_trials, seconds_left
@@ -30,10 +31,11 @@ FIRST_ENGINE_START_S = 40.0
 
 @dataclass
 class Outcome:
-    """What became of a run: its folder (finished or still `.partial`) and the failures, a sentence each."""
+    """What became of a run: its folder (finished or still `.partial`), failed trials and captures that it lacks."""
 
     folder: Path
     failures: list[str]
+    missing: list[str]
 
 
 class EngineKeeper:
@@ -88,11 +90,13 @@ class EngineKeeper:
 
 
 def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
-    """Record every trial that `folder` lacks and seal it; on failures it stays `.partial`, to be resumed.
+    """Record every trial and capture that `folder` lacks and seal it; on failed trials it stays `.partial`.
 
+    A capture that cannot be had does not keep a run open: what it measured is complete.
     Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended.
     """
-    plan, failures, began = plan_trials(params), [], time.monotonic()
+    plan, failures, began = plan_trials(params), list[str](), time.monotonic()
+    missing: list[str] = []
     with ExitStack() as stack:
         stack.enter_context(terminable())
         stack.enter_context(held(folder))
@@ -109,9 +113,12 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
                 failures.append(f"{trial.step}, trial {trial.block}: {failure}")
             left = seconds_left(params, plan[number:], keeper.start_s, keeper.key)
             say(progress_line(number, len(plan), folder, trial, failure, left))
+        keeper.stop()
+        if not failures:
+            missing = record_captures(params, folder, params.step_names(), say)
     note_seconds(folder, time.monotonic() - began)
     say(time_line(folder))
-    return Outcome(folder if failures else seal(folder), failures)
+    return Outcome(folder if failures else seal(folder), failures, missing)
 
 
 def time_line(folder: Path) -> str:

@@ -14,8 +14,9 @@ from colo_lib.launch.placement import place
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
+from colo_lib.run.captures import record_captures, refuse_conflicts
 from colo_lib.run.folder import begin, counts, held, trial_status
-from colo_lib.run.progress import Progress
+from colo_lib.run.progress import Progress, to_stderr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,9 +58,12 @@ def record_step(params: Params, step: str) -> StepRecord:
             )
         record_trials(params, step, folder)
         return read_step(folder, step)
+    refuse_conflicts(params)
     folder = begin(params, step.lower())
     with held(folder):
         record_trials(params, step, folder)
+        for sentence in record_captures(params, folder, [step], to_stderr):
+            to_stderr(sentence)
         return read_step(seal(folder), step)
 
 

@@ -110,10 +110,16 @@ def test_a_killed_client_fails_the_trial_alone(up: Engines, tmp_path: Path) -> N
     assert attempt(up, "step1", tmp_path, lambda: None)["status"] == "done"
 
 
-def test_a_killed_sampler_costs_the_telemetry_only(up: Engines, tmp_path: Path) -> None:
-    record = attempt(up, "step4", tmp_path, kill("colo_lib.capture.telemetry"), window_s=3.0)
+def test_a_killed_sampler_costs_a_gap(up: Engines, tmp_path: Path) -> None:
+    record = attempt(up, "step4", tmp_path, kill("colo_lib.capture.sampler"), window_s=3.0)
     assert record["status"] == "done"
-    assert record["telemetry_cost"] == {}
+    (gap,) = record["telemetry"]["gaps"]
+    assert "SIGKILL" in gap["reason"]
+    assert gap["end_ns"] is not None
+
+
+def test_a_killed_watcher_costs_the_rest_of_the_telemetry(up: Engines, tmp_path: Path) -> None:
+    assert attempt(up, "step4", tmp_path, kill("colo_lib.capture.telemetry"), window_s=3.0)["status"] == "done"
 
 
 def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) -> None:
