@@ -29,6 +29,9 @@ CONTENTS = {
     "steps": "Steps side by side",
     "latency": "Latencies and stalls",
     "clauses": "The verdict, clause by clause",
+    "gen-loss": "Where gen's loss went",
+    "capacity": "Capacity: dedicate, co-locate or shard wider",
+    "published": "Beside the published runs",
     "telemetry": "Telemetry over time",
     "memory": "Memory",
     "not-counted": "Trials that do not count",
@@ -81,6 +84,7 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + details("Kept fractions", _part(found, "kept-table"), opened=False),
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
         "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
+        **_across(found),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
         + details("Means by step", _part(found, "telemetry-table"), opened=False),
@@ -89,6 +93,25 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         "provenance": provenance.blocks(run),
     }
     return "\n".join(section(name, CONTENTS[name], body) for name, body in bodies.items())
+
+
+def _across(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The sections of the notebooks that look beyond the steps: gen's loss, the plan, the published runs."""
+    return {
+        "gen-loss": _part(found, "gen-loss")
+        + _part(found, "gen-loss-mechanism")
+        + _part(found, "gen-loss-needs")
+        + details("Numbers", _part(found, "gen-loss-table"), opened=False),
+        "capacity": _part(found, "capacity")
+        + _part(found, "capacity-answer")
+        + _part(found, "capacity-layouts")
+        + details("What each unit gives", _part(found, "capacity-units"), opened=False)
+        + details("What the plan takes for granted", _part(found, "capacity-assumptions"), opened=False),
+        "published": _part(found, "beside-kept")
+        + _part(found, "unlike-words")
+        + details("Metric by metric", _part(found, "beside"), opened=False)
+        + details("What differs", _part(found, "unlike"), opened=False),
+    }
 
 
 def _clocks(run: Run) -> str:
