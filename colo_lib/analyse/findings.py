@@ -16,7 +16,7 @@ def pays(kept: pd.DataFrame) -> pd.DataFrame:
 
     Dedicated devices are 1.0 per device by definition; the whole 95 % interval must lie on one side.
     """
-    rows = kept[(kept["quantity"] == "aggregate_per_device") & kept["step"].isin(["step2", "step3", "configB"])].copy()
+    rows = kept[(kept["quantity"] == "aggregate_per_device") & (kept["step"] != "configA")].copy()
     rows["answer"] = "not settled"
     rows.loc[rows["low"] > 1.0, "answer"] = "more than dedicated"
     rows.loc[rows["high"] < 1.0, "answer"] = "less than dedicated"

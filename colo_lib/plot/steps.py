@@ -19,7 +19,7 @@ from colo_lib.plot.style import (
     apply_style,
 )
 
-SHOWN = ("step2", "step3", "configB")
+SHOWN = ("mps-alone", "step2", "step3", "configB", "mig", "sm-partition")
 BAR_WIDTH = 0.36
 
 
