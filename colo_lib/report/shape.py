@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analyse.steps_table import number, with_interval
-from colo_lib.schema import STEP_TITLES
+from colo_lib.schema import CO_LOCATED, STEP_TITLES
 
 NONE = "—"
 
@@ -117,7 +117,7 @@ def time_sentence(manifest: Mapping[str, Any]) -> str:
 
 def kept_words(kept: pd.DataFrame) -> str:
     """The kept fractions in words, for readers who do not see the picture."""
-    shown = kept[kept["step"].isin(["step2", "step3", "configB"]) & (kept["quantity"] != "aggregate")]
+    shown = kept[kept["step"].isin(CO_LOCATED) & (kept["quantity"] != "aggregate")]
     words = [
         f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high)}"
         for row in shown.itertuples()

@@ -53,6 +53,7 @@ def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
         "attached": attached,
         "other_clients": sorted(set(clients) - known),
         "limits": facts["limits"],
+        "partition": facts.get("partition"),
         "gpus": facts["gpus"],
         "nvml_lists_them": nvml_lists(known),
     }
