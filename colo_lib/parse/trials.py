@@ -46,7 +46,8 @@ def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for name in NUMBERS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
     for name in ("window_start_ns", "window_end_ns"):
-        frame[name] = pd.array([None if pd.isna(value) else int(value) for value in frame[name]], dtype="Int64")
+        # From the rows: beside a null, the frame has made floats of them, which do not hold every ns.
+        frame[name] = pd.array([None if row[name] is None else int(row[name]) for row in rows], dtype="Int64")
     for name in ("gen_devices", "embed_devices"):
         frame[name] = [_flat(value) for value in frame[name]]
     counted = frame[frame["status"] == "done"]
