@@ -1,7 +1,8 @@
 """What kind of work a kernel is, by its name; and the kernels that take most time.
 
-`PATTERNS` is the one table: the first category whose pattern is found in the name, whatever the case, is the kernel's.
-Put your own in front of it: `categorise(names, [("mine", "my_kernel"), *PATTERNS])`, `colo trace --category mine=REGEX`.
+`PATTERNS` is the one table: the first category whose pattern is found in the name, whatever the case, is the
+kernel's. Put your own in front of it: `categorise(names, [("mine", "my_kernel"), *PATTERNS])`, or
+`colo trace --category mine=REGEX`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ PATTERNS: Patterns = (
         r"attention|attn|flash_?fwd|flash::|fmha|flashinfer|paged|reshape_and_cache|kv_?cache|rotary|rope\b|_rope|"
         r"split_?kv|mla_|batch_?(prefill|decode)|mha",
     ),
-    ("GEMM", r"gemm|gemv|gemv|nvjet|cutlass|cublas|matmul|scaled_mm|xmma|wgmma|split_?k_?reduce|marlin|machete|tensorop"),
+    (
+        "GEMM",
+        r"gemm|gemv|gemv|nvjet|cutlass|cublas|matmul|scaled_mm|xmma|wgmma|split_?k_?reduce|marlin|machete|tensorop",
+    ),
     ("quantisation", r"quant|fp8|int8|per_token_group|e4m3"),
     ("norm", r"norm(?!al)|rsqrt"),
     ("activation", r"silu|gelu|relu|swiglu|act_and_mul|sigmoid|tanh"),
-    ("sampling", r"sampl|argmax|top_?[kp]|multinomial|softmax|logit|penalt|radix_?sort|bitonic|exponential|distribution"),
+    (
+        "sampling",
+        r"sampl|argmax|top_?[kp]|multinomial|softmax|logit|penalt|radix_?sort|bitonic|exponential|distribution",
+    ),
     ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|cross_device|multimem|shot_"),
-    ("memory", r"memcpy|memset|copy|fill_?(functor|kernel)|catarray|concat|gather|scatter|index|embedding|transpose|slice"),
+    (
+        "memory",
+        r"memcpy|memset|copy|fill_?(functor|kernel)|catarray|concat|gather|scatter|index|embedding|transpose|slice",
+    ),
 )
 CATEGORIES = (*(name for name, _ in PATTERNS), OTHER)
 
@@ -54,7 +64,7 @@ def categorise(names: Sequence[str], patterns: Patterns = PATTERNS) -> list[str]
 
 
 def by_name(active: Active, names: Sequence[str]) -> dict[str, Ints | np.ndarray]:
-    """Columns name, kernel_count, time_ns, blocks (mean of known shapes): a row a kernel name that ran, most time first.
+    """Columns name, kernel_count, time_ns, blocks (mean of known shapes): a row a name that ran, most time first.
 
     Graph launches have no kernel names and are not in it.
     """
@@ -81,7 +91,10 @@ def summarise(active: Active, names: Sequence[str], patterns: Patterns = PATTERN
     total = int(table["time_ns"].sum())
     rows: dict[str, dict[str, Any]] = {}
     for category, count, time_ns in zip(
-        categorise([str(name) for name in table["name"]], patterns), table["kernel_count"], table["time_ns"], strict=True
+        categorise([str(name) for name in table["name"]], patterns),
+        table["kernel_count"],
+        table["time_ns"],
+        strict=True,
     ):
         row = rows.setdefault(category, {"category": category, "kernel_count": 0, "kernel_time_ns": 0})
         row["kernel_count"] += int(count)
@@ -92,7 +105,7 @@ def summarise(active: Active, names: Sequence[str], patterns: Patterns = PATTERN
 
 
 def top_kernels(active: Active, names: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
-    """The names with most time: name, kernel_count, kernel_time_ns, fraction, mean_us, mean_blocks (None if unknown)."""
+    """Names with most time: name, kernel_count, kernel_time_ns, fraction, mean_us, mean_blocks (None: unknown)."""
     table = by_name(active, names)
     total = int(table["time_ns"].sum())
     rows = []

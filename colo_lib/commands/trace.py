@@ -22,8 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gen", default="", metavar="PID|NAME", help="gen's processes, by comma (default: the likely)")
     parser.add_argument("--embed", default="", metavar="PID|NAME", help="embed's processes (default: the likely)")
     parser.add_argument("--window", default="", metavar="START_S:END_S", help="seconds after the first session's start")
-    parser.add_argument("--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)")
-    parser.add_argument("--mechanism", default="", metavar="NAME", help="how the two shared the GPU, if you know: mps, …")
+    parser.add_argument(
+        "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)"
+    )
+    parser.add_argument(
+        "--mechanism", default="", metavar="NAME", help="how the two shared the GPU, if you know: mps, …"
+    )
     parser.add_argument(
         "--category", action="append", default=[], metavar="NAME=REGEX", help="a category of kernels of your own, first"
     )
@@ -36,7 +40,7 @@ def carry_out(options: argparse.Namespace) -> int:
     import json
 
     from colo_lib.analyse.summary import of_view
-    from colo_lib.analyse.view import look
+    from colo_lib.analyse.view import look, window_of
     from colo_lib.analyse.workloads import assign
     from colo_lib.parse.captures import read_exports
     from colo_lib.report import trace_text
@@ -55,23 +59,6 @@ def carry_out(options: argparse.Namespace) -> int:
     found = of_view(view, patterns) | {"workloads_guessed": guessed}
     print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
     return 0
-
-
-def window_of(text: str) -> tuple[float, float] | None:
-    """START_S:END_S as seconds, None where nothing is asked; raises InputError for anything else."""
-    import math
-
-    from colo_lib.errors import InputError
-
-    if not text.strip():
-        return None
-    try:
-        start, end = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise InputError(f"window {text!r}: write START_S:END_S, as in 4.0:4.5") from None
-    if not (math.isfinite(start) and math.isfinite(end) and max(abs(start), abs(end)) < 1e9):
-        raise InputError(f"window {text!r}: no session is that long; give seconds after the session's start")
-    return start, end
 
 
 def mechanism_of(text: str) -> str | None:

@@ -22,8 +22,7 @@ from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.strangers import StrangerMeter
-from colo_lib.launch.turns import end_alternator
-from colo_lib.launch.under_load import begin, connect
+from colo_lib.launch.under_load import begin, connect, settle
 from colo_lib.launch.window import Window, measure
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
@@ -105,8 +104,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     stranger_cores = meter.stop(time.monotonic())
     after = handles.evidence()
     memory = memory_gib(handles)
-    for alternator in loads.mechanism:
-        end_alternator(alternator, runtime, folder)
+    settle(loads, runtime, folder)
     collect(loads, runtime, folder)
     sampler.stop()
     told = convert(runtime / "telemetry.jsonl", folder)
