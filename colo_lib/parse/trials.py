@@ -9,6 +9,11 @@ import pandas as pd
 
 from colo_lib.errors import InputError
 
+# Parts of a workload's device memory, GiB a process; the rest of gen is activations and context, of embed the context.
+MEMORY_PARTS = (
+    ("gen", "weights"), ("gen", "kv_cache"), ("gen", "graphs"), ("gen", "rest"),
+    ("embed", "weights"), ("embed", "activations"), ("embed", "cached"), ("embed", "rest"),
+)  # fmt: skip
 # column -> where it stands in trial.json; a dot leads into a nested object
 COLUMNS = {
     "step": "step",
@@ -30,6 +35,7 @@ COLUMNS = {
     "gen_memory_gib": "memory_gib.gen",
     "embed_memory_gib": "memory_gib.embed",
     "free_memory_gib": "memory_gib.free",
+    **{f"{workload}_{part}_memory_gib": f"memory_parts_gib.{workload}.{part}" for workload, part in MEMORY_PARTS},
     "neighbour": "neighbour",
     "latency_clock": "latency_clock",
 }
