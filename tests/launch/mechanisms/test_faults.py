@@ -134,8 +134,9 @@ def test_a_stranger_in_the_window_makes_it_invalid(up: Engines, host: Nvidia, tm
 def test_a_daemon_that_hangs_is_told_in_time(up: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from colo_lib.launch.mechanisms.control import Control
 
-    monkeypatch.setattr(Control.ask, "__defaults__", (2.0,))
-    error = attempt(up, tmp_path, signalled(up, "daemon", signal.SIGSTOP))
+    with monkeypatch.context() as patch:
+        patch.setattr(Control.ask, "__defaults__", (2.0,))
+        error = attempt(up, tmp_path, signalled(up, "daemon", signal.SIGSTOP))
     signalled(up, "daemon", signal.SIGCONT)()
     assert isinstance(error, StepFailed)
     assert "did not answer" in str(error)
