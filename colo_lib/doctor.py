@@ -19,6 +19,7 @@ from colo_lib.engines_env import EngineLook, look_at_engine, resolve_pythons
 from colo_lib.errors import InputError
 from colo_lib.gpu_look import GpuLook, look_at_gpus
 from colo_lib.gpus import find_gpu
+from colo_lib.launch.guard import about
 from colo_lib.memory import budget_here, host_memory
 from colo_lib.model_catalog import models_of
 from colo_lib.params import Params, split_list
@@ -144,6 +145,7 @@ def _gpu(params: Params, gpus: GpuLook) -> list[Row]:
         facts += ["MIG on"] if gpu["mig"] else []
         facts += [f"{gpu['processes']} other processes"] if gpu["processes"] else []
         rows.append(Row(f"GPU {gpu['index']}", OK, ", ".join(facts)))
+        rows += [Row(f"GPU {gpu['index']}, note", OK, told) for told in about(gpu)]
     return rows
 
 

@@ -91,6 +91,15 @@ def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["What", "GiB", "Available, or left free (GiB)"])
 
 
+def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.memory.parts_frame` as shown: a row a part, a column a step."""
+    if parts.empty:
+        return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
+    shown = parts.assign(row=[f"{row.workload}: {row.part}" for row in parts.itertuples()])
+    shown["cell"] = [number(gib) for gib in shown["gib"]]
+    return _by_step(shown, "row", "cell", "Part (GiB a process)")
+
+
 def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
     """The null in words: a step against itself."""
     blocks = f"{null['odd']:.0f} odd and {null['even']:.0f} even blocks"

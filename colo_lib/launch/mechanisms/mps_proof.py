@@ -39,6 +39,7 @@ def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
     control = Control(Path(facts["pipe"]), Path(facts["log"]))
     servers = control.servers()
     if not servers:
+        check(facts)  # one that was seen has ended just now: that is the cause
         raise StepFailed(f"void: mps not attached: the daemon has no server, so no engine is its client{REMEDY}")
     for server in servers:
         _check_server(control, server, facts)
@@ -53,6 +54,7 @@ def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
         "attached": attached,
         "other_clients": sorted(set(clients) - known),
         "limits": facts["limits"],
+        "partition": facts.get("partition"),
         "gpus": facts["gpus"],
         "nvml_lists_them": nvml_lists(known),
     }
