@@ -32,6 +32,10 @@ COLUMNS = {
     "free_memory_gib": "memory_gib.free",
     "neighbour": "neighbour",
     "latency_clock": "latency_clock",
+    "telemetry_cpu_fraction": "telemetry_cost.cpu_fraction",
+    "telemetry_absent": "telemetry.absent",
+    "telemetry_gaps": "telemetry.gaps",
+    "pacing": "pacing.kind",
 }
 NUMBERS = [name for name in COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
 
