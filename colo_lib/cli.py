@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "render a run folder as one HTML page",
     "list": "list the runs of this checkout",
     "trace": "tell what Nsight Systems captured: overlap, occupancy, idle gaps, categories",
+    "redact": "make an Nsight Systems export fit to share",
     "doctor": "tell what this machine can run, with the remedy for what it cannot",
 }
 

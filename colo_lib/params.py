@@ -37,6 +37,9 @@ class Params(BaseModel):
     sweeps_dir: str = Field("sweeps", description="folder that holds the sweep folders")
     block: int = Field(0, ge=0, le=1000, description="block of trials to record; 0: all blocks of this step")
     exports: str = Field("", description="Nsight Systems SQLite exports to read instead of a run, comma-separated")
+    exports_alone: str = Field(
+        "", description="exports of gen or embed alone, for durations alone against shared, comma-separated"
+    )
     trace_step: str = Field("", description="step whose capture is read; empty: the first that has one")
     trace_gen: str = Field("", description="pid or process name of gen in the exports; empty: the likely one")
     trace_embed: str = Field("", description="pid or process name of embed in the exports; empty: the likely one")

@@ -1,7 +1,8 @@
 """What kind of work a kernel is, by its name; and the kernels that take most time.
 
-`PATTERNS` is the one table: the first category whose pattern is found in the name, whatever the case, is the kernel's.
-Put your own in front of it: `categorise(names, [("mine", "my_kernel"), *PATTERNS])`, `colo trace --category mine=REGEX`.
+`PATTERNS` is the one table: the first category whose pattern is found in the name, whatever the case, is the
+kernel's. Put your own in front of it: `categorise(names, [("mine", "my_kernel"), *PATTERNS])`, or
+`colo trace --category mine=REGEX`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def categorise(names: Sequence[str], patterns: Patterns = PATTERNS) -> list[str]
 
 
 def by_name(active: Active, names: Sequence[str]) -> dict[str, Ints | np.ndarray]:
-    """Columns name, kernel_count, time_ns, blocks (mean of known shapes): a row a kernel name that ran, most time first.
+    """Columns name, kernel_count, time_ns, blocks (mean of known shapes): a row a name that ran, most time first.
 
     Graph launches have no kernel names and are not in it.
     """
@@ -104,7 +105,7 @@ def summarise(active: Active, names: Sequence[str], patterns: Patterns = PATTERN
 
 
 def top_kernels(active: Active, names: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
-    """The names with most time: name, kernel_count, kernel_time_ns, fraction, mean_us, mean_blocks (None if unknown)."""
+    """Names with most time: name, kernel_count, kernel_time_ns, fraction, mean_us, mean_blocks (None: unknown)."""
     table = by_name(active, names)
     total = int(table["time_ns"].sum())
     rows = []

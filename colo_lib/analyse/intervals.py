@@ -104,4 +104,4 @@ def _ramp(t_ns: Ints, weight: Floats, at_ns: Ints) -> Floats:
     place = np.searchsorted(t_ns, at_ns, side="left")
     weights = np.concatenate(([0.0], np.cumsum(weight)))[place]
     moments = np.concatenate(([0.0], np.cumsum(weight * t_ns)))[place]
-    return weights * at_ns - moments
+    return np.asarray(weights * at_ns - moments, np.float64)

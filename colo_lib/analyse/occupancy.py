@@ -1,7 +1,7 @@
 """How much of the device the launches could fill: arithmetic on launch shapes, not a measurement.
 
-SM occupancy of a kernel = min(blocks / SMs, 1) (design, formulas). Resident occupancy goes on from there: the warps that
-fit an SM at once given registers, shared memory and threads a block, over the most an SM holds (CUDA's occupancy
+SM occupancy of a kernel = min(blocks / SMs, 1) (design, formulas). Resident occupancy goes on from there: the warps
+that fit an SM at once given registers, shared memory and threads a block, over the most an SM holds (CUDA's occupancy
 arithmetic). Graph launches have no known shape and are in neither.
 """
 
@@ -19,6 +19,10 @@ from colo_lib.traces import Bools, Device, Floats, Ints
 WARP_THREADS = 32
 REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
 RESERVED_SHARED_BYTES, SHARED_UNIT_BYTES = 1024, 128  # a block's own share of the driver, and the unit of the rest
+KEYS = (
+    "mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time", "resident_occupancy_by_time",
+    "under_half_device", "one_block_fraction", "full_device_fraction",
+)  # fmt: skip
 HISTOGRAM = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -31,12 +35,10 @@ def summarise(active: Active, device: Device) -> dict[str, Any]:
     """The table of occupancy of one workload; every value None where no shape or no SM count is known."""
     blocks = active.get("blocks")
     known = blocks > 0
-    keys = ("mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time", "resident_occupancy_by_time")
-    keys += ("under_half_device", "one_block_fraction", "full_device_fraction")
     if not known.any():
-        return dict.fromkeys(keys)
+        return dict.fromkeys(KEYS)
     blocks, time_ns = blocks[known], active.active_ns[known].astype(np.float64)
-    found: dict[str, Any] = dict.fromkeys(keys) | {
+    found: dict[str, Any] = dict.fromkeys(KEYS) | {
         "mean_blocks_per_kernel": float(blocks.mean()),
         "one_block_fraction": float((blocks == 1).mean()),
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from colo_lib.analyse import intervals
-from colo_lib.traces import Ints, Switches, Union
+from colo_lib.traces import Capture, Ints, Switches, Union
 
 LEAST_COVERAGE = 0.9  # of a process's kernels must start inside a context for it to be theirs
 
@@ -73,3 +73,18 @@ def of_process(
         if rank[0] >= LEAST_COVERAGE and rank > best:
             best, chosen = rank, Residency(spans, float(inside.mean()), host_pid)
     return chosen
+
+
+def host_pids(capture: Capture, pids: set[int]) -> set[int]:
+    """Pids under which the kernel driver knows the contexts of processes `pids` (under MPS: the server's)."""
+    found: set[int] = set()
+    known, kernels = contexts(capture.switches), capture.kernels
+    for place, process in enumerate(capture.processes):
+        own = kernels.process == place
+        if process.pid not in pids or not own.any():
+            continue
+        for device in np.unique(kernels.device[own]).tolist():
+            starts = kernels.start_ns[own & (kernels.device == device)]
+            match = of_process(known, starts, process.session, device, process.pid)
+            found |= {match.host_pid} if match else set()
+    return found

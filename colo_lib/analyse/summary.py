@@ -62,7 +62,7 @@ def of_view(view: View, patterns: categories.Patterns = categories.PATTERNS) -> 
         "processes": [_process(item.process.pid, item.process.label, item.process.name, item.kernel_count,
                                item.graph_count) for item in launchers(view.capture)],
         "profiler_overhead": overhead(view),
-        "devices": [device.number for device in view.capture.devices],
+        "devices": sorted(device.number for device in view.capture.devices),
         "omissions": list(view.capture.omissions),
         "notes": notes(view),
     }  # fmt: skip

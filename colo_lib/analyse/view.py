@@ -6,6 +6,7 @@ was on the device. `basis` says which of the two it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from colo_lib.errors import InputError
 from colo_lib.traces import Capture, Copies, Device, Ints, Kernels, Union
 
 RESIDENCY, INTERVALS = "residency", "kernel intervals"
+LONGEST_S = 1e9
 CONCURRENT = {"mps", "sm-partition", "mig", "none"}  # mechanisms under which no context is switched out
 
 
@@ -118,6 +120,19 @@ def look(
     )
 
 
+def window_of(text: str) -> tuple[float, float] | None:
+    """START_S:END_S as seconds, None where nothing is asked; raises InputError for anything else."""
+    if not text.strip():
+        return None
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise InputError(f"window {text!r}: write START_S:END_S, as in 4.0:4.5") from None
+    if not (math.isfinite(start) and math.isfinite(end) and max(abs(start), abs(end)) < LONGEST_S):
+        raise InputError(f"window {text!r}: no session is that long; give seconds after the session's start")
+    return start, end
+
+
 def _of(process: np.ndarray, places: Sequence[int]) -> np.ndarray:
     return np.isin(process, np.array(places, process.dtype))
 
@@ -128,7 +143,7 @@ def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], num
         for place, device in enumerate(capture.devices):
             if device.number == number:
                 return place
-        there = ", ".join(str(device.number) for device in capture.devices)
+        there = ", ".join(str(item) for item in sorted(device.number for device in capture.devices))
         raise InputError(f"no work on device {number}; there is some on: {there}")
     duration = (kernels.end_ns - kernels.start_ns).astype(np.float64)
     for name in assignment:

@@ -104,22 +104,28 @@ def assign(capture: Capture, asked: Mapping[str, str]) -> tuple[Assignment, bool
     """
     found = launchers(capture)
     if not found:
-        raise InputError("no process launched work: the capture has no kernel and no graph launch")
+        files = ", ".join(str(export.get("file")) for export in capture.exports)
+        lost = "".join(f"; {words}" for words in capture.omissions)
+        raise InputError(f"{files}: no process launched work: there is no kernel and no graph launch{lost}")
     chosen = {workload: _matching(words, found) for workload, words in asked.items() if words.strip()}
     both = set(chosen.get("gen", [])) & set(chosen.get("embed", []))
     if both:
         raise InputError(f"process {found_label(found, both.pop())} is asked for as gen and as embed")
+    named = len(chosen)
     left = [item for item in found if not any(item.place in places for places in chosen.values())]
     guesses = likely(found if not chosen else left)
     for workload in WORKLOADS:
         if workload in chosen:
             continue
-        guess = guesses.get(workload) or (guesses.get(_other(workload)) if chosen else None)
+        guess = guesses.get(workload) or (guesses.get(_other(workload)) if named else None)
         if guess:
             chosen[workload] = guess
-    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, len(chosen) != len(
-        [words for words in asked.values() if words.strip()]
-    )
+    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, len(chosen) > named
+
+
+def matching(capture: Capture, words: str) -> list[int]:
+    """Places of the processes that `words` (pids or names, by comma) stand for; raises InputError for others."""
+    return _matching(words, launchers(capture))
 
 
 def found_label(found: list[Launcher], place: int) -> str:
@@ -136,8 +142,8 @@ def _matching(words: str, found: list[Launcher]) -> list[int]:
     for word in (part.strip() for part in words.split(",")):
         if not word:
             continue
-        exact = [item.place for item in found if word in (item.process.label, item.process.name)]
-        exact += [item.place for item in found if word == str(item.process.pid) and item.place not in exact]
+        exact = [item.place for item in found if word == item.process.label]
+        exact = exact or [item.place for item in found if word in (item.process.name, str(item.process.pid))]
         held = [item.place for item in found if not word.isdigit() and word.lower() in item.process.name.lower()]
         if not exact and not held:
             there = "; ".join(item.words() for item in found)

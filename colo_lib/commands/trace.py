@@ -40,7 +40,7 @@ def carry_out(options: argparse.Namespace) -> int:
     import json
 
     from colo_lib.analyse.summary import of_view
-    from colo_lib.analyse.view import look
+    from colo_lib.analyse.view import look, window_of
     from colo_lib.analyse.workloads import assign
     from colo_lib.parse.captures import read_exports
     from colo_lib.report import trace_text
@@ -59,23 +59,6 @@ def carry_out(options: argparse.Namespace) -> int:
     found = of_view(view, patterns) | {"workloads_guessed": guessed}
     print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
     return 0
-
-
-def window_of(text: str) -> tuple[float, float] | None:
-    """START_S:END_S as seconds, None where nothing is asked; raises InputError for anything else."""
-    import math
-
-    from colo_lib.errors import InputError
-
-    if not text.strip():
-        return None
-    try:
-        start, end = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise InputError(f"window {text!r}: write START_S:END_S, as in 4.0:4.5") from None
-    if not (math.isfinite(start) and math.isfinite(end) and max(abs(start), abs(end)) < 1e9):
-        raise InputError(f"window {text!r}: no session is that long; give seconds after the session's start")
-    return start, end
 
 
 def mechanism_of(text: str) -> str | None:

@@ -16,12 +16,12 @@ import numpy as np
 
 from colo_lib import paths
 from colo_lib.errors import InputError
+from colo_lib.params import STEPS
 from colo_lib.parse.export import NO_TIME, read_launches
 from colo_lib.parse.export_cache import read_cached
 from colo_lib.traces import Alignment, Capture, Columns, Copies, Device, Kernels, Launches, Overhead, Process, Switches
 
 UNCERTAINTY_NS = 100_000  # assumed: two readings of a host's clock when a session starts, and GPU-to-host conversion
-CAPTURE_FILE = "capture.json"
 DEFAULT_EXPORT = "trace.sqlite"
 
 
@@ -38,6 +38,18 @@ class StepCapture:
     def mechanism(self) -> str | None:
         """How the two shared the GPU, where that is recorded."""
         return self.facts.get("mechanism")
+
+    @property
+    def window_s(self) -> tuple[float, float] | None:
+        """The recorded window of steady state on the capture's clock, seconds; None where none is recorded.
+
+        capture.json has the window in monotonic ns, and one moment by both clocks; exports have their start in UTC.
+        """
+        window, clock, zero = self.facts.get("window_ns"), self.facts.get("clock"), _zero_utc_ns(self.capture)
+        if not window or not clock or zero is None:
+            return None
+        start, end = (int(moment) - int(clock["monotonic_ns"]) + int(clock["utc_ns"]) - zero for moment in window)
+        return start / 1e9, end / 1e9
 
 
 def read_exports(files: Sequence[str | Path]) -> Capture:
@@ -78,7 +90,7 @@ def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
 def read_capture(run_folder: str | Path, step: str) -> StepCapture:
     """The capture of a step of a run folder. Raises InputError where the step has none, or it did not succeed."""
     folder = paths.capture_folder(run_folder, step)
-    facts = _capture_facts(folder / CAPTURE_FILE)
+    facts = _capture_facts(folder / paths.CAPTURE)
     if facts.get("status", "done") != "done":
         raise InputError(f"{folder}: the capture is {facts['status']}: {facts.get('reason') or 'no reason recorded'}")
     names = facts.get("exports") or [DEFAULT_EXPORT]
@@ -90,25 +102,35 @@ def read_capture(run_folder: str | Path, step: str) -> StepCapture:
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:
-    """Steps of a run folder that have a capture which can be read, in the order of the steps."""
-    from colo_lib.params import STEPS
-
+    """Steps of a run folder that have a capture of GPU work which can be read, in the order of the steps."""
     found = []
     for step in STEPS:
         folder = paths.capture_folder(run_folder, step)
         if not folder.is_dir():
             continue
-        facts = _capture_facts(folder / CAPTURE_FILE)
+        facts = _capture_facts(folder / paths.CAPTURE)
         names = facts.get("exports") or [DEFAULT_EXPORT]
-        if facts.get("status", "done") == "done" and all((folder / str(name)).is_file() for name in names):
+        good = facts.get("status", "done") == "done" and facts.get("traced", "cuda") == "cuda"
+        if good and all((folder / str(name)).is_file() for name in names):
             found.append(step)
     return found
+
+
+def find_capture(run_folder: str | Path, step: str) -> StepCapture | None:
+    """The capture of a step, or None where the run has none of it."""
+    return read_capture(run_folder, step) if step in captured_steps(run_folder) else None
+
+
+def _zero_utc_ns(capture: Capture) -> int | None:
+    starts = [export.get("session_start_utc_ns") for export in capture.exports]
+    known = [int(start) for start in starts if start is not None]
+    return min(known) if known and len(known) == len(starts) else None
 
 
 def _inside(folder: Path, name: str) -> Path:
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder / CAPTURE_FILE} names {name!r}, which is outside its folder")
+        raise InputError(f"{folder / paths.CAPTURE} names {name!r}, which is outside its folder")
     return file
 
 

@@ -41,7 +41,10 @@ class Reader:
 
     def rows(self, kind: str, make: Callable[[dict[str, Ints]], Any]) -> list[Any]:
         """`make` of every block of the rows of `kind`, as columns by name; rows without a usable time are left out."""
-        source = schema.activity_source(self.tables, kind)
+        try:
+            source = schema.activity_source(self.tables, kind)
+        except InputError as error:
+            raise InputError(f"{self.file}: {error}") from None
         if source is None:
             return []
 
@@ -130,8 +133,12 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
     check_file(file)
     with opened(file) as connection:
         reader = Reader(file, connection, tables_of(connection), DeviceMap([], {}))
-        made = reader.rows("RUNTIME", lambda c: Launches(c["start_ns"].copy(), c["end_ns"].copy(), reader.processes(c["owner"]),
-                                                         c["link"].astype(np.uint32)))  # fmt: skip
+
+        def make(c: dict[str, Ints]) -> Launches:
+            start, end, correlation = c["start_ns"].copy(), c["end_ns"].copy(), c["link"].astype(np.uint32)
+            return Launches(start, end, reader.processes(c["owner"]), correlation)
+
+        made = reader.rows("RUNTIME", make)
         return _joined(Launches, made), list(reader.pids)
 
 
@@ -249,7 +256,7 @@ def _facts(reader: Reader) -> dict[str, Any]:
 
 
 def _joined(kind: type[Any], parts: list[Any]) -> Any:
-    """One frame of many, sorted by start; the parts are let go column by column, since ten million rows are ordinary."""
+    """One frame of many, sorted by start; parts are let go column by column, since ten million rows are ordinary."""
     if not parts:
         return kind.empty()
     columns = [{name: getattr(part, name) for name in kind.dtypes()} for part in parts]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,8 +49,7 @@ def read_rows(
     edges = [low + (high + 1 - low) * place // workers for place in range(workers + 1)]
     with ThreadPoolExecutor(workers) as pool:
         asked = [
-            pool.submit(_of_worker, file, query, start, stop - 1, len(columns), make)
-            for start, stop in zip(edges, edges[1:], strict=False)
+            pool.submit(_of_worker, file, query, start, stop - 1, len(columns), make) for start, stop in pairwise(edges)
         ]
         return [made for answer in asked for made in answer.result()]
 
@@ -77,7 +77,9 @@ def _of_worker(file: Path, query: str, low: int, high: int, width: int, make: Ca
     request = {"address": sqlite_file.address(file), "query": query, "low": low, "high": high}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
         process.stdin.write(json.dumps(request).encode())
         process.stdin.close()

@@ -23,7 +23,7 @@ COUNTER_PID, FIRST_PID = 1, 10
 
 
 def write(view: View, file: Path) -> str:
-    """Write `view` to `file`; gives a sentence about it. Raises InputError where it is too much or cannot be written."""
+    """Write `view` to `file`; gives a sentence about it. Raises InputError if it is too much or cannot be written."""
     events = sum(len(active.rows) for active in view.workloads.values()) + sum(len(c) for c in view.copies.values())
     if events > MOST_EVENTS:
         raise InputError(f"{events:,} events are more than a viewer holds ({MOST_EVENTS:,}); give a shorter --window")

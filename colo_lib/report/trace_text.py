@@ -72,7 +72,7 @@ def _overlap(found: Mapping[str, Any]) -> list[str]:
 def _idle(found: Mapping[str, Any]) -> list[str]:
     gaps, overhead = found["gaps"], found["profiler_overhead"]
     lines = [
-        f"GPU idle: {percent(found['idle_fraction'])} of the window (busy {_ms(found['busy_ns'])}, union of all kernels); "
+        f"GPU idle: {percent(found['idle_fraction'])} of the window (busy {_ms(found['busy_ns'])}, union of kernels); "
         f"{percent(found['idle_fraction_with_copies'])} with neither kernel nor copy"
     ]
     if gaps["count"]:
@@ -101,10 +101,10 @@ def _workload(name: str, found: Mapping[str, Any]) -> list[str]:
         half = found["under_half_device"]
         lines += [
             f"  SM occupancy by launch shape (arithmetic): {percent(found['sm_occupancy_by_count'])} by count, "
-            f"{percent(found['sm_occupancy_by_time'])} by time; {found['mean_blocks_per_kernel']:,.0f} blocks a kernel; "
-            f"resident {percent(found['resident_occupancy_by_time'])}",
-            f"  under half the SMs: {percent(half['by_count'])} of kernels, {percent(half['by_time'])} of their time; one "
-            f"block: {percent(found['one_block_fraction'])}; all SMs: {percent(found['full_device_fraction'])}",
+            f"{percent(found['sm_occupancy_by_time'])} by time; {found['mean_blocks_per_kernel']:,.0f} blocks a "
+            f"kernel; resident {percent(found['resident_occupancy_by_time'])}",
+            f"  under half the SMs: {percent(half['by_count'])} of kernels, {percent(half['by_time'])} of their time; "
+            f"one block: {percent(found['one_block_fraction'])}; all SMs: {percent(found['full_device_fraction'])}",
         ]
     for row in found["categories"]:
         lines.append(

@@ -1,0 +1,61 @@
+"""The view of a chosen capture: whose processes are gen and embed, as a notebook's parameters and the capture say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from colo_lib.analyse import overlap
+from colo_lib.analyse.view import View, look, window_of
+from colo_lib.analyse.workloads import WORKLOADS, assign
+from colo_lib.params import Params
+from colo_lib.traces import Capture
+
+
+def view_of(
+    capture: Capture, facts: Mapping[str, Any], params: Params, recorded_s: tuple[float, float] | None = None
+) -> View:
+    """Look at `capture`, whose capture.json says `facts`, through `trace_gen`, `trace_embed` and `trace_window`.
+
+    Without a `trace_window` it is the recorded window of steady state, `recorded_s`, where there is one.
+    """
+    asked = {"gen": params.trace_gen, "embed": params.trace_embed}
+    recorded = facts.get("pids") or {}
+    known = {process.pid for process in capture.processes}
+    for workload in WORKLOADS:
+        if not asked[workload]:
+            # The recorded pids are a whole process tree, of which some launched work.
+            own = [str(pid) for pid in recorded.get(workload) or [] if pid in known]
+            asked[workload] = ",".join(own)
+    assignment, _ = assign(capture, asked)
+    window_s = window_of(params.trace_window) or recorded_s
+    return look(capture, assignment, window_s, mechanism=facts.get("mechanism"))
+
+
+def verdict_overlap(view: View) -> dict[str, Any] | None:
+    """What `verdict.judge` takes as the overlap of a capture of step 2; None where it has only one workload."""
+    share = overlap.summarise(view)["overlap_of_gen"]
+    return None if share is None else {"fraction_of_gen": share, "basis": view.basis}
+
+
+def profiled_words(facts: Mapping[str, Any], unprofiled: Mapping[str, float]) -> str:
+    """Rates while profiling over the rates of the same step's trials; a capture explains, it is not for throughput."""
+    told = []
+    for name, rate in (facts.get("profiled") or {}).items():
+        base = unprofiled.get(name)
+        if rate and base and base == base:
+            told.append(f"{name.split('_')[0]} {rate / base:.2f}")
+    return f"Profiled / unprofiled rate: {', '.join(told) or 'not recorded'}."
+
+
+def views_alone(
+    captures: Mapping[str, tuple[Capture, Mapping[str, Any], tuple[float, float] | None]],
+) -> dict[str, View]:
+    """Workload -> the view of a capture in which it ran alone; a key that is no workload stands for the likely one."""
+    found = {}
+    for name, (capture, facts, window_s) in captures.items():
+        likely, _ = assign(capture, {})
+        places = sorted({place for own in likely.values() for place in own})
+        workload = name if name in WORKLOADS else next(iter(likely))
+        found[workload] = look(capture, {workload: places}, window_s, mechanism=facts.get("mechanism"))
+    return found

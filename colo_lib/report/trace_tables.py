@@ -1,0 +1,184 @@
+"""The answers of a capture as tables to read: every table of the brief's section on traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.analyse.workloads import printable
+from colo_lib.report.trace_text import percent
+
+NONE = "—"
+NAME_WIDTH = 90
+
+
+def device(found: Mapping[str, Any]) -> pd.DataFrame:
+    """What was looked at, on what, and how sure it is (`analyse.summary`)."""
+    gpu, alignment = found["device"], found["alignment"]
+    start, end = found["window_s"]
+    clocks = alignment["method"]
+    if alignment["uncertainty_us"]:
+        apart = max(alignment["offsets_ms"]) - min(alignment["offsets_ms"])
+        clocks += f", {apart:.3f} ms apart; uncertainty {alignment['uncertainty_us']:.0f} us (assumed)"
+    overhead = found["profiler_overhead"]
+    rows = [
+        ("GPU", f"{gpu['name']}, {gpu['sm_count'] or 'unknown number of'} SMs"),
+        ("Window", f"{found['window_ns'] / 1e6:,.2f} ms, from {start:.4f} to {end:.4f} s"),
+        ("Granularity", f"{found['granularity']} (graph: launches whole; node: a graph's kernels; kernel: no graphs)"),
+        ("Basis", found["basis"] + (", an upper bound" if found["overlap_is_upper_bound"] else "")),
+        ("Mechanism", found["mechanism"] or "not recorded"),
+        ("Clocks", clocks),
+        ("Profiler's own rows", f"{overhead['count']:,}, {percent(overhead['fraction'])} of the window"),
+        ("Other processes on the GPU", percent(found["other_processes"]["fraction_of_window"])),
+    ]
+    return pd.DataFrame(rows, columns=["What", "Value"])
+
+
+def overlap(found: Mapping[str, Any]) -> pd.DataFrame:
+    """Kernel overlap, each share with its denominator."""
+    if found["overlap_ns"] is None:
+        return pd.DataFrame([("Kernel overlap", NONE, "it takes both gen and embed")], columns=["What", "Value", "Of"])
+    moved = found["alignment"]["overlap_of_gen_range"]
+    rows = [
+        ("Both at once", _ms(found["overlap_ns"]), "|U(gen) ∩ U(embed)|"),
+        ("Overlap of gen", percent(found["overlap_of_gen"]), f"gen's busy {_busy(found, 'gen')}"),
+        ("Overlap of embed", percent(found["overlap_of_embed"]), f"embed's busy {_busy(found, 'embed')}"),
+    ]
+    if moved:
+        shown = f"{percent(moved[0])} to {percent(moved[1])}"
+        rows.append(("Overlap of gen, clocks moved by their uncertainty", shown, "gen's busy"))
+    return pd.DataFrame(rows, columns=["What", "Value", "Of"])
+
+
+def occupancy(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The brief's table of kernels and occupancy, a column a workload."""
+    rows = {
+        "Kernels": lambda w: f"{w['kernel_count']:,}",
+        "Graph launches (unknown shape)": lambda w: f"{w['graph_launch_count']:,}",
+        "Mean kernel duration": lambda w: _us(w["mean_kernel_us"]),
+        "Mean blocks a kernel": lambda w: _number(w["mean_blocks_per_kernel"]),
+        "SM occupancy by kernel count (theoretical)": lambda w: percent(w["sm_occupancy_by_count"]),
+        "SM occupancy by kernel time (theoretical)": lambda w: percent(w["sm_occupancy_by_time"]),
+        "Resident warps by kernel time (arithmetic)": lambda w: percent(w["resident_occupancy_by_time"]),
+        "Kernels under half the SMs, by count": lambda w: percent((w["under_half_device"] or {}).get("by_count")),
+        "Kernels under half the SMs, by time": lambda w: percent((w["under_half_device"] or {}).get("by_time")),
+        "Kernels of one block": lambda w: percent(w["one_block_fraction"]),
+        "Kernels that fill all SMs": lambda w: percent(w["full_device_fraction"]),
+        "Summed kernel and graph time": lambda w: _ms(w["kernel_time_ns"] + w["graph_time_ns"]),
+        "Busy (union)": lambda w: _ms(w["busy_ns"]),
+    }
+    return _by_workload(found, rows)
+
+
+def idle(found: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Idle share and gaps of the device, then the size classes."""
+    gaps = found["gaps"]
+    rows = [
+        ("GPU idle", percent(found["idle_fraction"]), f"busy {_ms(found['busy_ns'])} of {_ms(found['window_ns'])}"),
+        ("… with neither kernel nor copy", percent(found["idle_fraction_with_copies"]), ""),
+        ("Gaps", f"{gaps['count']:,}", f"{gaps['over_10us_count']:,} over 10 us"),
+        ("Mean gap", _us(gaps["mean_us"]), f"p50 {_us(gaps['p50_us'])}, p99 {_us(gaps['p99_us'])}"),
+        ("Longest gap", _us(gaps["max_us"]), ""),
+    ]
+    rows += [
+        (
+            f"Gaps {row['class']}",
+            f"{row['count']:,}",
+            f"{_ms(row['total_ns'])}, {percent(row['fraction'])} of the window",
+        )
+        for row in classes
+    ]
+    return pd.DataFrame(rows, columns=["What", "Value", "More"])
+
+
+def categories(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The brief's breakdown by category, a row a workload and category."""
+    rows = [
+        (name, row["category"], f"{row['kernel_count']:,}", _ms(row["kernel_time_ns"]), percent(row["fraction"]))
+        for name, workload in found["workloads"].items()
+        for row in workload["categories"]
+    ]
+    return pd.DataFrame(rows, columns=["Workload", "Category", "Kernels", "Time", "Share of kernel time"])
+
+
+def top_kernels(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The kernels with most time."""
+    rows = [
+        (name, printable(row["name"], NAME_WIDTH), f"{row['kernel_count']:,}", _ms(row["kernel_time_ns"]),
+         percent(row["fraction"]), _us(row["mean_us"]), _number(row["mean_blocks"]))
+        for name, workload in found["workloads"].items()
+        for row in workload["top_kernels"]
+    ]  # fmt: skip
+    columns = ["Workload", "Kernel", "Count", "Time", "Share", "Mean", "Mean blocks"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def copies(found: Mapping[str, Any]) -> pd.DataFrame:
+    """Memory copies and sets, a class of their own."""
+    rows = [
+        (name, row["kind"], f"{row['count']:,}", _ms(row["time_ns"]), f"{row['bytes'] / 2**20:,.2f} MiB")
+        for name, workload in found["workloads"].items()
+        for row in workload["copies"]["kinds"]
+    ]
+    return pd.DataFrame(rows, columns=["Workload", "Kind", "Count", "Summed time", "Bytes"])
+
+
+def shift(found: Sequence[Mapping[str, Any]], most: int = 12) -> pd.DataFrame:
+    """Durations alone against shared, the total first."""
+    rows = []
+    for item in found:
+        covered = f"names that ran on both sides: {percent(item['covered'])} of the time alone"
+        total = NONE if item["total_shift"] is None else f"{item['total_shift']:+.1%}"
+        rows.append((item["workload"], f"all, weighted by time alone; {covered}", NONE, NONE, total))
+        rows += [
+            (item["workload"], printable(row["name"], NAME_WIDTH), _us(row["alone_us"]), _us(row["shared_us"]),
+             NONE if row["shift"] is None else f"{row['shift']:+.1%}")
+            for row in item["kernels"][:most]
+        ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Workload", "Kernel", "Mean alone", "Mean shared", "Shift"])
+
+
+def one_sided(found: Sequence[Mapping[str, Any]], most: int = 8) -> pd.DataFrame:
+    """Names that ran on one side only: listed, not averaged."""
+    rows = [
+        (item["workload"], side, printable(row["name"], NAME_WIDTH), f"{row['count']:,}", _ms(row["time_ns"]))
+        for item in found
+        for side, key in (("alone", "only_alone"), ("shared", "only_shared"))
+        for row in item[key][:most]
+    ]
+    return pd.DataFrame(rows, columns=["Workload", "Only when", "Kernel", "Count", "Time"])
+
+
+def overlap_words(found: Mapping[str, Any]) -> str:
+    """The timeline in words."""
+    if found["overlap_ns"] is None:
+        return "Kernels of one workload over time; the other has none in this window."
+    bound = ", at most" if found["overlap_is_upper_bound"] else ""
+    return (
+        f"Kernels of gen and embed over time, in two rows. Both ran at once for {_ms(found['overlap_ns'])}{bound}: "
+        f"{percent(found['overlap_of_gen'])} of gen's busy time, {percent(found['overlap_of_embed'])} of embed's."
+    )
+
+
+def _by_workload(found: Mapping[str, Any], rows: Mapping[str, Any]) -> pd.DataFrame:
+    names = list(found["workloads"])
+    table = [(what, *(cell(found["workloads"][name]) for name in names)) for what, cell in rows.items()]
+    return pd.DataFrame(table, columns=["Measure", *names])
+
+
+def _busy(found: Mapping[str, Any], name: str) -> str:
+    return _ms(found["workloads"][name]["busy_ns"])
+
+
+def _ms(value_ns: float) -> str:
+    return f"{value_ns / 1e6:,.2f} ms"
+
+
+def _us(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.1f} us"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"

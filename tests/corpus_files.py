@@ -1,0 +1,283 @@
+"""Makes the input of every case of tests/corpus: one function a case, its outcome in the case's own folder."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from colo_lib.examples.planted_export import Schema
+from tests.exports import EMBED, GEN, Kernel, write
+
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\x1b[31m\x07\n`${x}`"
+GOOD = [Kernel(GEN, 1_000, 2_000, 66, "attn"), Kernel(GEN, 3_000, 4_000, 132, "gemm"),
+        Kernel(EMBED, 1_500, 3_500, 1320, "gemm")]  # fmt: skip
+MAKERS: dict[str, Callable[[Path], Path]] = {}
+KERNEL = "CUPTI_ACTIVITY_KIND_KERNEL"
+
+
+def case(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    MAKERS[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def changed(folder: Path, *statements: str, kernels: Any = GOOD, **options: Any) -> Path:
+    """A good export, then changed by SQL."""
+    file = write(folder / "trace.sqlite", kernels, **options)
+    connection = sqlite3.connect(file)
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    return file
+
+
+@case
+def not_a_database(folder: Path) -> Path:
+    file = folder / "trace.sqlite"
+    file.write_text("these are notes\n" * 100)
+    return file
+
+
+@case
+def a_report_not_its_export(folder: Path) -> Path:
+    file = folder / "trace.nsys-rep"
+    file.write_bytes(b"QDSTRM" + bytes(4096))
+    return file
+
+
+@case
+def missing(folder: Path) -> Path:
+    return folder / "trace.sqlite"
+
+
+@case
+def a_folder(folder: Path) -> Path:
+    (folder / "trace.sqlite").mkdir()
+    return folder / "trace.sqlite"
+
+
+@case
+def empty(folder: Path) -> Path:
+    file = folder / "trace.sqlite"
+    file.touch()
+    return file
+
+
+@case
+def truncated(folder: Path) -> Path:
+    file = write(folder / "trace.sqlite", GOOD * 200)
+    os.truncate(file, file.stat().st_size // 2 + 100)
+    return file
+
+
+@case
+def damaged_inside(folder: Path) -> Path:
+    file = write(folder / "trace.sqlite", GOOD * 400)
+    content = bytearray(file.read_bytes())
+    content[4096 * 2 : 4096 * 12] = b"\xa5" * (4096 * 10)
+    file.write_bytes(content)
+    return file
+
+
+@case
+def hot_journal(folder: Path) -> Path:
+    file = write(folder / "trace.sqlite", GOOD)
+    (folder / "trace.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(600))
+    return file
+
+
+@case
+def changes_in_the_wal(folder: Path) -> Path:
+    file = write(folder / "trace.sqlite", GOOD)
+    (folder / "trace.sqlite-wal").write_bytes(bytes(600))
+    return file
+
+
+@case
+def wal_mode_but_settled(folder: Path) -> Path:
+    file = write(folder / "trace.sqlite", GOOD)
+    content = bytearray(file.read_bytes())
+    content[18:20] = b"\x02\x02"
+    file.write_bytes(content)
+    return file
+
+
+@case
+def locked(folder: Path) -> Path:
+    return write(folder / "trace.sqlite", GOOD)
+
+
+@contextmanager
+def held_by_a_writer(file: Path) -> Iterator[None]:
+    """Another process has `file` locked, as an exporter that is still at work."""
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN EXCLUSIVE'); print(1, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        yield
+        holder.stdin.close()
+
+
+@case
+def another_program_s_database(folder: Path) -> Path:
+    file = folder / "trace.sqlite"
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    connection.commit()
+    connection.close()
+    return file
+
+
+@case
+def no_cuda_at_all(folder: Path) -> Path:
+    return changed(folder, f"DROP TABLE {KERNEL}")
+
+
+@case
+def api_calls_only(folder: Path) -> Path:
+    tables = {"CUPTI_ACTIVITY_KIND_RUNTIME": {"start": [1], "end": [2]}}
+    return changed(folder, f"DROP TABLE {KERNEL}", tables=tables)
+
+
+@case
+def copies_only(folder: Path) -> Path:
+    tables = {"CUPTI_ACTIVITY_KIND_MEMCPY": {"start": [1], "end": [2], "bytes": [3]}}
+    return changed(folder, f"DROP TABLE {KERNEL}", tables=tables)
+
+
+@case
+def no_rows(folder: Path) -> Path:
+    return changed(folder, f"DELETE FROM {KERNEL}")
+
+
+@case
+def no_times(folder: Path) -> Path:
+    return write(folder / "trace.sqlite", GOOD, Schema(without=frozenset({f"{KERNEL}.end"})))
+
+
+@case
+def a_view_for_a_table(folder: Path) -> Path:
+    bomb = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS start, i AS end FROM n"
+    return changed(folder, f"DROP TABLE {KERNEL}", f"CREATE VIEW {KERNEL} AS {bomb}")
+
+
+@case
+def lengths_all_zero(folder: Path) -> Path:
+    return changed(folder, kernels=[Kernel(GEN, 5, 5), Kernel(EMBED, 5, 5)])
+
+
+@case
+def no_names(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET demangledName = NULL, shortName = NULL")
+
+
+@case
+def names_not_in_the_list(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET demangledName = 4711 WHERE gridX = 66")
+
+
+@case
+def no_list_of_names(folder: Path) -> Path:
+    return changed(folder, "DROP TABLE StringIds")
+
+
+@case
+def names_with_markup(folder: Path) -> Path:
+    return changed(folder, kernels=[*GOOD, Kernel(GEN, 5_000, 6_000, 1, MARKUP)], processes={GEN: MARKUP, EMBED: "e5"})
+
+
+@case
+def times_missing(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET end = NULL WHERE gridX = 66")
+
+
+@case
+def ends_before_it_starts(folder: Path) -> Path:
+    return changed(folder, kernels=[*GOOD, Kernel(GEN, 9_000, 8_000)])
+
+
+@case
+def one_time_near_the_largest(folder: Path) -> Path:
+    return changed(folder, kernels=[*GOOD, Kernel(GEN, 2**63 - 10, 2**63 - 1)])
+
+
+@case
+def all_times_near_the_largest(folder: Path) -> Path:
+    return changed(folder, kernels=[Kernel(GEN, 2**63 - 100, 2**63 - 1), Kernel(EMBED, 2**63 - 50, 2**63 - 1)])
+
+
+@case
+def times_since_1970(folder: Path) -> Path:
+    now = 1_795_435_813_758_566_457
+    moved = [Kernel(k.pid, now + k.start, now + k.end, k.blocks, k.name) for k in GOOD]
+    return changed(folder, "INSERT INTO META_DATA_EXPORT VALUES ('EXPORT_PARAM_TIME_NORMALIZE', 'true')", kernels=moved)
+
+
+@case
+def a_billion_blocks(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET gridX = 1000000000, gridY = 65535, gridZ = 65535 WHERE gridX = 1320")
+
+
+@case
+def text_where_numbers_belong(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET start = 'soon' WHERE gridX = 66")
+
+
+@case
+def no_process_ids(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET globalPid = NULL")
+
+
+@case
+def no_sm_count(folder: Path) -> Path:
+    return changed(folder, "UPDATE TARGET_INFO_GPU SET smCount = NULL")
+
+
+@case
+def no_gpu_table(folder: Path) -> Path:
+    return changed(folder, "DROP TABLE TARGET_INFO_GPU")
+
+
+@case
+def no_process_table(folder: Path) -> Path:
+    return changed(folder, "DROP TABLE PROCESSES")
+
+
+@case
+def schema_of_2022(folder: Path) -> Path:
+    """No green contexts, no mangled names, no graph nodes, no per-SM limits, no export metadata."""
+    gone = {f"{KERNEL}.{name}" for name in ("greenContextId", "mangledName", "graphNodeId", "sharedMemoryLimitConfig")}
+    gone |= {f"TARGET_INFO_GPU.{name}" for name in ("maxWarpsPerSm", "maxBlocksPerSm", "maxShmemPerSm", "uuid")}
+    return write(folder / "trace.sqlite", GOOD, Schema("2.7.1", "2022.1.3", frozenset(gone | {"META_DATA_EXPORT"})))
+
+
+@case
+def table_renamed(folder: Path) -> Path:
+    return write(folder / "trace.sqlite", GOOD, Schema("3.24.14", "2025.6.1", renamed={KERNEL: f"{KERNEL}_V3"}))
+
+
+@case
+def table_twice(folder: Path) -> Path:
+    return changed(folder, f"CREATE TABLE {KERNEL}_V2 AS SELECT * FROM {KERNEL}")
+
+
+@case
+def few_columns(folder: Path) -> Path:
+    return changed(folder, f"CREATE TABLE {KERNEL}_V2 AS SELECT start, end, globalPid FROM {KERNEL}")
+
+
+@case
+def graph_launch_without_times(folder: Path) -> Path:
+    return changed(folder, kernels=[*GOOD, Kernel(GEN, 0, 0, 0)])
