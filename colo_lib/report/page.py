@@ -83,7 +83,9 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
-        + details("Means by step", _part(found, "telemetry-table"), opened=False),
+        + details("Means by step", _part(found, "telemetry-table"), opened=False)
+        + details("Why a value is missing", _part(found, "telemetry-reasons"), opened=False)
+        + "".join(_part(found, name) for name in ("pacing", "pacing-table") if name in found),
         "memory": _part(found, "memory") + details("Numbers", _part(found, "memory-table"), opened=False),
         "not-counted": _part(found, "not-counted"),
         "provenance": provenance.blocks(run),

@@ -76,6 +76,15 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
     return _by_step(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
+def pacing(summary: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.pacing.summary` as shown."""
+    rows = [
+        (row.step, row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
+        for row in summary.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Step", "Trial", "Gaps", "Late", "Duty asked (mean)", "Duty worked (mean)"])
+
+
 def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """The budget and the most that was used, GiB, as shown."""
     rows = [
