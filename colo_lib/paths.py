@@ -56,7 +56,7 @@ def capture_folder(run: str | Path, step: str) -> Path:
 
 
 def frame_file(folder: str | Path, frame: str) -> Path:
-    """A frame of a trial: gen, requests, embed, slices or telemetry."""
+    """A frame of a trial: gen, requests, embed, slices, telemetry or pacing."""
     return Path(folder) / f"{frame}.parquet"
 
 

@@ -44,7 +44,24 @@ TELEMETRY = {
     "cpu_cores": "float64?",
     "processes": "int32?",
 }
-FRAMES = {"gen": GEN, "requests": REQUESTS, "embed": EMBED, "slices": SLICES, "telemetry": TELEMETRY}
+# A row a tick of the controller that paces embed: what it saw of gen since the last one, what it asked of embed.
+PACING = {
+    "t_ns": "int64",
+    "gaps": "int32",
+    "late": "int32",
+    "gap_max_ms": "float64?",
+    "gap_p99_ms": "float64?",
+    "duty": "float64",
+    "embed_duty": "float64?",
+}
+FRAMES = {
+    "gen": GEN,
+    "requests": REQUESTS,
+    "embed": EMBED,
+    "slices": SLICES,
+    "telemetry": TELEMETRY,
+    "pacing": PACING,
+}
 
 STEP_TITLES = {
     "step1": "gen alone",

@@ -201,7 +201,7 @@ def test_a_taken_port_is_refused_before_a_folder_is_made(tmp_path: Path, engine_
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["", "run", "report", "list", "doctor"])
+@pytest.mark.parametrize("command", ["", "run", "sweep", "report", "list", "doctor"])
 def test_help_is_there_for_every_command(tmp_path: Path, command: str) -> None:
     code, output = ended(colo(*command.split(), "--help", cwd=tmp_path), 30)
     assert code == 0

@@ -11,6 +11,7 @@ from scipy import stats
 
 from colo_lib.analyse.estimate import CONFIDENCE
 from colo_lib.analyse.kept import RATES
+from colo_lib.schema import BASELINES
 
 LEAST_CHANGE = 0.02  # a trend over the whole run smaller than this is not worth a sentence
 LEAST_OUTLIER = 0.10  # a block's ratio must be off by this much, as a fraction, to be named
@@ -89,6 +90,26 @@ def moved_clocks(samples: pd.DataFrame) -> pd.DataFrame:
     off = (means["sm_clock_mhz"] / means["usual_mhz"] - 1).abs() > MOST_CLOCK_CHANGE
     renamed = means[off].rename(columns={"name": "device", "sm_clock_mhz": "clock_mhz"})
     return renamed[columns].reset_index(drop=True)
+
+
+def apart(counted: pd.DataFrame) -> list[str]:
+    """Sentences naming shared steps whose trials all ran before, or all after, those of a baseline.
+
+    Blocks pair by number; where engines had to be restarted between the two, one number stands for two times, and a
+    drift from one to the other does not cancel. Steps of one block are not named: they say so themselves.
+    """
+    told = []
+    starts = {str(step): group["window_start_ns"] for step, group in counted.groupby("step")}
+    for step, baselines in BASELINES.items():
+        for baseline in dict.fromkeys(name for name in baselines if name not in (None, step)):
+            mine, other = starts.get(step), starts.get(str(baseline))
+            if mine is None or other is None or min(len(mine), len(other)) < 2:
+                continue
+            if mine.min() > other.max() or mine.max() < other.min():
+                when = "after" if mine.min() > other.max() else "before"
+                told.append(f"{step}: all its trials ran {when} those of {baseline}: a drift between them would pass for "
+                            "a loss or a gain; 'interleave: all' alternates them")  # fmt: skip
+    return told
 
 
 def warnings(trend: pd.DataFrame, bad: pd.DataFrame, clocks: pd.DataFrame) -> list[str]:

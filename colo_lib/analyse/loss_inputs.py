@@ -10,10 +10,11 @@ import pandas as pd
 from colo_lib.analyse.estimate import Estimate, estimate
 from colo_lib.analyse.kept import by_block
 from colo_lib.analyse.loss import PerToken
+from colo_lib.analyse.steps_table import with_interval
 from colo_lib.schema import BASELINES
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
-SHARED = ("step2", "step3", "configB")
+SHARED = ("mps-alone", "step2", "step3", "mig", "sm-partition", "configB")
 RATE = "gen_tokens_per_s"
 
 
@@ -41,6 +42,15 @@ def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
         for step in SHARED
         if step in found and BASELINES[step][0] in found
     }
+
+
+def mechanism_sentence(counted: pd.DataFrame, seed: int) -> str:
+    """How much of step 2's loss is there with embed idle already: what the mechanism itself costs gen."""
+    whole, own = (loss_estimate(counted, step, seed) for step in ("step2", "mps-alone"))
+    if not whole.blocks or not own.blocks:
+        return "Whether the mechanism itself costs gen anything was not measured: it needs the step mps-alone."
+    told = f"With embed idle the mechanism itself costs {with_interval(own.mean, own.low, own.high)} us a token, of "
+    return told + f"{with_interval(whole.mean, whole.low, whole.high)} us that step 2 loses in all."
 
 
 def loss_estimate(counted: pd.DataFrame, step: str, seed: int) -> Estimate:

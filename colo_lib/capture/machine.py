@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from colo_lib import __version__
+from colo_lib.launch.process import vllm_settings
 from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
 
@@ -51,6 +52,8 @@ def describe(params: Params, engine_python: Path) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "colo": __version__}
         | own_versions()
         | engine_versions(engine_python),
+        # Settings of vLLM that the shell brought along: they change what was measured.
+        "vllm_settings": vllm_settings(),
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain")) if git("rev-parse", "HEAD") else None,
         "boot_id": read_line("/proc/sys/kernel/random/boot_id"),

@@ -22,8 +22,7 @@ from colo_lib.launch.engines import Handles
 from colo_lib.launch.loads import collect, wait_steady, watch_window
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.placement import Placement
-from colo_lib.launch.turns import end_alternator
-from colo_lib.launch.under_load import begin, connect
+from colo_lib.launch.under_load import begin, connect, settle
 from colo_lib.launch.window import Window, measure
 from colo_lib.params import Params
 from colo_lib.paths import CAPTURE, PARTIAL
@@ -109,8 +108,7 @@ def _recorded(
     watch_window(params, loads, handles, start_ns + int(params.capture_s * 1e9))
     end_ns = start_ns + int(params.capture_s * 1e9)
     # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
-    for alternator in loads.mechanism:
-        end_alternator(alternator, session.runtime, frames)
+    settle(loads, session.runtime, frames)
     collect(loads, session.runtime, frames)
     session.stop()
     told = measure(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))

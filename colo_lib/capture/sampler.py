@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import psutil
 
+from colo_lib.capture.gpu_strangers import Strangers
+
 TREE_REFRESH_S = 1.0
 GIB = 2.0**30
 NOT_OURS = "NVML lists none of this workload's pids: it names those of the host, which a container does not see"
@@ -68,6 +70,9 @@ class Devices(Protocol):
     def memory_gib(self, tree: Tree) -> dict[str, float | None]:
         """What replaces a workload's resident memory, if anything."""
 
+    def pids(self) -> set[int]:
+        """Processes that compute on devices of their own."""
+
     def totals_gib(self) -> dict[str, float]:
         """All memory of each device that has its own."""
 
@@ -99,6 +104,10 @@ class Cores:
         """Resident memory is the workload's memory here."""
         return {}
 
+    def pids(self) -> set[int]:
+        """Everything computes on cores: `launch.strangers` counts them by time."""
+        return set()
+
     def totals_gib(self) -> dict[str, float]:
         """Cores have no memory of their own."""
         return {}
@@ -116,13 +125,15 @@ class Gpus:
 
         self.gpus = [Gpu(name) for name in names]
         self.process_bytes: dict[int, int] = {}
+        self.process_pids: set[int] = set()
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a GPU; also looks up what each process holds on them."""
         rows = [gpu.sample() for gpu in self.gpus]
-        self.process_bytes = {}
+        self.process_bytes, self.process_pids = {}, set()
         for gpu in self.gpus:
             for pid, held in gpu.process_bytes().items():
+                self.process_pids.add(pid)
                 if held is not None:
                     self.process_bytes[pid] = self.process_bytes.get(pid, 0) + held
         return rows
@@ -133,6 +144,10 @@ class Gpus:
         if not held:
             self.gpus[0].absent.setdefault("memory of a workload", NOT_OURS)
         return {"memory_used_gib": sum(held) / GIB if held else None}
+
+    def pids(self) -> set[int]:
+        """Processes on the GPUs at the last sample, MPS clients and servers among them."""
+        return self.process_pids
 
     def totals_gib(self) -> dict[str, float]:
         """Memory of each GPU."""
@@ -150,6 +165,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     trees = {name: Tree(roots) for name, roots in job["workloads"].items() if roots}
     devices: Devices = Cores(job["devices"]) if job["device"] == "cpu" else Gpus(job["devices"])
+    strangers = Strangers(job["owner_pid"])
     period_s, told = 1.0 / job["hz"], ""
     began_s, began_cpu_s, samples, longest_s = time.monotonic(), time.process_time(), 0, 0.0
     with open(job["out"], "a", buffering=1) as out:
@@ -164,6 +180,8 @@ def main() -> None:
             ]
             # One write a sample: the watcher takes a file that grows for a sampler that lives.
             out.write("".join(json.dumps({"t_ns": t_ns} | row) + "\n" for row in rows))
+            if (seen := strangers.look(devices.pids(), t_ns)) is not None:
+                out.write(json.dumps({"seen": seen}) + "\n")
             if (absent := json.dumps({"absent": devices.absent()})) != told:
                 out.write(absent + "\n")
                 told = absent

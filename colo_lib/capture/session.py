@@ -23,6 +23,7 @@ from colo_lib.capture import nsys
 from colo_lib.capture.host import LEFT_BEHIND
 from colo_lib.errors import StepFailed
 from colo_lib.launch.engines import Handles, from_plain
+from colo_lib.launch.gen import KEY_NAME, run_key
 from colo_lib.launch.loads import package_environment
 from colo_lib.launch.logs import tail
 from colo_lib.launch.models import resolve_models
@@ -66,7 +67,7 @@ class Session:
         self.logs = logs
         # A name of its own: nsys keeps those of sessions that were killed.
         self.name = f"colo-{secrets.token_hex(4)}"
-        self.env = package_environment({"TMPDIR": str(runtime)})
+        self.env = package_environment({"TMPDIR": str(runtime), KEY_NAME: run_key()})
         self.child: Child | None = None
         self.handles: Handles | None = None
         self.command: list[str] = []

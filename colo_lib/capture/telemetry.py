@@ -98,6 +98,7 @@ class Telemetry:
     absent: dict[str, dict[str, str]] = field(default_factory=dict)
     gaps: list[dict[str, Any]] = field(default_factory=list)
     totals_gib: dict[str, float] = field(default_factory=dict)
+    seen: list[dict[str, Any]] = field(default_factory=list)  # who computed beside us, a line a change
 
     def lost(self) -> list[str]:
         """Devices of which NVML said that they fell off the bus."""
@@ -105,7 +106,8 @@ class Telemetry:
 
     def record(self) -> dict[str, Any]:
         """The trial record's `telemetry`."""
-        return {"absent": self.absent, "gaps": self.gaps, "totals_gib": self.totals_gib}
+        told = {"absent": self.absent, "gaps": self.gaps, "totals_gib": self.totals_gib}
+        return told | {"strangers_unknown": next((one["unknown"] for one in self.seen if "unknown" in one), None)}
 
     def memory_gib(self, start_ns: int, end_ns: int) -> dict[str, float | None]:
         """Most device memory that each workload held in a window and the least that was free, GiB; null: not told."""
@@ -134,6 +136,8 @@ def read_lines(lines: Path) -> Telemetry:
             found.cost = row["cost"]
         elif "absent" in row:
             found.absent = {name: found.absent.get(name, {}) | told for name, told in row["absent"].items()}
+        elif "seen" in row:
+            found.seen.append(row["seen"])
         elif "totals_gib" in row:
             found.totals_gib = row["totals_gib"]
         elif "event" in row:

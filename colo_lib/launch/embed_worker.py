@@ -74,6 +74,7 @@ class Pacing:
         self.duty, self.micro_batch_size, self.stall_s = float(duty), int(micro_batch_size), float(stall_s)
         self.last_done_s = time.monotonic()
         self.worked_s = self.rested_s = 0.0
+        self.bounded = False  # the last rest was cut short by the stall bound
 
     def rest_s(self, busy_s: float, passes_left: int, now_s: float) -> float:
         """Seconds to rest after a pass that took `busy_s`, `passes_left` (>= 1) before the next batch is done.
@@ -81,10 +82,11 @@ class Pacing:
         busy * (1 / duty - 1), but no more than an even part of the slack: what is left until embed's stall bound
         when the passes to come have taken their time. There are as many rests to come as passes.
         """
-        rest_s = busy_s * (1.0 / self.duty - 1.0)
+        rest_s, most_s = busy_s * (1.0 / self.duty - 1.0), float("inf")
         if self.stall_s:
             slack_s = self.last_done_s + STALL_SHARE * self.stall_s - now_s - passes_left * busy_s
-            rest_s = min(rest_s, max(0.0, slack_s) / passes_left)
+            most_s = max(0.0, slack_s) / passes_left
+        self.bounded, rest_s = most_s < rest_s, min(rest_s, most_s)
         self.worked_s, self.rested_s = busy_s, rest_s
         return rest_s
 
@@ -110,7 +112,7 @@ class Worker:
         self.mask = torch.ones(shape[1:], dtype=torch.long)
         self.rows = array.array("q")
         self.going, self.idle, self.over = threading.Event(), threading.Event(), threading.Event()
-        self.stopping = threading.Event()
+        self.told = threading.Event()  # something that a rest must take note of
         self.idle.set()
         self.pacing = Pacing()
         self.error: str | None = None
@@ -128,7 +130,7 @@ class Worker:
             if not left:
                 self.rows.extend((started, time.monotonic_ns(), len(batch), batch.numel()))
                 self.pacing.last_done_s = time.monotonic()
-            self.rest(self.pacing.rest_s(busy_s, left or len(parts), time.monotonic()))
+            self.rest(busy_s, left or len(parts))
 
     def forward(self, inputs: Any) -> Any:
         """(sequences, tokens) ids to (sequences, width) unit vectors, back on the host."""
@@ -139,10 +141,15 @@ class Worker:
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             return pool(states, mask, self.job["pooling"]).cpu()
 
-    def rest(self, seconds: float) -> None:
-        """Wait, but not beyond an order to stop: what is left of the batch then runs flat out."""
-        if seconds > 0 and self.going.is_set():
-            self.stopping.wait(seconds)
+    def rest(self, busy_s: float, passes_left: int) -> None:
+        """Rest after a pass, by the duty as it is now, not as it was when the rest began; an order to stop ends it."""
+        began_s = time.monotonic()
+        while self.going.is_set():
+            left_s = self.pacing.rest_s(busy_s, passes_left, began_s) - (time.monotonic() - began_s)
+            if left_s <= 0:
+                return
+            if self.told.wait(left_s):
+                self.told.clear()
 
     def loop(self) -> None:
         """Embed while told to go; a row a batch."""
@@ -165,13 +172,13 @@ class Worker:
         if do == "start":
             self.rows, self.error = array.array("q"), None
             self.pacing = Pacing(order.get("duty", 1.0), order.get("micro_batch_size", 0), order.get("stall_s", 0.0))
-            self.stopping.clear()
             self.going.set()
         elif do == "pace":
             self.pacing.duty = float(order["duty"])
+            self.told.set()
         elif do == "stop":
             self.going.clear()
-            self.stopping.set()
+            self.told.set()
             self.idle.wait(120)
             with open(order["to"], "wb") as file:
                 file.write(self.rows.tobytes())
@@ -181,7 +188,7 @@ class Worker:
             return {"error": f"unknown order {do!r}"}
         done = len(self.rows) // 4
         last = self.rows[4 * done - 3] if done else None
-        paced = {"duty": self.pacing.worked_share()}
+        paced = {"duty": self.pacing.worked_share(), "bounded": self.pacing.bounded}
         return {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()} | paced | self.facts()
 
     def facts(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from colo_lib.launch.process import Child, child_environment
 from colo_lib.params import Params
 
 SERVED_NAME = "gen"
+KEY_NAME = "COLO_GEN_KEY"
 READY_POLL_S = 0.25
 # Engines yield to the load client and the sampler, which would otherwise see tokens in bursts on shared cores.
 ENGINE_NICE = 5
@@ -120,9 +121,9 @@ def run_key() -> str:
     """The API key of every server that this process starts.
 
     One for all: vLLM's torch.compile cache is keyed by the environment, the key included, so that a fresh one would
-    have each start compile anew (35 s of a 70 s start on an H200).
+    have each start compile anew (35 s of a 70 s start on an H200). A capture's engines are handed the run's.
     """
-    return secrets.token_urlsafe(24)
+    return os.environ.get(KEY_NAME) or secrets.token_urlsafe(24)
 
 
 class GenServer:

@@ -3,7 +3,8 @@
     python -m colo_lib.launch.gen_client '{"socket": …, "port": …, "concurrency": …, …}'
 
 The API key comes in `COLO_GEN_KEY`. Orders, answers and times are those of `embed_worker`:
-start, status, stop (`to` is the folder that receives gen.parquet and requests.parquet), quit.
+start, status, stop (`to` is the folder that receives gen.parquet and requests.parquet), quit; and `gaps` (`since`: how
+many the asker has seen): the inter-token gaps that came after those, for whoever paces the other workload.
 A request that fails is recorded with its error and never tried again: a retry would hide a failure.
 """
 
@@ -37,6 +38,8 @@ class Load:
         self.url = f"http://127.0.0.1:{job['port']}/v1/completions"
         self.tokens: list[tuple[int, int, int]] = []
         self.requests: list[dict[str, Any]] = []
+        self.gaps_ms: list[float] = []
+        self.streaming: dict[int, int] = {}  # request -> when its last token came
         self.slots: list[asyncio.Task[None]] = []
         self.last_error: str | None = None
 
@@ -80,8 +83,10 @@ class Load:
             if row["output_tokens"] != self.job["output_tokens"]:
                 raise OSError(f"stream ended after {row['output_tokens']} of {self.job['output_tokens']} tokens")
             row["done_ns"] = time.monotonic_ns()
+            self.streaming.pop(request_id, None)
         except (OSError, aiohttp.ClientError, ValueError) as error:
             row["error"] = self.last_error = f"{type(error).__name__}: {error}"
+            self.streaming.pop(request_id, None)
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
     async def read_stream(self, response: aiohttp.ClientResponse, row: dict[str, Any]) -> None:
@@ -97,6 +102,9 @@ class Load:
                 for _ in choice.get("token_ids") or []:
                     if row["first_token_ns"] is None:
                         row["first_token_ns"] = now
+                    else:
+                        self.gaps_ms.append((now - self.streaming[row["request_id"]]) / 1e6)
+                    self.streaming[row["request_id"]] = now
                     self.tokens.append((row["request_id"], row["output_tokens"], now))
                     row["output_tokens"] += 1
 
@@ -108,6 +116,7 @@ class Load:
     async def start(self) -> None:
         """Begin the load with empty records."""
         self.tokens, self.requests, self.last_error = [], [], None
+        self.gaps_ms, self.streaming = [], {}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
         self.slots = [asyncio.create_task(self.slot(self.session)) for _ in range(self.job["concurrency"])]
@@ -132,6 +141,12 @@ class Load:
         failed = sum(row["error"] is not None for row in self.requests)
         return {"tokens": len(self.tokens), "last_ns": last, "failed_requests": failed, "error": self.last_error}
 
+    def gaps(self, since: int) -> dict[str, Any]:
+        """The gaps after the first `since`, ms, and for how long the slowest stream has waited for its next token."""
+        now = time.monotonic_ns()
+        open_ms = max(((now - last) / 1e6 for last in self.streaming.values()), default=0.0)
+        return {"seen": len(self.gaps_ms), "gaps_ms": self.gaps_ms[since:], "open_ms": open_ms}
+
 
 async def serve(load: Load, path: str) -> None:
     """Answer orders on a Unix socket until told to quit."""
@@ -146,7 +161,8 @@ async def serve(load: Load, path: str) -> None:
                 await load.stop(order["to"])
             elif order["do"] == "quit":
                 over.set()
-            writer.write((json.dumps(load.status()) + "\n").encode())
+            told = load.gaps(order["since"]) if order["do"] == "gaps" else load.status()
+            writer.write((json.dumps(told) + "\n").encode())
             await writer.drain()
         writer.close()
 

@@ -31,14 +31,23 @@ INHERITED = (
     "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
     "NVSHMEM_DISABLE_NVLS",
 )  # fmt: skip
+# vLLM's own settings are the user's to make; its key is ours.
+INHERITED_PREFIX, NOT_INHERITED = "VLLM_", ("VLLM_API_KEY",)
 # Names, by comma, that are inherited too: a profiler's injection, which must reach every process below it.
 PASSED_ON = "COLO_PASS_ON"
+
+
+def vllm_settings() -> dict[str, str]:
+    """vLLM's settings in our environment, by name, without its key."""
+    names = [name for name in sorted(os.environ) if name.startswith(INHERITED_PREFIX) and name not in NOT_INHERITED]
+    return {name: os.environ[name] for name in names}
 
 
 def child_environment(additions: Mapping[str, str], inherited: Sequence[str] = INHERITED) -> dict[str, str]:
     """The allow-listed part of our environment, with `additions` on top."""
     passed_on = [PASSED_ON, *os.environ[PASSED_ON].split(",")] if PASSED_ON in os.environ else []
-    return {name: os.environ[name] for name in [*inherited, *passed_on] if name in os.environ} | dict(additions)
+    names = [*inherited, *vllm_settings(), *passed_on]
+    return {name: os.environ[name] for name in names if name in os.environ} | dict(additions)
 
 
 class Child:

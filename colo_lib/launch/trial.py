@@ -10,8 +10,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from colo_lib.capture.gpu_strangers import in_window
 from colo_lib.capture.manifest import write_json
-from colo_lib.capture.telemetry import convert
+from colo_lib.capture.telemetry import Telemetry, convert
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.gen import server_counters
@@ -21,8 +22,7 @@ from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.strangers import StrangerMeter
-from colo_lib.launch.turns import end_alternator
-from colo_lib.launch.under_load import begin, connect
+from colo_lib.launch.under_load import begin, connect, settle
 from colo_lib.launch.window import Window, measure
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
@@ -104,8 +104,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     stranger_cores = meter.stop(time.monotonic())
     after = handles.evidence()
     memory = memory_gib(handles)
-    for alternator in loads.mechanism:
-        end_alternator(alternator, runtime, folder)
+    settle(loads, runtime, folder)
     collect(loads, runtime, folder)
     sampler.stop()
     told = convert(runtime / "telemetry.jsonl", folder)
@@ -113,11 +112,19 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
         memory = told.memory_gib(start_ns, end_ns)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
     record = measure(params, placement, folder, window)
-    if told.lost():
-        reasons = [record["reason"], f"NVML lost GPU {', '.join(told.lost())}: restart the host"]
-        record |= {"status": "invalid", "reason": "; ".join(filter(None, reasons))}
+    if doubts := device_doubts(told, start_ns, end_ns):
+        record |= {"status": "invalid", "reason": "; ".join(filter(None, [record["reason"], *doubts]))}
     record |= {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
     return record | {"mechanism_evidence": before and {"before": before, "after": after}}
+
+
+def device_doubts(told: Telemetry, start_ns: int, end_ns: int) -> list[str]:
+    """What the telemetry says against a trial: a GPU that was lost, somebody else who computed on it."""
+    found = [f"NVML lost GPU {', '.join(told.lost())}: restart the host"] if told.lost() else []
+    if strangers := in_window(told.seen, start_ns, end_ns):
+        names = ", ".join(f"{one['name']} (pid {one['pid']})" for one in strangers)
+        found.append(f"others computed on the GPU: {names}; end them, or choose another GPU in devices")
+    return found
 
 
 def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:
@@ -134,6 +141,7 @@ def start_sampler(
         "device": params.device,
         "devices": placement.all_devices,
         "workloads": handles.pids(),
+        "owner_pid": handles.owner_pid,
     }
     command = [sys.executable, "-m", "colo_lib.capture.telemetry", json.dumps(job)]
     child = Child("telemetry", command, folder / "logs" / "telemetry.log", env=package_environment({}), grace_s=2.0)

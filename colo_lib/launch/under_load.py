@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
+from colo_lib.errors import StepFailed
+from colo_lib.frames import write_frame
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.loads import Loads, start_client, stop_quietly
+from colo_lib.launch.loads import Loads, package_environment, start_client, stop_quietly
 from colo_lib.launch.orders import order
-from colo_lib.launch.pacing import start_order
+from colo_lib.launch.pacing import shares, start_order
 from colo_lib.launch.placement import Placement
-from colo_lib.launch.turns import start_alternator
+from colo_lib.launch.process import Child
+from colo_lib.launch.turns import end_alternator, start_alternator
 from colo_lib.params import Params
+from colo_lib.schema import PACING
+
+ALTERNATOR, PACER = "alternator", "pacer"
 
 
 def connect(
@@ -33,3 +42,37 @@ def begin(
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
         loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
+    if params.embed_pacing == "slo" and shares(placement):
+        loads.mechanism.append(start_pacer(params, loads, runtime, folder, stack))
+
+
+def start_pacer(params: Params, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> Child:
+    """The process that paces embed by gen's gaps."""
+    assert loads.client is not None
+    job = {
+        "client": asdict(loads.client), "embeds": [asdict(embed) for embed in loads.embeds],
+        "slo_gap_ms": params.slo_gen_gap_ms, "concurrency": params.gen_concurrency,
+        "out": str(runtime / "pacing.jsonl"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "colo_lib.launch.pacer", json.dumps(job)]
+    child = Child(PACER, command, folder / "logs" / "pacer.log", env=package_environment({}), grace_s=1.0)
+    stack.callback(child.stop)
+    return child
+
+
+def settle(loads: Loads, runtime: Path, folder: Path) -> None:
+    """End who takes turns and who paces, and keep their accounts; raises StepFailed for one that had died."""
+    for child in loads.mechanism:
+        if child.name == ALTERNATOR:
+            end_alternator(child, runtime, folder)
+        elif child.name == PACER:
+            end_pacer(child, runtime, folder)
+
+
+def end_pacer(child: Child, runtime: Path, folder: Path) -> None:
+    """End the pacer; its rows go to pacing.parquet."""
+    if not child.running():
+        raise StepFailed(f"the pacer ended unasked; its last lines:\n{child.tail()}")
+    child.stop()
+    rows = [json.loads(line) for line in (runtime / "pacing.jsonl").read_text().splitlines() if line.endswith("}")]
+    write_frame(folder, "pacing", {name: [row[name] for row in rows] for name in PACING} if rows else {})

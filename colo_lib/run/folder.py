@@ -14,6 +14,8 @@ from colo_lib.budget import format_budget, refuse_if_too_large
 from colo_lib.capture.machine import describe
 from colo_lib.capture.manifest import LOCK, START, now_utc, write_json
 from colo_lib.errors import InputError
+from colo_lib.gpu_look import look_at_gpus
+from colo_lib.launch.guard import look_before
 from colo_lib.launch.models import resolve_models
 from colo_lib.memory import budget_here
 from colo_lib.params import Params, check
@@ -25,12 +27,17 @@ Say = Callable[[str], None]
 def begin(params: Params, suffix: str = "", say: Say = print) -> Path:
     """A new `.partial` folder that holds what is known at the start: parameters, machine, models, budget.
 
-    Raises InputError, before anything is created, when the models cannot be found or cannot fit.
+    Raises InputError, before anything is created, when the models cannot be found or cannot fit, or when a GPU's mode
+    rules a step out.
     """
     models = resolve_models(params)
-    budget = budget_here(params)
+    gpus = look_at_gpus() if params.device == "cuda" else None
+    budget = budget_here(params, gpus)
     refuse_if_too_large(budget)
     say(format_budget(budget))
+    notes = look_before(params, gpus) if gpus else []
+    for note in notes:
+        say(f"note: {note}")
     name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
     # A notebook of the checkout makes its runs where `colo run` does.
     root = from_checkout(params.runs_dir) if Path.cwd() == NOTEBOOKS else params.runs_dir
@@ -45,6 +52,7 @@ def begin(params: Params, suffix: str = "", say: Say = print) -> Path:
         "machine": describe(params, models.gen_python),
         "models": models.facts(params),
         "budget": budget.record(),
+        "notes": notes,
     }
     write_json(folder / START, start)
     return folder

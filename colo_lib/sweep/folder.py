@@ -96,6 +96,7 @@ def write_params(params: Params, file: Path) -> None:
 
 def record(folder: Path, found: CellRecord) -> None:
     """Write what became of a cell."""
+    cell_folder(folder, found.cell).mkdir(parents=True, exist_ok=True)
     write_json(cell_folder(folder, found.cell) / CELL, asdict(found))
 
 

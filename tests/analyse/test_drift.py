@@ -86,6 +86,16 @@ def test_a_clock_that_the_step_did_not_move_is_named() -> None:
     assert drift.moved_clocks(pd.DataFrame()).empty
 
 
+def test_a_baseline_of_another_time_is_named() -> None:
+    counted = planted(SOUND, 1)
+    assert drift.apart(counted) == []
+    late = counted.assign(window_start_ns=counted["window_start_ns"].where(counted["step"] != "step2", 10**15))
+    told = drift.apart(late)
+    assert [sentence.split(":")[0] for sentence in told] == ["step2", "step2"]
+    assert "after those of step1" in told[0]
+    assert drift.apart(counted[counted["block"] == 1]) == []
+
+
 def test_the_null_says_what_it_could_have_seen() -> None:
     found = [null_check(planted(dataclasses.replace(SOUND, blocks=8, noise=0.02), seed)) for seed in range(60)]
     least = float(np.median([item["smallest_detectable"] for item in found]))

@@ -35,6 +35,7 @@ def sampling(folder: Path, **behaviour: Any) -> Iterator[Path]:
     (folder / "behaviour.json").write_text(json.dumps(behaviour))
     lines = folder / "telemetry.jsonl"
     job = {"out": str(lines), "hz": 15.0, "device": "cuda", "devices": ["0"], "workloads": {"gen": [os.getpid()]}}
+    job["owner_pid"] = os.getpid()
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])}
     command = [sys.executable, "-m", "colo_lib.capture.telemetry", json.dumps(job)]
     child = Child("telemetry", command, folder / "telemetry.log", env=environment, grace_s=1.0)

@@ -83,6 +83,10 @@ def _handle(index: int) -> SimpleNamespace:
     return SimpleNamespace(index=index)
 
 
+def _uuid(handle: SimpleNamespace) -> str:
+    return str(handle.uuid) if hasattr(handle, "uuid") else f"GPU-00000000-0000-0000-0000-{handle.index:012d}"
+
+
 def _mig_handle(index: int) -> SimpleNamespace:
     try:
         told = _TOLD.get("mig", [])[index]
@@ -93,9 +97,9 @@ def _mig_handle(index: int) -> SimpleNamespace:
     return SimpleNamespace(uuid=told["uuid"], name=name, attributes=parts, pids=told.get("pids", []))
 
 
-def _on_instance(handle: SimpleNamespace) -> list[SimpleNamespace]:
+def _computing(handle: SimpleNamespace) -> list[SimpleNamespace]:
     if not hasattr(handle, "attributes"):
-        return []
+        return _processes("processes")
     return [SimpleNamespace(pid=pid, usedGpuMemory=GIB) for pid in handle.pids]
 
 
@@ -176,7 +180,7 @@ _FUNCTIONS = {
     "nvmlDeviceGetMigDeviceHandleByIndex": lambda _, index: _mig_handle(index),
     "nvmlDeviceGetAttributes": lambda handle: handle.attributes,
     "nvmlDeviceIsMigDeviceHandle": lambda _: False,
-    "nvmlDeviceGetComputeRunningProcesses": lambda handle: _on_instance(handle) or _processes("processes"),
+    "nvmlDeviceGetComputeRunningProcesses": lambda handle: _computing(handle),
     "nvmlDeviceGetMPSComputeRunningProcesses": lambda _: _processes("mps_processes"),
     "nvmlGpmQueryDeviceSupport": lambda _: SimpleNamespace(isSupportedDevice=int(_TOLD.get("has_gpm", True))),
     "nvmlGpmSampleAlloc": lambda: SimpleNamespace(),

@@ -1,0 +1,58 @@
+"""`colo sweep` as a person uses it: real cells, one that does not fit, interrupted and taken up again."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from colo_lib.parse.sweep import open_sweep
+from tests.processes import token_carriers, wait_until
+from tests.test_run_command import colo, ended, params_file, read_until
+
+
+@pytest.mark.engine
+def test_an_interrupted_sweep_goes_on_and_counts_what_does_not_fit(tmp_path: Path, engine_python: Path) -> None:
+    file = params_file(tmp_path, steps="step4", sweeps_dir=str(tmp_path / "sweeps"))
+    process = colo("sweep", str(file), "--over", "embed_batch_size=2,8,65536", cwd=tmp_path)
+    seen = read_until(process, r"^\(1/3\) cell-001 done")
+    folder = Path(re.search(r"^sweep folder: (\S+)", seen, re.M).group(1))  # type: ignore[union-attr]
+    assert wait_until(lambda: len(token_carriers()) > 2), "the second cell never started"
+    process.send_signal(signal.SIGTERM)
+    code, output = ended(process, 90)
+    assert code == 130, output
+    assert f"colo sweep --resume {folder}" in output
+    assert wait_until(lambda: not token_carriers()), token_carriers()
+    first = json.loads((folder / "cells/cell-001/cell.json").read_text())
+    code, output = ended(colo("sweep", "--resume", str(folder), cwd=tmp_path))
+    assert code == 1, "a cell that does not fit is no success"
+    assert "2 of 3 cells measured" in output
+    assert json.loads((folder / "cells/cell-001/cell.json").read_text()) == first, "a measured cell was repeated"
+    sweep = open_sweep(folder)
+    assert [cell.status for cell in sweep.cells] == ["done", "done", "refused"]
+    assert "embed activations" in str(sweep.cells[2].reason)
+    sizes = [run.trials["recorded_embed_sequences_per_s"].iloc[0] for run in sweep.runs.values()]
+    assert all(size > 0 for size in sizes)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sweep"], "--over"),
+        (["sweep", "{file}"], "nothing to vary"),
+        (["sweep", "{file}", "--over", "gen_concurency=1,2"], "did you mean 'gen_concurrency'"),
+        (["sweep", "{file}", "--over", "gen_model=tiny-gen,tiny-gne"], "tiny-gne"),
+        (["sweep", "{file}", "--over", "devices=0,1;0"], "two devices"),
+        (["sweep", "--resume", "nothing"], "no sweep"),
+    ],
+)
+def test_wrong_input_starts_nothing(tmp_path: Path, engine_python: Path, words: list[str], told: str) -> None:
+    file = str(params_file(tmp_path, sweeps_dir=str(tmp_path / "sweeps")))
+    code, output = ended(colo(*(word.format(file=file) for word in words), cwd=tmp_path), 60)
+    assert code == 2, output
+    assert told in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "sweeps").exists()
