@@ -41,7 +41,8 @@ def _over_time(axes: Axes, over_time: Mapping[str, Any]) -> None:
     axes.set(ylim=(0, 104), xlim=(edges_ms[0], edges_ms[-1]), ylabel="share (%)")
     axes.set_title("Over the window: time busy, and SMs that the launches could fill")
     axes.set_xlabel("time since the window's start (ms)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if over_time["workloads"]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: str, title: str) -> None:
