@@ -17,6 +17,7 @@ from colo_lib import params, paths
 from colo_lib.analyse import categories, chosen, gaps, occupancy, shift, summary, timeline
 from colo_lib.params import Params
 from colo_lib.parse.choose_trace import choose_trace
+from colo_lib.parse.run_folder import open_run
 from colo_lib.plot import trace_gaps, trace_kernels, trace_occupancy, trace_timeline
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
 from colo_lib.report import parts
@@ -131,12 +132,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def executed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    return {name: _executed(name, tmp_path_factory.mktemp(name), run=str(run)) for name in NOTEBOOKS}
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_reads_a_runs_capture_to_the_end(name: str, run: Path, tmp_path: Path) -> None:
-    found = _executed(name, tmp_path, run=str(run))
-    assert found[-1]["run_id"] == "simulated-run"
-    words = json.dumps(found)
-    assert "Profiled / unprofiled rate: gen 0." in words
+def test_a_notebook_reads_a_runs_capture_to_the_end(name: str, executed: dict[str, list[dict[str, Any]]]) -> None:
+    assert executed[name][-1]["run_id"] == "simulated-run"
+    assert "Profiled / unprofiled rate: gen 0." in json.dumps(executed[name])
+
+
+def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[str, list[dict[str, Any]]]) -> None:
+    from colo_lib.report import make, page
+
+    opened = open_run(run)
+    assert make.notebooks_of(opened)[-5:] == NOTEBOOKS == make.TRACE_NOTEBOOKS
+    html = page.render(opened, [part for found in executed.values() for part in found])
+    section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
+    assert section.count("data:image/png;base64,") == 5
+    assert "This part is missing" not in section
+    assert "Inside the GPU" not in page.render(opened, [])
 
 
 def test_a_notebook_reads_bare_exports_and_shows_the_example_where_there_is_nothing(tmp_path: Path) -> None:
