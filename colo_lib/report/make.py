@@ -15,7 +15,7 @@ from colo_lib.parse.captures import captured_steps
 from colo_lib.parse.run_folder import Run, open_run
 from colo_lib.report import page, parts
 
-NOTEBOOKS = ("51-verdict", "46-telemetry", "47-memory")
+NOTEBOOKS = ("51-verdict", "52-gen-loss", "54-capacity-plan", "53-published", "46-telemetry", "47-memory")
 TRACE_NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
 MAX_PAGE_BYTES = 5_000_000
 TOLD_LINES = 12

@@ -29,9 +29,12 @@ CONTENTS = {
     "steps": "Steps side by side",
     "latency": "Latencies and stalls",
     "clauses": "The verdict, clause by clause",
+    "gen-loss": "Where gen's loss went",
     "traces": "Inside the GPU: kernel overlap, occupancy, idle gaps, durations, categories",
     "telemetry": "Telemetry over time",
     "memory": "Memory",
+    "published": "Beside the published runs",
+    "capacity": "Capacity: dedicate, co-locate or shard wider",
     "not-counted": "Trials that do not count",
     "provenance": "Provenance",
 }
@@ -83,6 +86,7 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
         "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
         "traces": traces(found),
+        **_across(found),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
         + details("Means by step", _part(found, "telemetry-table"), opened=False)
@@ -114,6 +118,25 @@ def traces(found: dict[str, dict[str, Any]]) -> str:
         body += _part(found, figure_name)
         body += details("Numbers", "".join(_part(found, name) for name in tables), opened=False)
     return body
+
+
+def _across(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The sections of the notebooks that look beyond the steps: gen's loss, the plan, the published runs."""
+    return {
+        "gen-loss": _part(found, "gen-loss")
+        + _part(found, "gen-loss-mechanism")
+        + _part(found, "gen-loss-needs")
+        + details("Numbers", _part(found, "gen-loss-table"), opened=False),
+        "capacity": _part(found, "capacity")
+        + _part(found, "capacity-answer")
+        + _part(found, "capacity-layouts")
+        + details("What each unit gives", _part(found, "capacity-units"), opened=False)
+        + details("What the plan takes for granted", _part(found, "capacity-assumptions"), opened=False),
+        "published": _part(found, "beside-kept")
+        + _part(found, "unlike-words")
+        + details("Metric by metric", _part(found, "beside"), opened=False)
+        + details("What differs", _part(found, "unlike"), opened=False),
+    }
 
 
 def _clocks(run: Run) -> str:
