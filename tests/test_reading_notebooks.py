@@ -10,7 +10,8 @@ import pytest
 from colo_lib import notebooks_sync, params, paths
 from colo_lib.report import parts
 
-READING = ("46-telemetry", "47-memory", "51-verdict", "52-gen-loss", "53-published")
+READING = ("46-telemetry", "47-memory", "51-verdict", "52-gen-loss", "53-published", "54-capacity-plan")
+SWEEPS = tuple(file.stem for file in sorted(paths.NOTEBOOKS.glob("3*.ipynb")))
 FILES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -34,7 +35,7 @@ def test_the_check_finds_what_is_out_of_sync(tmp_path: Path) -> None:
     assert notebooks_sync.text_of(notebooks_sync.synced(json.loads(once))) == once
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", [*READING, *SWEEPS])
 def test_a_reading_notebook_keeps_the_house_form(name: str) -> None:
     notebook = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
     opening = "".join(notebook["cells"][0]["source"])
@@ -43,17 +44,25 @@ def test_a_reading_notebook_keeps_the_house_form(name: str) -> None:
     assert "".join(code[0]["source"]) == params.cell_source()
     assert "params = from_notebook(globals())" in "".join(code[1]["source"])
     assert all(1 <= len(cell["source"]) <= 6 for cell in code[1:])
-    assert "".join(code[-1]["source"]) == f'parts.finish("{name}", run.run_id)'
+    read = "sweep.sweep_id" if name in SWEEPS else "run.run_id"
+    assert "".join(code[-1]["source"]) == f'parts.finish("{name}", {read})'
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", [*READING, *SWEEPS])
 def test_run_all_reaches_the_bottom_where_nothing_was_measured(name: str, tmp_path: Path) -> None:
     import papermill
 
     out = tmp_path / "out.ipynb"
-    empty = {"runs_dir": str(tmp_path / "none")}
+    empty = {"runs_dir": str(tmp_path / "none"), "sweeps_dir": str(tmp_path / "none")}
     source = str(paths.NOTEBOOKS / f"{name}.ipynb")
     papermill.execute_notebook(source, str(out), parameters=empty, kernel_name="python3", progress_bar=False)
     executed = json.loads(out.read_text(encoding="utf-8"))
-    assert parts.lift(executed)[-1] == {"kind": "done", "name": "done", "notebook": name, "run_id": "example-simulated"}
+    found = parts.lift(executed)
+    last = found[-1]
+    assert (last["kind"], last["notebook"]) == ("done", name)
+    assert last["run_id"].startswith("example-")
     assert "SIMULATED" in json.dumps(executed["cells"][3])
+    if name in SWEEPS:
+        kinds = [part["kind"] for part in found]
+        assert kinds == ["table", "figure", "text", "done"], "a sweep ends in one picture and one sentence"
+        assert found[-2]["text"].startswith("SIMULATED")

@@ -38,6 +38,10 @@ COLUMNS = {
     **{f"{workload}_{part}_memory_gib": f"memory_parts_gib.{workload}.{part}" for workload, part in MEMORY_PARTS},
     "neighbour": "neighbour",
     "latency_clock": "latency_clock",
+    "telemetry_cpu_fraction": "telemetry_cost.cpu_fraction",
+    "telemetry_absent": "telemetry.absent",
+    "telemetry_gaps": "telemetry.gaps",
+    "pacing": "pacing.kind",
 }
 NUMBERS = [name for name in COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analyse.steps_table import number, with_interval
-from colo_lib.schema import CO_LOCATED, STEP_TITLES
+from colo_lib.schema import STEP_TITLES
 
 NONE = "—"
 
@@ -76,6 +76,15 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
     return _by_step(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
+def pacing(summary: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.pacing.summary` as shown."""
+    rows = [
+        (row.step, row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
+        for row in summary.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Step", "Trial", "Gaps", "Late", "Duty asked (mean)", "Duty worked (mean)"])
+
+
 def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """The budget and the most that was used, GiB, as shown."""
     rows = [
@@ -126,7 +135,7 @@ def time_sentence(manifest: Mapping[str, Any]) -> str:
 
 def kept_words(kept: pd.DataFrame) -> str:
     """The kept fractions in words, for readers who do not see the picture."""
-    shown = kept[kept["step"].isin(CO_LOCATED) & (kept["quantity"] != "aggregate")]
+    shown = kept[(kept["step"] != "configA") & (kept["quantity"] != "aggregate")]
     words = [
         f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high)}"
         for row in shown.itertuples()

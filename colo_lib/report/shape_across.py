@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from colo_lib.analyse.capacity import Unit
 from colo_lib.analyse.estimate import Estimate
 from colo_lib.analyse.loss import Loss, sentence, waterfall
 from colo_lib.analyse.published import SHARED_METRICS, STEPS, UNTOLD
 from colo_lib.analyse.steps_table import number, with_interval
+from colo_lib.parse.run_folder import Run
 
 NONE = "—"
 CAPTURES_NEEDED = (
@@ -101,3 +103,50 @@ def unlike_sentence(differences: pd.DataFrame, runs: list[str]) -> str:
         unlike = ", ".join(str(row["condition"]) for row in rows if UNTOLD not in (row[run], row["this run"]))
         told.append(f"{run} differs in {unlike or 'nothing that was told'}; {len(silent)} conditions were not told")
     return "Not alike, so not to be compared as if they were. " + ". ".join(told) + "."
+
+
+def layouts(frame: pd.DataFrame) -> pd.DataFrame:
+    """`capacity.plan` as shown."""
+    rows = [
+        (
+            f"{row.layout}{' (PREDICTION)' if row.predicted else ''}: {row.title}",
+            f"{row.gpus:.0f} [{row.gpus_best:.0f}, {row.gpus_worst:.0f}]" if row.gpus == row.gpus else NONE,
+            f"{row.shared} shared, {row.gen_only} gen, {row.embed_only} embed",
+            number(row.power_w),
+            row.breaks or "keeps them",
+        )
+        for row in frame.itertuples()
+    ]
+    columns = ["Layout", "GPUs needed [range]", "Units at the mean", "Power under load (W)", "Bounds (SLOs)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
+    """What each unit gives, with intervals, and its energy per token and per sequence."""
+    cost = costs.set_index("unit")
+    rows = [
+        (
+            f"{unit.step}{' (PREDICTION)' if unit.predicted else ''}",
+            str(unit.gpus),
+            with_interval(unit.gen.mean, unit.gen.low, unit.gen.high) if unit.gen.mean else NONE,
+            with_interval(unit.embed.mean, unit.embed.low, unit.embed.high) if unit.embed.mean else NONE,
+            number(unit.power_w),
+            number(float(cost.loc[unit.step, "j_per_token"])),
+            number(float(cost.loc[unit.step, "j_per_sequence"])),
+        )
+        for unit in found
+    ]
+    columns = ["Unit", "GPUs", "gen, tokens/s", "embed, sequences/s", "Power (W)", "J per token", "J per sequence"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def labelled(run: Run, sentence: str) -> str:
+    """The sentence under the label that its data ask for."""
+    if run.simulated:
+        return f"SIMULATED, no device took part: {sentence}"
+    return f"Cores stand in for GPUs: {sentence}" if run.stand_in else sentence
+
+
+def listed(sentences: Sequence[str]) -> pd.DataFrame:
+    """Sentences as a numbered table."""
+    return pd.DataFrame([(str(number), text) for number, text in enumerate(sentences, 1)], columns=["", "Assumption"])

@@ -17,7 +17,7 @@ from tests.test_run_command import colo, ended, params_file, read_until
 @pytest.mark.engine
 def test_an_interrupted_sweep_goes_on_and_counts_what_does_not_fit(tmp_path: Path, engine_python: Path) -> None:
     file = params_file(tmp_path, steps="step4", sweeps_dir=str(tmp_path / "sweeps"))
-    process = colo("sweep", str(file), "--over", "embed_batch_size=2,8,65536", cwd=tmp_path)
+    process = colo("sweep", str(file), "--over", "embed_batch_size:gen_kv_cache_gib=2:1,8:1,8:4000", cwd=tmp_path)
     seen = read_until(process, r"^\(1/3\) cell-001 done")
     folder = Path(re.search(r"^sweep folder: (\S+)", seen, re.M).group(1))  # type: ignore[union-attr]
     assert wait_until(lambda: len(token_carriers()) > 2), "the second cell never started"
@@ -33,7 +33,7 @@ def test_an_interrupted_sweep_goes_on_and_counts_what_does_not_fit(tmp_path: Pat
     assert json.loads((folder / "cells/cell-001/cell.json").read_text()) == first, "a measured cell was repeated"
     sweep = open_sweep(folder)
     assert [cell.status for cell in sweep.cells] == ["done", "done", "refused"]
-    assert "embed activations" in str(sweep.cells[2].reason)
+    assert "gen KV cache" in str(sweep.cells[2].reason)
     sizes = [run.trials["recorded_embed_sequences_per_s"].iloc[0] for run in sweep.runs.values()]
     assert all(size > 0 for size in sizes)
 
