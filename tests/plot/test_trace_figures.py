@@ -112,6 +112,23 @@ def test_hostile_names_are_drawn_as_words() -> None:
     assert trace_kernels.short_name("nvjet_sm90_tst_NNT") == "nvjet_sm90_tst_NNT"
 
 
+def test_hostile_names_stand_in_tables_as_words(tmp_path: Path) -> None:
+    from colo_lib.analyse.workloads import assign
+    from colo_lib.parse.captures import read_exports
+    from colo_lib.report import trace_tables
+    from tests.exports import EMBED, GEN, Kernel, write
+
+    named = {GEN: MARKUP, EMBED: MARKUP}
+    file = write(tmp_path / "e.sqlite", [Kernel(GEN, 0, 9, name=MARKUP), Kernel(EMBED, 5, 20)], processes=named)
+    capture = read_exports([file])
+    found = summary.summarise(capture, assign(capture, {"gen": str(GEN)})[0])
+    for table in (trace_tables.top_kernels(found), trace_tables.device(found), trace_tables.categories(found)):
+        columns, rows = list(table.columns), [list(map(str, row)) for row in table.itertuples(index=False)]
+        html = parts.table_html({"columns": columns, "rows": rows})
+        assert not [tag for tag in ("<script", "<img", "<b ") if tag in html]
+        assert all(char.isprintable() for char in html)
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_keeps_the_house_form(name: str) -> None:
     notebook = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
