@@ -281,6 +281,14 @@ def test_a_message_is_not_a_list_of_nobody(text: str) -> None:
         parse_pids(text)
 
 
+def test_success_with_an_error_in_its_words_is_none(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:
+    with started(nvidia, runtime, tmp_path) as up:
+        nvidia.goes(answers={"get_server_status": "CUDA_ERROR_MPS_RPC_FAILURE"})
+        with pytest.raises(ControlFailed, match=r"exit code 0.*CUDA_ERROR_MPS_RPC_FAILURE"):
+            up.control.status(1)
+        nvidia.goes()
+
+
 def test_pids_are_read_a_line_each() -> None:
     assert parse_pids("12\n 345 \n\n") == [12, 345]
     assert parse_pids("") == []
