@@ -54,7 +54,7 @@ def carry_out(options: argparse.Namespace) -> int:
     try:
         records = carry_out_sweep(folder, _say, execute)
     except KeyboardInterrupt as interrupt:
-        _say(f"interrupted ({interrupt or 'Ctrl-C'}): nothing is left running; colo sweep --resume {folder}")
+        _say(f"interrupted ({str(interrupt) or 'Ctrl-C'}): nothing is left running; colo sweep --resume {folder}")
         return 130
     whole = all(found.status == DONE for found in records) and len(records) == len(cells)
     print(summary(records, len(cells)), file=sys.stdout if whole else sys.stderr, flush=True)

@@ -12,7 +12,9 @@ import contextlib
 import fcntl
 import io
 import os
+import secrets
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -20,9 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import InputError
+from colo_lib.launch.gen import free_port
+from colo_lib.launch.loads import package_environment, wait_for
+from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.params import Params, check, split_list
 from colo_lib.paths import cell_folder, cell_runs
+from colo_lib.run.flow import terminable
 from colo_lib.sweep.cell import carry_out_cell
 from colo_lib.sweep.flow import Execute, Order, Say
 from colo_lib.sweep.folder import LOST, CellRecord, cell_params, read_plan
@@ -31,6 +37,7 @@ from colo_lib.sweep.grid import told
 ATTEMPTS = 3
 HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")
 POLL_S = 1.0
+START_S = 120.0
 Work = Callable[[dict[str, Any], str, int], tuple[bytes, dict[str, Any]]]
 
 
@@ -40,6 +47,9 @@ def carry_out_on(address: str | None, work: Work | None = None) -> Execute:
     `work`: what a worker does for a cell (tests pretend), by default its run.
     Raises InputError, before anything starts, when Ray is not installed or the cluster cannot be reached.
     """
+    if address is None:
+        # Whoever can reach Ray's port could run anything as us: the token is this sweep's alone. Ray reads it once.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = _ray()
 
     def execute(orders: list[Order], say: Say) -> Iterator[CellRecord]:
@@ -62,22 +72,35 @@ def _ray() -> Any:
 
 @contextlib.contextmanager
 def _connected(ray: Any, address: str | None, say: Say) -> Iterator[None]:
-    """Connected to a Ray as long as the block lasts; one that we started ends with it, and its workers too."""
-    already = ray.is_initialized()
-    if not already:
-        options = {"address": address} if address else {"include_dashboard": False}
+    """Connected to a Ray as long as the block lasts; a local one of our own ends with it, and with us."""
+    with contextlib.ExitStack() as stack:
+        where = address or stack.enter_context(_local_ray())
         try:
-            ray.init(**options, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=where, log_to_driver=False, logging_level="CRITICAL")
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"--ray {address or ''}: {' '.join(str(error).split())}") from None
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    resources = ray.cluster_resources()
-    say(f"Ray: {len(nodes)} nodes, {resources.get('GPU', 0):.0f} GPUs, {resources.get('CPU', 0):.0f} CPUs")
-    try:
+            raise InputError(f"--ray {where}: {' '.join(str(error).split())}") from None
+        stack.callback(ray.shutdown)
+        stack.enter_context(terminable())  # Ray puts its own handlers in the place of ours
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        resources = ray.cluster_resources()
+        say(f"Ray: {len(nodes)} nodes, {resources.get('GPU', 0):.0f} GPUs, {resources.get('CPU', 0):.0f} CPUs")
         yield
-    finally:
-        if not already:
-            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _local_ray() -> Iterator[str]:
+    """A Ray of this machine's resources under guard: Ray's own agents would outlive a driver that is killed."""
+    with runtime_folder() as runtime:
+        port = free_port()
+        words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
+        words += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={runtime / 'ray'}"]
+        words += ["--disable-usage-stats"]
+        child = Child("ray", words, runtime / "ray.log", env=dict(os.environ) | package_environment({}), grace_s=10.0)
+        try:
+            wait_for(lambda: "Ray runtime started" in child.log.read_text(errors="replace"), child, START_S, "Ray")
+            yield f"127.0.0.1:{port}"
+        finally:
+            child.stop()
 
 
 def _carry_out(ray: Any, orders: list[Order], say: Say, work: Work) -> Iterator[CellRecord]:

@@ -23,8 +23,8 @@ from colo_lib.sweep import on_ray
 from colo_lib.sweep.flow import carry_out_sweep, summary
 from colo_lib.sweep.folder import CellRecord, begin
 from colo_lib.sweep.grid import grid, parse_axis
-from tests.processes import wait_until
-from tests.test_run_command import colo, ended, params_file
+from tests.processes import token_carriers, wait_until
+from tests.test_run_command import colo, ended, params_file, read_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 NODES = 2
@@ -73,7 +73,8 @@ def pretend(values: dict[str, Any], cell: str, attempt: int) -> tuple[bytes, dic
 
 
 def test_cells_run_on_both_nodes_and_a_lost_worker_is_sent_again(cluster: Any, tmp_path: Path) -> None:
-    folder, said = begun(tmp_path, "1,2,4,16,32,64"), []
+    folder = begun(tmp_path, "1,2,4,16,32,64")
+    said: list[str] = []
     records = carry_out_sweep(folder, said.append, on_ray.carry_out_on(cluster.address, pretend))
     status = {found.cell: (found.status, found.attempts) for found in records}
     assert status == {
@@ -87,7 +88,8 @@ def test_cells_run_on_both_nodes_and_a_lost_worker_is_sent_again(cluster: Any, t
 
 
 def test_a_lost_node_costs_no_cell(cluster: Any, tmp_path: Path) -> None:
-    folder, said = begun(tmp_path, "8"), []
+    folder = begun(tmp_path, "8")
+    said: list[str] = []
     began = folder / "cells/cell-001/began"
     cluster.add_node(num_cpus=8, object_store_memory=100 * 2**20)
 
@@ -155,3 +157,14 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, engine_python: Path
     assert code == 2, output
     assert "--ray 127.0.0.1:1" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.engine
+def test_a_killed_driver_leaves_nothing_of_its_local_ray(tmp_path: Path, engine_python: Path) -> None:
+    file = params_file(tmp_path, steps="step4", sweeps_dir=str(tmp_path / "sweeps"))
+    process = colo("sweep", str(file), "--over", "embed_batch_size=2", "--ray", cwd=tmp_path)
+    read_until(process, r"^cell-001: ")
+    assert token_carriers()
+    process.kill()
+    process.communicate()
+    assert wait_until(lambda: not token_carriers(), 60), token_carriers()
