@@ -16,6 +16,7 @@ COMMANDS = {
     "list": "list the runs of this checkout",
     "trace": "tell what Nsight Systems captured: overlap, occupancy, idle gaps, categories",
     "redact": "make an Nsight Systems export fit to share",
+    "share": "make a finished run fit to share: small, without paths",
     "doctor": "tell what this machine can run, with the remedy for what it cannot",
 }
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from colo_lib.budget import refuse_if_too_large
+from colo_lib.capture.nsys import find_nsys
 from colo_lib.engines_env import EngineLook, look_at_engine, resolve_pythons
 from colo_lib.errors import InputError
 from colo_lib.gpu_look import GpuLook, look_at_gpus
 from colo_lib.gpus import find_gpu
+from colo_lib.launch.guard import about
 from colo_lib.memory import budget_here, host_memory
 from colo_lib.model_catalog import models_of
 from colo_lib.params import Params, split_list
@@ -56,7 +58,7 @@ def examine(params: Params, *, engine_timeout_s: float = 120.0, gpus: GpuLook | 
         ("GPU", params.device == "cuda", lambda: _gpu(params, gpus)),
         ("NVML binding", params.device == "cuda", _binding),
         ("MPS", False, lambda: _mps(params)),
-        ("nsys", False, _nsys),
+        ("nsys", bool(params.capture_s), lambda: _nsys(params)),
         ("engines", True, lambda: _engines(params, engine_timeout_s)),
         ("memory for the pair", True, lambda: _budget(params, gpus)),
         ("disk", True, lambda: _disk(params)),
@@ -144,6 +146,7 @@ def _gpu(params: Params, gpus: GpuLook) -> list[Row]:
         facts += ["MIG on"] if gpu["mig"] else []
         facts += [f"{gpu['processes']} other processes"] if gpu["processes"] else []
         rows.append(Row(f"GPU {gpu['index']}", OK, ", ".join(facts)))
+        rows += [Row(f"GPU {gpu['index']}, note", OK, told) for told in about(gpu)]
     return rows
 
 
@@ -171,10 +174,13 @@ def _mps(params: Params) -> list[Row]:
     return [Row("MPS", MISSING, "no nvidia-cuda-mps-control on PATH", remedy, needed)]
 
 
-def _nsys() -> list[Row]:
-    path = shutil.which("nsys")
+def _nsys(params: Params) -> list[Row]:
+    path = find_nsys()
     remedy = "install Nsight Systems; without it throughput is measured and kernel overlap is not"
-    return [Row("nsys", OK, path) if path else Row("nsys", MISSING, "no nsys on PATH", remedy)]
+    needed = bool(params.capture_s)
+    if path is None:
+        return [Row("nsys", MISSING, "no nsys on PATH or in its usual places", remedy, needed=needed)]
+    return [Row("nsys", OK, str(path), needed=needed)]
 
 
 def _engines(params: Params, timeout_s: float) -> list[Row]:

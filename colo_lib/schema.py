@@ -99,6 +99,8 @@ MECHANISMS = {
     "mig": {"cpu": "mig", "cuda": "mig"},
     "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
 }
+# The steps in which both workloads share what dedicated devices would give to each.
+CO_LOCATED = ("step2", "step3", "configB", "mig", "sm-partition")
 # The step against which a shared step's kept fractions are taken: (for gen, for embed)
 BASELINES = {
     "step1": ("step1", None),

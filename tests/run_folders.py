@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.examples.simulated import Plan, planted_rates, write_run
-from colo_lib.paths import MANIFEST
+from colo_lib.paths import MANIFEST, capture_folder
 from colo_lib.schema import MECHANISMS
 
-__all__ = ["Plan", "change_manifest", "planted_measures", "reseal", "write_run"]
+__all__ = ["Plan", "add_capture", "change_manifest", "planted_measures", "reseal", "write_run"]
 
 
 def planted_measures(plan: Plan, gap_p99_ms: dict[str, float] | None = None) -> pd.DataFrame:
@@ -45,3 +46,24 @@ def reseal(run: Path, name: str) -> None:
     content = (run / name).read_bytes()
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     change_manifest(run, files={**manifest["files"], name: entry})
+
+
+def add_capture(run: Path, step: str, **changes: Any) -> Path:
+    """Put a simulated capture of `step` into a run, as the capture room leaves one; gives its folder."""
+    folder = capture_folder(run, step)
+    folder.mkdir(parents=True)
+    simulated_capture(folder / "trace.sqlite", step)
+    session_utc_ns = 1_795_435_813_758_566_457
+    facts = {
+        "schema_version": 1, "step": step, "mechanism": {"step2": "mps", "step3": "time-sliced"}.get(step, "none"),
+        "status": "done", "reason": None, "window_ns": [5_010_000_000, 5_050_000_000],
+        "clock": {"monotonic_ns": 5_000_000_000, "utc_ns": session_utc_ns}, "traced": "cuda", "granularity": "node",
+        "pids": {"gen": [GEN_PID - 1, GEN_PID], "embed": [EMBED_PID]}, "context_switches": True,
+        "profiled": {"gen_tokens_per_s": 90.0 if step != "step4" else None,
+                     "embed_sequences_per_s": 40.0 if step != "step1" else None},
+        "exports": ["trace.sqlite"],
+    }  # fmt: skip
+    (folder / "capture.json").write_text(json.dumps(facts | changes), encoding="utf-8")
+    for name in ("trace.sqlite", "capture.json"):
+        reseal(run, (folder / name).relative_to(run).as_posix())
+    return folder

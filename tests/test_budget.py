@@ -146,9 +146,9 @@ def test_the_table_and_the_record_tell_every_part() -> None:
     assert set(record["parts"]) == set(PARTS)
 
 
-@pytest.mark.parametrize("name", GPUS)
+@pytest.mark.parametrize("name", [*GPUS, "rtx4090-llama"])
 def test_each_card_holds_the_pair_of_its_params_file(name: str) -> None:
-    params, card = load(REPOSITORY / "params" / f"{name}.yaml"), GPUS[name]
+    params, card = load(REPOSITORY / "params" / f"{name}.yaml"), GPUS[name.partition("-")[0]]
     refuse_if_too_large(plan_budget(params, ["0"], card.memory_gib - 1.0, card.memory_gib))
 
 

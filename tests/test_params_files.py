@@ -16,7 +16,16 @@ FILES = sorted((REPOSITORY / "params").glob("*.yaml"))
 
 
 def test_there_is_a_file_for_the_cpu_and_for_each_card() -> None:
-    assert {file.stem for file in FILES} == {"cpu", *GPUS}
+    assert {file.stem.partition("-")[0] for file in FILES} == {"cpu", *GPUS}
+
+
+def test_each_of_the_three_published_pairs_has_a_file() -> None:
+    pairs = {(params.gen_model, params.embed_model) for params in map(load, FILES)}
+    assert pairs >= {
+        ("qwen2.5-3b-instruct", "e5-large-v2"),
+        ("llama-3.1-8b-instruct", "e5-large-v2"),
+        ("qwen3-30b-a3b", "qwen3-embedding-8b"),
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from colo_lib.analyse import overlap
+from colo_lib.analyse import device_time, overlap
 from colo_lib.analyse.view import View, look, window_of
 from colo_lib.analyse.workloads import WORKLOADS, assign
 from colo_lib.params import Params
-from colo_lib.traces import Capture
+from colo_lib.traces import Capture, Launches
 
 
 def view_of(
@@ -30,6 +30,27 @@ def view_of(
     assignment, _ = assign(capture, asked)
     window_s = window_of(params.trace_window) or recorded_s
     return look(capture, assignment, window_s, mechanism=facts.get("mechanism"))
+
+
+def gen_times(
+    capture: Capture,
+    facts: Mapping[str, Any],
+    recorded_s: tuple[float, float] | None,
+    launches: Launches,
+    params: Params,
+) -> dict[str, Any] | None:
+    """`device_time.decompose` of gen per decoded token, by the rate while profiling, with `clipped`.
+
+    `clipped`: no interval holds time in which gen's context was switched out. None for a capture without gen, or whose
+    capture.json has no rate of gen.
+    """
+    rate = (facts.get("profiled") or {}).get("gen_tokens_per_s")
+    view = view_of(capture, facts, params, recorded_s)
+    if not rate or "gen" not in view.workloads:
+        return None
+    alone = len(view.workloads) == 1
+    found = device_time.decompose(view, "gen", launches, rate * view.window_ns / 1e9)
+    return found | {"clipped": alone or not view.upper_bound}
 
 
 def verdict_overlap(view: View) -> dict[str, Any] | None:

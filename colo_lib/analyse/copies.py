@@ -37,6 +37,8 @@ def summarise(copies: Copies, window: tuple[int, int]) -> dict[str, Any]:
 
 def idle_without(view: View, copies: Sequence[Copies]) -> float:
     """The share of the window with neither a kernel nor a copy of either workload."""
+    if not any(len(item) for item in copies):
+        return 1 - intervals.length(view.busy) / view.window_ns
     spans = [intervals.union(*intervals.within(item.start_ns, item.end_ns, view.window)) for item in copies]
     busy = intervals.join(view.busy, *spans)
     return 1 - intervals.length(busy) / view.window_ns

@@ -2,8 +2,8 @@
 
 The window is split without rest: the workload's own busy time (union, in residence), by category; `switched_out`,
 when its kernels had started but its context was not on the device; and the gaps between its kernels. A gap ends with a
-kernel; from that kernel's launch on (the API call joined on process and correlation id) the gap is `waiting` for the device,
-before it the `host` had not asked yet. Gaps whose kernel has no recorded launch are `unattributed`.
+kernel; from that kernel's launch on (the API call joined on process and correlation id) the gap is `waiting` for the
+device, before it the `host` had not asked yet. Gaps whose kernel has no recorded launch are `unattributed`.
 """
 
 from __future__ import annotations

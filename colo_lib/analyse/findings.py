@@ -6,7 +6,7 @@ import pandas as pd
 
 from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Verdict
 from colo_lib.params import Params
-from colo_lib.schema import STEP_TITLES
+from colo_lib.schema import CO_LOCATED, STEP_TITLES
 
 SLO_COLUMNS = ["step", "what", "worst", "bound", "unit", "within", "trials"]
 
@@ -16,7 +16,7 @@ def pays(kept: pd.DataFrame) -> pd.DataFrame:
 
     Dedicated devices are 1.0 per device by definition; the whole 95 % interval must lie on one side.
     """
-    rows = kept[(kept["quantity"] == "aggregate_per_device") & kept["step"].isin(["step2", "step3", "configB"])].copy()
+    rows = kept[(kept["quantity"] == "aggregate_per_device") & kept["step"].isin(CO_LOCATED)].copy()
     rows["answer"] = "not settled"
     rows.loc[rows["low"] > 1.0, "answer"] = "more than dedicated"
     rows.loc[rows["high"] < 1.0, "answer"] = "less than dedicated"

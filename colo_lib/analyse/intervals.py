@@ -18,20 +18,26 @@ def none() -> Union:
 
 
 def union(start: Ints, end: Ints) -> Union:
-    """The union of intervals in any order; touching ones become one, empty ones (end <= start) are nothing."""
+    """The union of intervals in any order; touching ones become one, empty ones (end <= start) are nothing.
+
+    With starts and ends each sorted by themselves, a span ends where the next start is later than as many ends as
+    there were starts: then all that began has ended.
+    """
     real = end > start
     if not real.all():
         start, end = start[real], end[real]
     if not len(start):
         return none()
-    if np.any(start[1:] < start[:-1]):
-        order = np.argsort(start, kind="stable")
-        start, end = start[order], end[order]
-    reach = np.maximum.accumulate(end)
-    begins = np.flatnonzero(start[1:] > reach[:-1]) + 1
-    first = np.concatenate(([0], begins))
-    last = np.concatenate((begins - 1, [len(start) - 1]))
-    return start[first], reach[last]
+    start, end = _sorted(start), _sorted(end)
+    first = np.ones(len(start), np.bool_)
+    first[1:] = start[1:] > end[:-1]
+    last = np.ones(len(start), np.bool_)
+    last[:-1] = first[1:]
+    return start[first], end[last]
+
+
+def _sorted(times: Ints) -> Ints:
+    return np.sort(times, kind="stable") if np.any(times[1:] < times[:-1]) else times
 
 
 def length(spans: Union) -> int:
@@ -85,7 +91,8 @@ def covered(start: Ints, end: Ints, spans: Union) -> Ints:
 
 def overlap(left: Union, right: Union) -> int:
     """|left ∩ right| in ns."""
-    return int(covered(*left, right).sum())
+    few, many = sorted((left, right), key=lambda spans: len(spans[0]))
+    return int(covered(*few, many).sum())
 
 
 def weight_by_bin(start: Ints, end: Ints, weight: Floats, edges: Ints) -> Floats:

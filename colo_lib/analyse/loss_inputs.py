@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from colo_lib.schema import BASELINES
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
 SHARED = ("mps-alone", "step2", "step3", "mig", "sm-partition", "configB")
 RATE = "gen_tokens_per_s"
+UNKNOWN_SHARE = 0.02  # of the time may have no recorded launch for the rest to be split
 
 
 def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFrame) -> dict[str, PerToken]:
@@ -33,6 +36,25 @@ def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFram
         waiting = None if share is None else share * total_ns
         found[str(step)] = PerToken(total_ns, None, waiting, clock)
     return found
+
+
+def with_captures(found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None]) -> dict[str, PerToken]:
+    """`found` with the busy and waiting time that captures tell (`chosen.gen_times`), where a step has one.
+
+    The rates stay those of unprofiled trials. A capture's token takes longer than an unprofiled one: what its busy and
+    waiting time are too much for the unprofiled total is taken off the waiting.
+    """
+    told = dict(found)
+    for step, own in times.items():
+        if own is None or step not in found:
+            continue
+        total_ns = found[step].total_ns
+        busy_ns = min(own["busy_ns"], total_ns)
+        waiting_ns = None
+        if not own["unattributed_ns"] > UNKNOWN_SHARE * own["window_ns"]:
+            waiting_ns = min(own["waiting_ns"] + own["switched_out_ns"], total_ns - busy_ns)
+        told[step] = replace(found[step], busy_ns=busy_ns, waiting_ns=waiting_ns, clipped=own["clipped"])
+    return told
 
 
 def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:

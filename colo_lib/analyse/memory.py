@@ -23,6 +23,22 @@ def budget_frame(budget: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["device", "part", "gib", "available_gib"])
 
 
+def parts_frame(trials: pd.DataFrame) -> pd.DataFrame:
+    """step, workload, part, gib: the median over the trials that count of what the engines themselves told.
+
+    `rest` is what NVML counts beyond those parts: activations and context of gen, the context of embed. Empty where
+    nothing was told (cores that stand in for GPUs, runs of an earlier version).
+    """
+    counted, rows = trials[trials["status"] == "done"], []
+    columns = [name for name in trials.columns if name.endswith("_memory_gib") and name.count("_") > 2]
+    for step, group in counted.groupby("step", sort=False):
+        for name in columns:
+            workload, _, part = name.removesuffix("_memory_gib").partition("_")
+            if group[name].notna().any():
+                rows.append((str(step), workload, part.replace("_", " "), float(group[name].median())))
+    return pd.DataFrame(rows, columns=["step", "workload", "part", "gib"])
+
+
 def measured_frame(trials: pd.DataFrame) -> pd.DataFrame:
     """step, gen_gib, embed_gib, free_gib, trials: the most of each (the least of free) over the trials that count."""
     counted = trials[trials["status"] == "done"]

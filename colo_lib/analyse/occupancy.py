@@ -14,8 +14,9 @@ import numpy as np
 
 from colo_lib.analyse import intervals
 from colo_lib.analyse.view import Active, View
-from colo_lib.traces import Bools, Device, Floats, Ints
+from colo_lib.traces import Device, Floats, Ints, Kernels
 
+CHUNK_ROWS = 1 << 20  # rows looked at together, so that ten million need no more memory than one
 WARP_THREADS = 32
 REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
 RESERVED_SHARED_BYTES, SHARED_UNIT_BYTES = 1024, 128  # a block's own share of the driver, and the unit of the rest
@@ -46,33 +47,44 @@ def summarise(active: Active, device: Device) -> dict[str, Any]:
         return found
     share = of_kernels(blocks, device.sm_count)
     half = blocks < device.sm_count / 2
-    resident = resident_fraction(active, known, device)
     return found | {
         "sm_occupancy_by_count": float(share.mean()),
         "sm_occupancy_by_time": _weighted(share, time_ns),
-        "resident_occupancy_by_time": None if resident is None else _weighted(resident, time_ns),
+        "resident_occupancy_by_time": resident_by_time(active, device),
         "under_half_device": {"by_count": float(half.mean()), "by_time": _weighted(half, time_ns)},
         "full_device_fraction": float((blocks >= device.sm_count).mean()),
     }
 
 
-def resident_fraction(active: Active, known: Bools, device: Device) -> Floats | None:
-    """Warps resident at once over the most the device holds, for each kernel of `known`; None without its limits."""
+def resident_by_time(active: Active, device: Device) -> float | None:
+    """Warps resident at once over the most the device holds, mean over kernels of known shape weighted by duration.
+
+    None where the export does not name the device's limits.
+    """
     limits: Mapping[str, int] = device.limits
     if device.sm_count is None or not {"blocks", "warps", "registers", "shared_bytes"} <= set(limits):
         return None
+    filled, whole = 0.0, 0.0
+    for first in range(0, len(active.rows), CHUNK_ROWS):
+        rows = active.rows[first : first + CHUNK_ROWS]
+        time_ns = active.active_ns[first : first + CHUNK_ROWS] * (active.kernels.blocks[rows] > 0)
+        filled += float((resident_fraction(active.kernels, rows, limits, device.sm_count) * time_ns).sum())
+        whole += float(time_ns.sum())
+    return filled / whole if whole else None
+
+
+def resident_fraction(kernels: Kernels, rows: Ints, limits: Mapping[str, int], sm_count: int) -> Floats:
+    """Warps of each kernel that are resident at once, over the most that `sm_count` SMs hold."""
     blocks, threads, registers, shared = (
-        active.get(name)[known].astype(np.int64) for name in ("blocks", "threads", "registers", "shared_bytes")
+        getattr(kernels, name)[rows].astype(np.int64) for name in ("blocks", "threads", "registers", "shared_bytes")
     )
     warps = -(-np.maximum(threads, 1) // WARP_THREADS)
     of_registers = -(-np.maximum(registers, 1) * WARP_THREADS // REGISTERS_A_WARP)
-    shared += RESERVED_SHARED_BYTES
-    shared = -(-shared // SHARED_UNIT_BYTES) * SHARED_UNIT_BYTES
+    shared = -(-(shared + RESERVED_SHARED_BYTES) // SHARED_UNIT_BYTES) * SHARED_UNIT_BYTES
     fits = np.minimum(limits["blocks"], limits["warps"] // warps)
     fits = np.minimum(fits, limits["registers"] // REGISTERS_A_WARP // of_registers // warps)
     fits = np.maximum(np.minimum(fits, limits["shared_bytes"] // shared), 1)
-    a_device = np.minimum(blocks, fits * device.sm_count)
-    return np.minimum(a_device * warps / (device.sm_count * limits["warps"]), 1.0)
+    return np.minimum(np.minimum(blocks, fits * sm_count) * warps / (sm_count * limits["warps"]), 1.0)
 
 
 def over_time(view: View, bins: int = 200) -> dict[str, Any]:

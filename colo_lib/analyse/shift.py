@@ -23,8 +23,8 @@ def summarise(alone: View, shared: View, workload: str) -> dict[str, Any]:
     `only_shared`: rows of name, count, time_ns.
     """
     before, after = _means(alone, workload), _means(shared, workload)
-    both = [name for name in before if name in after]
-    rows = []
+    both = sorted((name for name in before if name in after), key=lambda name: (-before[name][1], name))
+    rows: list[dict[str, Any]] = []
     for name in both:
         (count, time_ns), (shared_count, shared_ns) = before[name], after[name]
         alone_us, shared_us = time_ns / count / 1e3, shared_ns / shared_count / 1e3
@@ -39,7 +39,6 @@ def summarise(alone: View, shared: View, workload: str) -> dict[str, Any]:
                 "alone_time_ns": time_ns,
             }
         )
-    rows.sort(key=lambda row: (-row["alone_time_ns"], row["name"]))
     weights = np.array([row["alone_time_ns"] for row in rows if row["shift"] is not None], np.float64)
     shifts = np.array([row["shift"] for row in rows if row["shift"] is not None])
     whole = sum(time_ns for _, time_ns in before.values())

@@ -25,15 +25,17 @@ def requests_within(
     """(requests within both bounds, requests alive in the window).
 
     A request is within when its first token came within `ttft_ms` and no later one took longer than `stall_ms`.
-    One that failed is not within; for one still going at the window's end the wait so far counts.
+    One that failed is not within; for one still going at the window's end the wait so far counts. Waits that were
+    over before the window began belong to the warm-up.
     """
     alive = requests[(requests["submitted_ns"] < end_ns) & (requests["done_ns"].fillna(end_ns) >= start_ns)]
     tokens = gen[gen["arrival_ns"] < end_ns].sort_values(["request_id", "arrival_ns"])
     last_ns = tokens.groupby("request_id")["arrival_ns"].max()
-    gap_ns = tokens.groupby("request_id")["arrival_ns"].diff().groupby(tokens["request_id"]).max()
+    gaps_ns = tokens.groupby("request_id")["arrival_ns"].diff()[tokens["arrival_ns"] >= start_ns]
+    gap_ns = gaps_ns.groupby(tokens["request_id"]).max()
     first_ns = alive["first_token_ns"].astype("Int64")
     first_ns = first_ns.where(first_ns < end_ns).fillna(end_ns).astype("int64")
-    waited = (first_ns - alive["submitted_ns"]).clip(lower=0)
+    waited = (first_ns - alive["submitted_ns"]).clip(lower=0).where(first_ns >= start_ns, 0)
     going = ~(alive["done_ns"].astype("Int64") < end_ns).fillna(False).astype(bool)
     ids = alive["request_id"]
     open_ns = (end_ns - ids.map(last_ns)).where(going, 0).fillna(0)

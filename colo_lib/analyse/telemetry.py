@@ -69,3 +69,28 @@ def summary(samples: pd.DataFrame) -> pd.DataFrame:
 def absent(samples: pd.DataFrame) -> list[str]:
     """Labels of the metrics that no device and no workload of this run offered."""
     return [label for metric, (label, _, _) in METRICS.items() if samples.empty or samples[metric].isna().all()]
+
+
+def reasons(trials: pd.DataFrame) -> pd.DataFrame:
+    """Why a field has no value, as the driver said it: device, field, reason, trials (how many said so)."""
+    rows = [
+        (str(device), str(field), str(reason))
+        for told in trials.get("telemetry_absent", [])
+        if isinstance(told, dict)
+        for device, fields in told.items()
+        for field, reason in fields.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["device", "field", "reason"])
+    return frame.groupby(["device", "field", "reason"], sort=False).size().reset_index(name="trials")
+
+
+def cost_sentence(trials: pd.DataFrame) -> str:
+    """What the sampling itself cost, and where it has gaps."""
+    cost = trials["telemetry_cpu_fraction"].dropna()
+    gaps = [gap for told in trials["telemetry_gaps"] if isinstance(told, list) for gap in told]
+    told = (
+        f"Sampling took {cost.mean():.1%} of one core (at most {cost.max():.1%})" if len(cost) else "Cost not recorded"
+    )
+    if not gaps:
+        return told + "; no gaps."
+    return f"{told}; {len(gaps)} gaps, the first because {gaps[0].get('reason')}."

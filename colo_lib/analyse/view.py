@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class View:
         """Length of the window."""
         return self.window[1] - self.window[0]
 
-    @property
+    @cached_property
     def busy(self) -> Union:
         """U(all kernels of all workloads)."""
         return intervals.join(intervals.none(), *(active.busy for active in self.workloads.values()))

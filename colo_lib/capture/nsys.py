@@ -69,11 +69,6 @@ def stop_command(nsys: Path, session: str) -> list[str]:
     return [str(nsys), "stop", f"--session={session}"]
 
 
-def shutdown_command(nsys: Path, session: str) -> list[str]:
-    """Ends a session; the processes are ended by their guardian."""
-    return [str(nsys), "shutdown", f"--session={session}", "--kill=none"]
-
-
 def export_command(nsys: Path, report: Path, sqlite: Path) -> list[str]:
     """Writes a report as SQLite."""
     return [str(nsys), "export", "--type=sqlite", "--force-overwrite=true", f"--output={sqlite}", str(report)]

@@ -47,7 +47,7 @@ def blank(params: Params, placement: Placement) -> dict[str, Any]:
         "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
         "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},
         "pacing": pacing_record(params, placement),
-        "exports": [], "nsys_version": None, "command": [],
+        "mechanism_evidence": None, "exports": [], "nsys_version": None, "command": [],
     }  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def _recorded(
     start_ns = time.monotonic_ns()
     pids = {name: [pid for root in roots for pid in tree(root)] for name, roots in handles.pids().items()}
     watch_window(params, loads, handles, start_ns + int(params.capture_s * 1e9))
+    evidence = handles.evidence()
     end_ns = start_ns + int(params.capture_s * 1e9)
     # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
     settle(loads, session.runtime, frames)
@@ -114,6 +115,7 @@ def _recorded(
     told = measure(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
     return {
         "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids, "context_switches": context_switches,
+        "mechanism_evidence": evidence,
         "profiled": {name: told[name] for name in ("gen_tokens_per_s", "embed_sequences_per_s")},
     }  # fmt: skip
 

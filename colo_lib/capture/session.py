@@ -32,6 +32,8 @@ from colo_lib.launch.process import Child
 from colo_lib.params import Params
 
 HOST = "colo_lib.capture.host"
+# Of our environment, what nsys or we change for its sake.
+WRITTEN_OVER = ("LD_PRELOAD", "LD_LIBRARY_PATH", "TMPDIR")
 POLL_S = 0.1
 START_S = 90.0
 STOP_S = 300.0  # collects what every process buffered and imports it
@@ -90,7 +92,7 @@ class Session:
         job = {
             "out": str(out), "params": self.params.model_copy(update=pythons).model_dump(), "step": placement.step,
             "runtime": str(self.runtime), "logs": str(self.logs), "gen": gen, "embed": embed, "known": known,
-            "temporary": os.environ.get("TMPDIR"),
+            "originals": {name: os.environ.get(name) for name in WRITTEN_OVER},
         }  # fmt: skip
         host = [sys.executable, "-m", HOST, json.dumps(job)]
         settings = self.params.device, self.params.capture_graph_trace

@@ -23,12 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Make the page and print its path; 0 done, 1 a notebook failed, 2 the run cannot be read."""
+    from colo_lib.parse.choose import named_run
     from colo_lib.report.make import make_report
 
-    folder = Path(options.run)
-    if not folder.exists() and len(folder.parts) == 1:
-        named = Path(options.runs_dir) / folder
-        unfinished = named.with_name(named.name + ".partial")
-        folder = named if named.exists() or not unfinished.exists() else unfinished
+    folder = named_run(options.run, options.runs_dir)
     print(make_report(folder, Path(options.reports_dir), options.output))
     return 0

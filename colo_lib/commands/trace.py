@@ -51,7 +51,7 @@ def carry_out(options: argparse.Namespace) -> int:
     assignment, guessed = assign(capture, {"gen": options.gen, "embed": options.embed})
     view = look(capture, assignment, window, options.device, mechanism)
     if options.perfetto:
-        from colo_lib.plot import perfetto
+        from colo_lib.report import perfetto
 
         told = perfetto.write(view, Path(options.perfetto))
         if not options.json:

@@ -14,7 +14,7 @@ import numpy as np
 from colo_lib.errors import StepFailed
 from colo_lib.launch.gen import ENGINE_NICE
 from colo_lib.launch.orders import Handle, order
-from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.process import Child, engine_environment
 from colo_lib.params import Params
 
 WORKER = Path(__file__).with_name("embed_worker.py")
@@ -94,7 +94,7 @@ def environment(
         additions["CUDA_VISIBLE_DEVICES"] = ""
     else:
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return child_environment(additions | dict(shared))
+    return engine_environment(additions | dict(shared))
 
 
 def read_rows(file: Path) -> np.ndarray:

@@ -25,6 +25,7 @@ import time
 from typing import Any
 
 INPUT_VARIANTS = 8
+GIB = 2.0**30
 # Of the time that embed may go without a finished batch, how much is planned with: the rest is for what takes longer.
 STALL_SHARE = 0.8
 
@@ -189,7 +190,20 @@ class Worker:
         done = len(self.rows) // 4
         last = self.rows[4 * done - 3] if done else None
         paced = {"duty": self.pacing.worked_share(), "bounded": self.pacing.bounded}
-        return {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()} | paced | self.facts()
+        told = {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()}
+        return told | paced | {"memory_gib": self.memory_gib()} | self.facts()
+
+    def memory_gib(self) -> dict[str, float]:
+        """Device memory of the weights, the most in use so far, and what torch holds; empty without a device."""
+        if self.job["torch_device"] != "cuda":
+            return {}
+        weights = sum(one.numel() * one.element_size() for one in self.model.parameters())
+        found = {
+            "weights": weights,
+            "peak": self.torch.cuda.max_memory_allocated(),
+            "reserved": self.torch.cuda.memory_reserved(),
+        }
+        return {name: held / GIB for name, held in found.items()}
 
     def facts(self) -> dict[str, Any]:
         """What ran where: versions, parameter count, vector width."""

@@ -20,6 +20,7 @@ import psutil
 from colo_lib.errors import StepFailed
 from colo_lib.launch.embed import EmbedProcess
 from colo_lib.launch.gen import GenHandle, GenServer
+from colo_lib.launch.gpu_memory import before_engines
 from colo_lib.launch.logs import tail
 from colo_lib.launch.mechanisms import check_mechanism, start_mechanism, witness
 from colo_lib.launch.mechanisms.base import Mechanism, Tenants
@@ -84,7 +85,7 @@ class Engines:
         self.ready_s: dict[str, float] = {}
 
     def start(self, want_gen: bool, want_embed: bool, tick: Tick = silent) -> Handles:
-        """Start the mechanism, then what is wanted and not there yet, one after the other.
+        """Start the mechanism on GPUs that have settled, then what is wanted and not there yet, one after the other.
 
         gen first: vLLM sizes its cache by what is free when it starts. Raises StepFailed when one cannot be started
         or the engines do not share as they should.
@@ -93,6 +94,7 @@ class Engines:
         self.logs.mkdir(parents=True, exist_ok=True)
         name = self.placement.step
         if self.mechanism is None:
+            before_engines(self.params, self.placement.all_devices)
             self.mechanism = start_mechanism(self.params, self.placement, self.runtime, self.logs)
         params = self.mechanism.adjusted(self.params) if self.mechanism else self.params
         if want_gen and self.gen is None:

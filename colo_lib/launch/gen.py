@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.placement import Placement
-from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.process import Child, engine_environment
 from colo_lib.params import Params
 
 SERVED_NAME = "gen"
@@ -101,7 +101,7 @@ def environment(
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(placement.gen_devices)
         # NVLink multicast (NVLS) has put shared hosts out of service; who wants it says so in the environment.
         additions["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
-    return child_environment(additions | dict(shared))
+    return engine_environment(additions | dict(shared))
 
 
 def free_port(wanted: int = 0) -> int:

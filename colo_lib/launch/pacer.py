@@ -37,7 +37,9 @@ class Pacer:
     def __init__(self, job: dict[str, Any]) -> None:
         self.client, self.embeds = Handle(**job["client"]), [Handle(**one) for one in job["embeds"]]
         self.controller = SloController(job["slo_gap_ms"], job["concurrency"])
-        self.seen, self.told_s = 0, -math.inf
+        # What came before is no answer to anything that was asked of embed.
+        self.seen = order(self.client, "gaps", timeout_s=ORDER_S, since=0)["seen"]
+        self.told_s = -math.inf
         self.told_duty, self.embed_duty, self.floor = 1.0, 1.0, LEAST_DUTY
         self.recent: deque[tuple[float, float]] = deque()
 

@@ -61,20 +61,22 @@ class SloController:
         # One engine step gives a gap to every request in flight: they count as one.
         self.down = math.log(2) / concurrency
         self.up = self.down * LATE_FRACTION / (1 - LATE_FRACTION)
-        self.log_duty, self.overdue = 0.0, False
+        self.log_duty = 0.0
 
     def update(self, gaps_ms: Sequence[float], open_ms: float = 0.0, floor: float = LEAST_DUTY) -> float:
-        """The duty from now on, in [floor, 1], after the gaps since the last call.
+        """The duty from now on, in [LEAST_DUTY, 1], after the gaps since the last call.
 
         `open_ms` is how long the slowest stream has waited for its next token: one that is overdue already holds embed
-        at its floor until the token came. `floor` is what embed's own stall bound makes it do, at the least.
+        back until the token came. `floor` is what embed's own stall bound makes it work at the least: asking for less
+        than that means nothing, so late gaps do not take the duty below it.
         """
         lowest = math.log(max(floor, LEAST_DUTY))
         for gap_ms in gaps_ms:
-            self.log_duty += -self.down if gap_ms > self.aim_ms else self.up
-            self.log_duty = min(0.0, max(lowest, self.log_duty))
-        self.overdue = open_ms > self.aim_ms
-        return max(floor, LEAST_DUTY) if self.overdue else math.exp(self.log_duty)
+            if gap_ms > self.aim_ms:
+                self.log_duty = max(self.log_duty - self.down, min(self.log_duty, lowest))
+            else:
+                self.log_duty = min(0.0, self.log_duty + self.up)
+        return LEAST_DUTY if open_ms > self.aim_ms else math.exp(self.log_duty)
 
     def late(self, gaps_ms: Sequence[float]) -> int:
         """How many of these gaps count as late."""

@@ -7,6 +7,7 @@ environment, by which `sweep` finds what both would have missed.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -21,6 +22,7 @@ from colo_lib.launch.logs import tail
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
 TOKEN_NAME = "COLO_TREE"
+PRELOAD = "LD_PRELOAD"
 # vLLM renames its processes; without this setproctitle would write over the environment that carries the token.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 # What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
@@ -33,8 +35,8 @@ INHERITED = (
 )  # fmt: skip
 # vLLM's own settings are the user's to make; its key is ours.
 INHERITED_PREFIX, NOT_INHERITED = "VLLM_", ("VLLM_API_KEY",)
-# Names, by comma, that are inherited too: a profiler's injection, which must reach every process below it.
-PASSED_ON = "COLO_PASS_ON"
+# What a profiler added to our environment, as JSON: for the engines below us, and for nothing else that we start.
+INJECTION = "COLO_INJECTION"
 
 
 def vllm_settings() -> dict[str, str]:
@@ -45,9 +47,15 @@ def vllm_settings() -> dict[str, str]:
 
 def child_environment(additions: Mapping[str, str], inherited: Sequence[str] = INHERITED) -> dict[str, str]:
     """The allow-listed part of our environment, with `additions` on top."""
-    passed_on = [PASSED_ON, *os.environ[PASSED_ON].split(",")] if PASSED_ON in os.environ else []
-    names = [*inherited, *vllm_settings(), *passed_on]
+    names = [*inherited, *vllm_settings()]
     return {name: os.environ[name] for name in names if name in os.environ} | dict(additions)
+
+
+def engine_environment(additions: Mapping[str, str]) -> dict[str, str]:
+    """An engine's environment: a child's, and what a profiler that it is started below needs in it."""
+    plain, injection = child_environment(additions), dict[str, str](json.loads(os.environ.get(INJECTION, "{}")))
+    libraries = [part[PRELOAD] for part in (injection, plain) if part.get(PRELOAD)]
+    return plain | injection | ({PRELOAD: ":".join(libraries)} if libraries else {})
 
 
 class Child:

@@ -17,6 +17,7 @@ from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.gen import server_counters
 from colo_lib.launch.loads import collect, package_environment, wait_steady, watch_window
+from colo_lib.launch.memory_parts import memory_parts
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
@@ -108,13 +109,16 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     collect(loads, runtime, folder)
     sampler.stop()
     told = convert(runtime / "telemetry.jsonl", folder)
+    parts: dict[str, Any] | None = None
     if params.device == "cuda":
         memory = told.memory_gib(start_ns, end_ns)
+        parts = memory_parts(params, handles, memory)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
     record = measure(params, placement, folder, window)
     if doubts := device_doubts(told, start_ns, end_ns):
         record |= {"status": "invalid", "reason": "; ".join(filter(None, [record["reason"], *doubts]))}
     record |= {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
+    record["memory_parts_gib"] = parts
     return record | {"mechanism_evidence": before and {"before": before, "after": after}}
 
 

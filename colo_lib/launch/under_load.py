@@ -7,11 +7,12 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from colo_lib.errors import StepFailed
 from colo_lib.frames import write_frame
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.loads import Loads, package_environment, start_client, stop_quietly
+from colo_lib.launch.loads import CLIENT_TIMEOUT_S, Loads, package_environment, start_client, stop_quietly, wait_for
 from colo_lib.launch.orders import order
 from colo_lib.launch.pacing import shares, start_order
 from colo_lib.launch.placement import Placement
@@ -49,7 +50,7 @@ def begin(
 def start_pacer(params: Params, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> Child:
     """The process that paces embed by gen's gaps."""
     assert loads.client is not None
-    job = {
+    job: dict[str, Any] = {
         "client": asdict(loads.client), "embeds": [asdict(embed) for embed in loads.embeds],
         "slo_gap_ms": params.slo_gen_gap_ms, "concurrency": params.gen_concurrency,
         "out": str(runtime / "pacing.jsonl"),
@@ -57,6 +58,8 @@ def start_pacer(params: Params, loads: Loads, runtime: Path, folder: Path, stack
     command = [sys.executable, "-m", "colo_lib.launch.pacer", json.dumps(job)]
     child = Child(PACER, command, folder / "logs" / "pacer.log", env=package_environment({}), grace_s=1.0)
     stack.callback(child.stop)
+    # The warm-up is for finding the duty: it begins when somebody looks for it.
+    wait_for(lambda: Path(job["out"]).exists(), child, CLIENT_TIMEOUT_S, "the pacer")
     return child
 
 

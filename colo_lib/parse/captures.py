@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def read_exports(files: Sequence[str | Path]) -> Capture:
         raise InputError("no export given; make one: nsys export --type sqlite REPORT.nsys-rep")
     found = [read_cached(Path(file)) for file in files]
     starts = _session_starts(found)
+    _check_different(found, starts)
     zero = min(starts)
     shifts = [start - zero for start in starts]
     sessions = sorted(set(shifts))
@@ -156,6 +158,18 @@ def _session_starts(found: Sequence[Capture]) -> list[int]:
     if max(known) - min(known) > NO_TIME // 4:
         raise InputError("the exports' session starts are decades apart: these are not captures of one run")
     return known
+
+
+def _check_different(found: Sequence[Capture], starts: Sequence[int]) -> None:
+    """Raise InputError where two files hold the same kernels of one session: every count would double."""
+    for one, other in combinations(range(len(found)), 2):
+        left, right = found[one], found[other]
+        if starts[one] != starts[other] or not len(left.kernels):
+            continue
+        pids = [[part.processes[place].pid for place in np.unique(part.kernels.process)] for part in (left, right)]
+        if sorted(pids[0]) == sorted(pids[1]) and np.array_equal(left.kernels.start_ns, right.kernels.start_ns):
+            names = " and ".join(str(part.exports[0]["path"]) for part in (left, right))
+            raise InputError(f"{names} hold the same kernels; give one of them")
 
 
 def _shift(part: Capture, zero: int) -> int:

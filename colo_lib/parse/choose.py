@@ -23,6 +23,16 @@ def choose_run(params: Params) -> Run:
     return _told(open_run(newest)) if newest else example_run()
 
 
+def named_run(name: str, runs_dir: str) -> Path:
+    """The folder that a command's RUN means: a path, or the name of a run, or of an unfinished one, in `runs_dir`."""
+    folder = Path(name)
+    if folder.exists() or len(folder.parts) != 1:
+        return folder
+    named = Path(runs_dir) / folder
+    unfinished = named.with_name(named.name + paths.PARTIAL)
+    return unfinished if unfinished.exists() and not named.exists() else named
+
+
 def example_run() -> Run:
     """A small simulated run, so that every notebook reaches its end where nothing was measured yet."""
     from colo_lib.examples.simulated import Plan, write_run

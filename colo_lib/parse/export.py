@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from colo_lib.errors import InputError
 from colo_lib.parse import export_tables as schema
 from colo_lib.parse.export_devices import DeviceMap, read_devices
-from colo_lib.parse.export_rows import read_rows
+from colo_lib.parse.export_rows import read_table
 from colo_lib.parse.export_switches import read_switches
 from colo_lib.parse.export_worker import MISSING
 from colo_lib.parse.sqlite_file import check_file, opened, tables_of
@@ -37,24 +36,20 @@ class Reader:
     pids: dict[int, int] = field(default_factory=dict)
     name_ids: dict[int, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    lock: Lock = field(default_factory=Lock)
 
-    def rows(self, kind: str, make: Callable[[dict[str, Ints]], Any]) -> list[Any]:
-        """`make` of every block of the rows of `kind`, as columns by name; rows without a usable time are left out."""
+    def rows(self, name: str, kind: type[Any], make: Callable[[dict[str, Ints]], Any]) -> Any:
+        """The rows of activity `name` as a frame of `kind`; rows without a usable time are left out."""
         try:
-            source = schema.activity_source(self.tables, kind)
+            source = schema.activity_source(self.tables, name)
         except InputError as error:
             raise InputError(f"{self.file}: {error}") from None
         if source is None:
-            return []
+            return kind.empty()
 
         def narrow(block: Ints) -> Any:
-            # Blocks come from several threads, and places are given in turn; a narrow copy lets the wide block go.
-            with self.lock:
-                columns = {name: block[:, place] for place, name in enumerate(source.columns)}
-                return make(self._timed(kind, columns))
+            return make(self._timed(name, {column: block[:, place] for place, column in enumerate(source.columns)}))
 
-        return read_rows(self.file, self.connection, source.table, list(source.columns.values()), narrow)
+        return read_table(self.file, self.connection, source.table, list(source.columns.values()), kind, narrow)
 
     def _timed(self, kind: str, columns: dict[str, Ints]) -> dict[str, Ints]:
         start, end, owner = columns["start_ns"], columns["end_ns"], columns["owner"]
@@ -109,10 +104,9 @@ def read_export(file: Path) -> Capture:
         if not any(schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in schema.ACTIVITY):
             raise InputError(f"{file} {_what_it_lacks(tables)}")
         reader = Reader(file, connection, tables, read_devices(connection, tables))
-        kernels = _joined(
-            Kernels, [*reader.rows("KERNEL", _kernels(reader)), *reader.rows("GRAPH_TRACE", _graphs(reader))]
-        )
-        copies = _joined(Copies, [*reader.rows("MEMCPY", _copies(reader)), *reader.rows("MEMSET", _copies(reader))])
+        make = {"KERNEL": _kernels(reader), "GRAPH_TRACE": _graphs(reader)}
+        kernels = _joined(Kernels, [reader.rows(name, Kernels, make[name]) for name in make])
+        copies = _joined(Copies, [reader.rows(name, Copies, _copies(reader)) for name in ("MEMCPY", "MEMSET")])
         overhead = _read_overhead(reader)
         return Capture(
             kernels=kernels,
@@ -135,11 +129,11 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
         reader = Reader(file, connection, tables_of(connection), DeviceMap([], {}))
 
         def make(c: dict[str, Ints]) -> Launches:
-            start, end, correlation = c["start_ns"].copy(), c["end_ns"].copy(), c["link"].astype(np.uint32)
+            start, end, correlation = c["start_ns"], c["end_ns"], c["link"].astype(np.uint32)
             return Launches(start, end, reader.processes(c["owner"]), correlation)
 
-        made = reader.rows("RUNTIME", make)
-        return _joined(Launches, made), list(reader.pids)
+        made = reader.rows("RUNTIME", Launches, make)
+        return _joined(Launches, [made]), list(reader.pids)
 
 
 def _what_it_lacks(tables: schema.Tables) -> str:
@@ -154,8 +148,8 @@ def _kernels(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
     def make(c: dict[str, Ints]) -> Kernels:
         process = reader.processes(c["owner"])
         return Kernels(
-            start_ns=c["start_ns"].copy(),
-            end_ns=c["end_ns"].copy(),
+            start_ns=c["start_ns"],
+            end_ns=c["end_ns"],
             graph=np.zeros(len(process), np.bool_),
             node=((c["shape"] >> 31) & 1).astype(np.bool_),
             process=process,
@@ -176,8 +170,8 @@ def _graphs(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
     def make(c: dict[str, Ints]) -> Kernels:
         process, none = reader.processes(c["owner"]), np.zeros(len(c["start_ns"]), np.int64)
         return Kernels(
-            start_ns=c["start_ns"].copy(),
-            end_ns=c["end_ns"].copy(),
+            start_ns=c["start_ns"],
+            end_ns=c["end_ns"],
             graph=none == 0,
             node=none == 1,
             process=process,
@@ -200,7 +194,7 @@ def _copies(reader: Reader) -> Callable[[dict[str, Ints]], Copies]:
         kind = _bounded(c["kind"], np.int16) if "kind" in c else np.full(len(process), SET, np.int16)
         device = reader.devices(c["owner"], process)
         size = np.maximum(c["size_bytes"], 0)
-        return Copies(c["start_ns"].copy(), c["end_ns"].copy(), process, device, _stream(c["link"]), kind, size)
+        return Copies(c["start_ns"], c["end_ns"], process, device, _stream(c["link"]), kind, size)
 
     return make
 
@@ -209,15 +203,16 @@ def _read_overhead(reader: Reader) -> Overhead:
     if not reader.tables.get("PROFILER_OVERHEAD"):
         return Overhead.empty()
     source = schema.source(reader.tables, "PROFILER_OVERHEAD", schema.OVERHEAD_COLUMNS)
-    found = []
-    columns = list(source.columns.values())
-    for block in read_rows(reader.file, reader.connection, source.table, columns, np.copy):
+
+    def make(block: Ints) -> Overhead:
         c = {name: block[:, place] for place, name in enumerate(source.columns)}
         good = (np.abs(c["start_ns"]) < NO_TIME) & (np.abs(c["end_ns"]) < NO_TIME) & (c["end_ns"] >= c["start_ns"])
         c = {name: column[good] for name, column in c.items()}
         process, name = reader.processes(c["owner"]), reader.names(c["name"])
-        found.append(Overhead(c["start_ns"], c["end_ns"], process, name))
-    return _joined(Overhead, found)
+        return Overhead(c["start_ns"], c["end_ns"], process, name)
+
+    columns = list(source.columns.values())
+    return read_table(reader.file, reader.connection, source.table, columns, Overhead, make)
 
 
 def _names(reader: Reader) -> list[str]:
@@ -256,14 +251,17 @@ def _facts(reader: Reader) -> dict[str, Any]:
 
 
 def _joined(kind: type[Any], parts: list[Any]) -> Any:
-    """One frame of many, sorted by start; parts are let go column by column, since ten million rows are ordinary."""
+    """One frame sorted by start of several; column by column, since ten million rows are ordinary."""
+    parts = [part for part in parts if len(part)]
     if not parts:
         return kind.empty()
     columns = [{name: getattr(part, name) for name in kind.dtypes()} for part in parts]
     parts.clear()
-    joined = {name: np.concatenate([part.pop(name) for part in columns]) for name in kind.dtypes()}
+    joined = columns[0] if len(columns) == 1 else {}
+    for name in kind.dtypes() if not joined else ():
+        joined[name] = np.concatenate([part.pop(name) for part in columns])
     start = joined["start_ns"]
-    if len(start) > 1 and np.any(start[1:] < start[:-1]):
+    if np.any(start[1:] < start[:-1]):
         order = np.argsort(start, kind="stable")
         for name in joined:
             joined[name] = joined[name][order]

@@ -9,6 +9,11 @@ import pandas as pd
 
 from colo_lib.errors import InputError
 
+# Parts of a workload's device memory, GiB a process; the rest of gen is activations and context, of embed the context.
+MEMORY_PARTS = (
+    ("gen", "weights"), ("gen", "kv_cache"), ("gen", "graphs"), ("gen", "rest"),
+    ("embed", "weights"), ("embed", "activations"), ("embed", "cached"), ("embed", "rest"),
+)  # fmt: skip
 # column -> where it stands in trial.json; a dot leads into a nested object
 COLUMNS = {
     "step": "step",
@@ -30,8 +35,13 @@ COLUMNS = {
     "gen_memory_gib": "memory_gib.gen",
     "embed_memory_gib": "memory_gib.embed",
     "free_memory_gib": "memory_gib.free",
+    **{f"{workload}_{part}_memory_gib": f"memory_parts_gib.{workload}.{part}" for workload, part in MEMORY_PARTS},
     "neighbour": "neighbour",
     "latency_clock": "latency_clock",
+    "telemetry_cpu_fraction": "telemetry_cost.cpu_fraction",
+    "telemetry_absent": "telemetry.absent",
+    "telemetry_gaps": "telemetry.gaps",
+    "pacing": "pacing.kind",
 }
 NUMBERS = [name for name in COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
 
@@ -46,7 +56,8 @@ def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for name in NUMBERS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
     for name in ("window_start_ns", "window_end_ns"):
-        frame[name] = pd.array([None if value is None else int(value) for value in frame[name]], dtype="Int64")
+        # From the rows: beside a null, the frame has made floats of them, which do not hold every ns.
+        frame[name] = pd.array([None if row[name] is None else int(row[name]) for row in rows], dtype="Int64")
     for name in ("gen_devices", "embed_devices"):
         frame[name] = [_flat(value) for value in frame[name]]
     counted = frame[frame["status"] == "done"]

@@ -23,6 +23,8 @@ STEP_COLOURS = {
     "mps-alone": "#D55E00",
     "configA": "#56B4E9",
     "configB": "#000000",
+    "mig": "#882255",
+    "sm-partition": "#999933",
 }
 STEP_LINES = {
     "step1": "-",
@@ -32,6 +34,8 @@ STEP_LINES = {
     "mps-alone": (0, (1, 1)),
     "configA": (0, (5, 1)),
     "configB": (0, (3, 1, 1, 1)),
+    "mig": (0, (7, 2, 1, 2)),
+    "sm-partition": (0, (2, 3)),
 }
 MOST_POINTS = 2000  # of one curve: quantiles keep its shape, and its ends
 

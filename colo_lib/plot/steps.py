@@ -18,8 +18,8 @@ from colo_lib.plot.style import (
     WORKLOAD_COLOURS,
     apply_style,
 )
+from colo_lib.schema import CO_LOCATED
 
-SHOWN = ("step2", "step3", "configB")
 BAR_WIDTH = 0.36
 
 
@@ -31,7 +31,7 @@ def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, f
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-    steps = [step for step in SHOWN if step in set(kept["step"])]
+    steps = [step for step in ("mps-alone", *CO_LOCATED) if step in set(kept["step"])]
     offsets = {"gen": -BAR_WIDTH / 2, "embed": BAR_WIDTH / 2}
     for workload, offset in offsets.items():
         _bars(left, kept, ratios, steps, workload, offset, WORKLOAD_COLOURS[workload])

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from colo_lib.plot.style import BOTH_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 
+# Names of steps under their windows, where their own would not fit.
+SHORT = {"mps-alone": "1m", "mig": "g", "sm-partition": "p"}
 DEVICE_LOOKS = [("#4D4D4D", "-"), ("#A6761D", "--"), ("#7570B3", "-."), ("#66A61E", ":")]
 MOST_POINTS = 1500  # of one line on the page
 
@@ -64,7 +66,7 @@ def _windows(axes: Axes, samples: pd.DataFrame) -> None:
 def _step_names(axes: Axes, samples: pd.DataFrame) -> None:
     for (step, _), trial in samples.groupby(["step", "trial"]):
         middle = (trial["run_s"].min() + trial["run_s"].max()) / 2
-        short = step.replace("step", "").replace("config", "")
+        short = SHORT.get(step) or step.replace("step", "").replace("config", "")
         axes.annotate(
             short, (middle, 0.03), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color="#333333"
         )

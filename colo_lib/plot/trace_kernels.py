@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from colo_lib.plot.style import BOTH_COLOUR, BOUND_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 
@@ -55,6 +56,9 @@ def _shift(axes: Axes, item: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), [short_name(row["name"]) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     most = max(max(row["alone_us"], row["shared_us"]) for row in rows)
     axes.set_xlim(right=most * 1.9)
     axes.set_xlabel("mean duration (us)")
@@ -79,6 +83,7 @@ def categories(found: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence
         axes.bar_label(bars, [f"{value:.1f}" if value else "" for value in values], padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.margins(x=0.08)
     axes.set_xlabel("share of the workload's summed kernel time (%)")
     axes.set_title("What the kernels are, by name")
     axes.grid(axis="y", visible=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,15 @@ def _over_time(axes: Axes, over_time: Mapping[str, Any]) -> None:
     for name, shares in over_time["workloads"].items():
         colour = WORKLOAD_COLOURS[name]
         if np.isfinite(shares["filled"]).any():
-            axes.stairs(shares["filled"] * 100, edges_ms, color=colour, label=f"{name}, SMs filled")
-        axes.stairs(shares["busy"] * 100, edges_ms, color=colour, alpha=0.45, linestyle=":", label=f"{name}, busy")
+            axes.stairs(shares["filled"] * 100, edges_ms, color=colour, label=f"{name}, SMs filled", baseline=None)
+        axes.stairs(
+            shares["busy"] * 100, edges_ms, color=colour, alpha=0.6, linestyle=":", label=f"{name}, busy", baseline=None
+        )
     axes.set(ylim=(0, 104), xlim=(edges_ms[0], edges_ms[-1]), ylabel="share (%)")
     axes.set_title("Over the window: time busy, and SMs that the launches could fill")
     axes.set_xlabel("time since the window's start (ms)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if over_time["workloads"]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: str, title: str) -> None:
@@ -49,7 +53,7 @@ def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: s
         axes.set_ylabel("share (%)")
         return
     edges = next(iter(known.values()))["edges"]
-    labels = [f"{low:.0%}–{high:.0%}" for low, high in zip(edges[:-1], edges[1:], strict=True)] + ["all"]
+    labels = [f"{low:.0%}–{high:.0%}" for low, high in pairwise(edges)] + ["all"]
     width = 0.8 / len(known)
     for place, (name, found) in enumerate(known.items()):
         where = np.arange(len(labels)) - 0.4 + width * (place + 0.5)

@@ -48,7 +48,7 @@ def _rows(axes: Axes, drawn: Mapping[str, Any], stretch: tuple[int, int], zero_n
     axes.set_title(f"Kernels on the GPU, {(stretch[1] - stretch[0]) / 1e6:.3g} ms of the window")
     axes.set_xlabel("time since the window's start (ms)")
     axes.grid(visible=False)
-    handles = [Patch(color=WORKLOAD_COLOURS[name], label=f"{name}'s kernels") for name in names]
+    handles = [Patch(color=WORKLOAD_COLOURS[name], label=name) for name in names]
     if len(drawn["both"][0]):
         handles.append(Patch(color=BOTH_SHADE, alpha=0.45, label="both at once"))
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -57,7 +57,9 @@ def _rows(axes: Axes, drawn: Mapping[str, Any], stretch: tuple[int, int], zero_n
 def _busy(axes: Axes, over_time: Mapping[str, Any], stretch: tuple[int, int], zero_ns: int) -> None:
     edges_ms = over_time["edges_s"] * 1e3
     for name, shares in over_time["workloads"].items():
-        axes.stairs(shares["busy"] * 100, edges_ms, color=WORKLOAD_COLOURS[name], label=name, linewidth=1.2)
+        axes.stairs(
+            shares["busy"] * 100, edges_ms, color=WORKLOAD_COLOURS[name], label=name, linewidth=1.2, baseline=None
+        )
     axes.axvspan(
         (stretch[0] - zero_ns) / 1e6, (stretch[1] - zero_ns) / 1e6, color=BOTH_COLOUR, alpha=0.25, linewidth=0,
         label="shown above",

@@ -11,10 +11,12 @@ from typing import Any
 
 from colo_lib import paths
 from colo_lib.errors import InputError, StepFailed
+from colo_lib.parse.captures import captured_steps
 from colo_lib.parse.run_folder import Run, open_run
 from colo_lib.report import page, parts
 
 NOTEBOOKS = ("51-verdict", "52-gen-loss", "54-capacity-plan", "53-published", "46-telemetry", "47-memory")
+TRACE_NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
 MAX_PAGE_BYTES = 5_000_000
 TOLD_LINES = 12
 
@@ -24,13 +26,18 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None)
     run = open_run(run_folder)
     executed = reports_dir / run.run_id
     executed.mkdir(parents=True, exist_ok=True)
-    lifted = {name: execute(name, run, executed / f"{name}.ipynb") for name in NOTEBOOKS}
-    html = page.render(run, [part for name in NOTEBOOKS for part in lifted[name]])
+    lifted = {name: execute(name, run, executed / f"{name}.ipynb") for name in notebooks_of(run)}
+    html = page.render(run, [part for found in lifted.values() for part in found])
     if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
         raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
     target = output or reports_dir / f"{run.run_id}.html"
     _write(target, html)
     return target
+
+
+def notebooks_of(run: Run) -> tuple[str, ...]:
+    """The notebooks of a page; those that read captures only where the run has one of GPU work."""
+    return NOTEBOOKS + (TRACE_NOTEBOOKS if captured_steps(run.folder) else ())
 
 
 def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:

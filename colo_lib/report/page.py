@@ -30,10 +30,11 @@ CONTENTS = {
     "latency": "Latencies and stalls",
     "clauses": "The verdict, clause by clause",
     "gen-loss": "Where gen's loss went",
-    "capacity": "Capacity: dedicate, co-locate or shard wider",
-    "published": "Beside the published runs",
+    "traces": "Inside the GPU: kernel overlap, occupancy, idle gaps, durations, categories",
     "telemetry": "Telemetry over time",
     "memory": "Memory",
+    "published": "Beside the published runs",
+    "capacity": "Capacity: dedicate, co-locate or shard wider",
     "not-counted": "Trials that do not count",
     "provenance": "Provenance",
 }
@@ -73,7 +74,7 @@ def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
     if verdict.get("missing"):
         parts.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
     parts += [_part(found, "kept"), heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
-    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in CONTENTS.items())
+    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in contents(found).items())
     return "\n".join([*parts, f'<nav aria-label="Contents"><ul>{links}</ul></nav>'])
 
 
@@ -84,15 +85,39 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + details("Kept fractions", _part(found, "kept-table"), opened=False),
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
         "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
+        "traces": traces(found),
         **_across(found),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
-        + details("Means by step", _part(found, "telemetry-table"), opened=False),
+        + details("Means by step", _part(found, "telemetry-table"), opened=False)
+        + details("Why a value is missing", _part(found, "telemetry-reasons"), opened=False)
+        + "".join(_part(found, name) for name in ("pacing", "pacing-table") if name in found),
         "memory": _part(found, "memory") + details("Numbers", _part(found, "memory-table"), opened=False),
         "not-counted": _part(found, "not-counted"),
         "provenance": provenance.blocks(run),
     }
-    return "\n".join(section(name, CONTENTS[name], body) for name, body in bodies.items())
+    return "\n".join(section(name, title, bodies[name]) for name, title in contents(found).items())
+
+
+def contents(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Sections of the page and their titles; captures have one where the run has any."""
+    return {name: title for name, title in CONTENTS.items() if name != "traces" or "kernel-timeline" in found}
+
+
+def traces(found: dict[str, dict[str, Any]]) -> str:
+    """What the notebooks on captures show: figures open, tables to unfold."""
+    shown = {
+        "kernel-timeline": ("kernel-overlap", "kernel-overlap-basis"),
+        "sm-occupancy": ("sm-occupancy-table",),
+        "idle-gaps": ("idle-gaps-table",),
+        "kernel-durations": ("kernel-durations-table", "kernel-durations-one-sided"),
+        "categories": ("categories-table", "top-kernels", "copies"),
+    }
+    body = _part(found, "kernel-overlap-notes")
+    for figure_name, tables in shown.items():
+        body += _part(found, figure_name)
+        body += details("Numbers", "".join(_part(found, name) for name in tables), opened=False)
+    return body
 
 
 def _across(found: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -76,6 +76,15 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
     return _by_step(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
+def pacing(summary: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.pacing.summary` as shown."""
+    rows = [
+        (row.step, row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
+        for row in summary.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Step", "Trial", "Gaps", "Late", "Duty asked (mean)", "Duty worked (mean)"])
+
+
 def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """The budget and the most that was used, GiB, as shown."""
     rows = [
@@ -89,6 +98,15 @@ def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
             if value == value
         ]
     return pd.DataFrame(rows, columns=["What", "GiB", "Available, or left free (GiB)"])
+
+
+def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.memory.parts_frame` as shown: a row a part, a column a step."""
+    if parts.empty:
+        return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
+    shown = parts.assign(row=[f"{row.workload}: {row.part}" for row in parts.itertuples()])
+    shown["cell"] = [number(gib) for gib in shown["gib"]]
+    return _by_step(shown, "row", "cell", "Part (GiB a process)")
 
 
 def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
@@ -117,7 +135,7 @@ def time_sentence(manifest: Mapping[str, Any]) -> str:
 
 def kept_words(kept: pd.DataFrame) -> str:
     """The kept fractions in words, for readers who do not see the picture."""
-    shown = kept[kept["step"].isin(["step2", "step3", "configB"]) & (kept["quantity"] != "aggregate")]
+    shown = kept[(kept["step"] != "configA") & (kept["quantity"] != "aggregate")]
     words = [
         f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high)}"
         for row in shown.itertuples()

@@ -100,6 +100,8 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
     with ExitStack() as stack:
         stack.enter_context(terminable())
         stack.enter_context(held(folder))
+        # Also of a sitting that is interrupted: the share of measured time is over all of them.
+        stack.callback(lambda: note_seconds(folder, time.monotonic() - began))
         runtime = stack.enter_context(runtime_folder())
         keeper = EngineKeeper(params, plan, runtime, folder / "logs")
         stack.callback(keeper.stop)
@@ -116,7 +118,6 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
         keeper.stop()
         if not failures:
             missing = record_captures(params, folder, params.step_names(), say)
-    note_seconds(folder, time.monotonic() - began)
     say(time_line(folder))
     return Outcome(folder if failures else seal(folder), failures, missing)
 

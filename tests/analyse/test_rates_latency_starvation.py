@@ -125,6 +125,13 @@ def test_requests_within_their_bounds() -> None:
     assert (within, alive) == (1, 6)
 
 
+def test_waits_of_the_warm_up_are_not_the_windows() -> None:
+    requests = requests_frame([(0, 900, 1500, None)])  # first token late, then a stall, both before the window
+    gen = gen_frame([900, 1400, 1500], [0, 0, 0])
+    within = starvation.requests_within(requests, gen, 1450 * MS, 2000 * MS, ttft_ms=200, stall_ms=400)
+    assert within == (1, 1)
+
+
 def test_the_share_within_a_bound() -> None:
     assert starvation.share_within(np.array([1.0, 2.0, 3.0, 4.0]), 3.0) == 0.75
     assert np.isnan(starvation.share_within(np.array([]), 1.0))

@@ -236,6 +236,15 @@ def test_sessions_are_aligned_on_their_recorded_starts(tmp_path: Path) -> None:
         answers(gen, write(tmp_path / "none.sqlite", [Kernel(EMBED, 0, 9)], session_start_utc_ns=None))
 
 
+def test_the_same_export_twice_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "e.sqlite", [Kernel(GEN, 0, 1000), Kernel(EMBED, 0, 9)])
+    copy = tmp_path / "copy.sqlite"
+    copy.write_bytes(file.read_bytes())
+    for other in (file, copy):
+        with pytest.raises(InputError, match="hold the same kernels"):
+            read_exports([file, other])
+
+
 def test_the_same_pid_in_two_sessions_is_two_processes(tmp_path: Path) -> None:
     files = [
         write(tmp_path / f"{place}.sqlite", [Kernel(GEN, 0, 1000)], session_start_utc_ns=10**18 + place)

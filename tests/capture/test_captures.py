@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from colo_lib.capture.manifest import capture_records
 from colo_lib.capture.record import EXPORT, REPORT
 from colo_lib.launch import loads
 from colo_lib.params import Params, check
-from colo_lib.paths import CAPTURE, capture_folder
+from colo_lib.paths import CAPTURE, REPOSITORY, capture_folder
 from colo_lib.run import captures
 from colo_lib.run.captures import missing_captures, record_captures
 from tests.processes import token_carriers, wait_until
@@ -34,14 +36,9 @@ def params(engine_env: None) -> Params:
 
 @pytest.fixture
 def engine_env(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines that are one small process; deadlines short enough to be met here."""
-    import sys
-
+    """Engines that are one small process."""
     monkeypatch.setenv("COLO_ENGINE_PYTHON", sys.executable)
     monkeypatch.setattr(session_module, "HOST", "tests.standins.capture_host")
-    monkeypatch.setattr(session_module, "START_S", 3.0)
-    monkeypatch.setattr(session_module, "STOP_S", 3.0)
-    monkeypatch.setattr(session_module, "EXPORT_S", 3.0)
     monkeypatch.setattr(loads, "WATCH_S", 0.1)
 
 
@@ -51,6 +48,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params) -> Call
 
     def record(on_gpu: bool = False, during: Callable[[], None] | None = None, **behaviour: Any) -> Any:
         put_nsys(tmp_path / "bin", **behaviour)
+        for command, how in behaviour.get("fail", {}).items():
+            if how == "hang":
+                monkeypatch.setattr(session_module, f"{command.upper()}_S", 2.0)
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
         thread = threading.Thread(target=during or (lambda: None))
         thread.start()
@@ -192,3 +192,41 @@ def test_an_interrupted_capture_leaves_its_reason(run: Any, tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         run(during=strike)
     assert json.loads((folder(tmp_path) / CAPTURE).read_text())["status"] == "failed"
+
+
+def test_an_nsys_that_dies_at_once_is_told(run: Any) -> None:
+    told, missing = run(fail={"launch": "die"}, die_after_s=0.0)
+    assert told["status"] == "failed"
+    assert "the engines did not come up" in missing[0]
+
+
+RECORD = """
+import json, sys
+from pathlib import Path
+from colo_lib.capture import session
+from colo_lib.params import check
+from colo_lib.run.captures import record_captures
+session.HOST = "tests.standins.capture_host"
+params = check({"capture_s": 60.0, "warmup_s": 0.1, "steps": "step4"}, "test")
+record_captures(params, Path(sys.argv[1]), ["step4"], print)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_launcher_leaves_nobody(
+    tmp_path: Path, engine_env: None, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    put_nsys(tmp_path / "bin")
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY), "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    launcher = subprocess.Popen([sys.executable, "-c", RECORD, str(tmp_path / "run.partial")], env=environment)
+    try:
+        # The engines and nsys are up, and the window is being recorded.
+        assert wait_until(lambda: folder(tmp_path).with_name("capture.partial").exists())
+        assert wait_until(lambda: nsys_process("tests.standins.capture_host"))
+    finally:
+        launcher.send_signal(number)
+        launcher.wait()
+    # The fixture that watches over every test says whether somebody is left.
+    assert wait_until(lambda: not nsys_process("nsys"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from colo_lib.capture import nsys
 from colo_lib.capture.host import hand_on_injection
 from colo_lib.errors import InputError
-from colo_lib.launch.process import PASSED_ON, child_environment
+from colo_lib.launch.process import INJECTION, child_environment, engine_environment
 from colo_lib.params import check
 from colo_lib.run.captures import refuse_conflicts
 
@@ -72,21 +73,21 @@ def test_a_torch_profiler_beside_a_capture_is_refused_by_name() -> None:
     refuse_conflicts(check({"capture_s": 2.0, "gen_extra_args": "--max-num-batched-tokens 512"}, "test"))
 
 
-def test_what_nsys_adds_to_the_environment_reaches_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (
-        ("CUDA_INJECTION64_PATH", "/nsys/lib.so"), ("NSYS_ANYTHING", "1"), ("LD_PRELOAD", "/nsys/proxy.so"),
-        ("SECRET", "known before"), ("TMPDIR", "/tmp/colo-x"),
-    ):  # fmt: skip
+def test_what_nsys_adds_to_the_environment_reaches_the_engines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = {
+        "CUDA_INJECTION64_PATH": "/nsys/lib.so", "NSYS_ANYTHING": "1", "LD_PRELOAD": "/nsys/proxy.so",
+        "QUADD_INJECTION_CONFIG": "/tmp/injection_config_1",
+    }  # fmt: skip
+    for name, value in (added | {"SECRET": "known before", "TMPDIR": "/tmp/colo-x"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(PASSED_ON, "")
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
-    import os
-
-    known = [name for name in os.environ if name not in ("CUDA_INJECTION64_PATH", "NSYS_ANYTHING", "LD_PRELOAD")]
-    hand_on_injection(known, None)
-    told = child_environment({})
-    assert (told["CUDA_INJECTION64_PATH"], told["NSYS_ANYTHING"]) == ("/nsys/lib.so", "1")
-    assert told["LD_PRELOAD"] == "/nsys/proxy.so"
-    assert told["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
-    assert "SECRET" not in told
-    assert "TMPDIR" not in told
+    monkeypatch.setenv(INJECTION, "{}")
+    known = [name for name in os.environ if name not in added or name == "LD_PRELOAD"]
+    left = hand_on_injection(known, {"LD_PRELOAD": None, "TMPDIR": None})
+    assert left == ["/tmp/injection_config_1"]
+    engine, other = engine_environment({"LD_PRELOAD": "/lib/smctrl.so"}), child_environment({})
+    assert (engine["CUDA_INJECTION64_PATH"], engine["NSYS_ANYTHING"]) == ("/nsys/lib.so", "1")
+    assert engine["LD_PRELOAD"] == "/nsys/proxy.so:/lib/smctrl.so"
+    assert engine["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert not {"SECRET", "TMPDIR"} & set(engine)
+    # An MPS daemon that is started beside them knows nothing of nsys.
+    assert not {*added, "TMPDIR"} & set(other)

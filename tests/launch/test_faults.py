@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from colo_lib.errors import ColoError, InputError, StepFailed
@@ -129,6 +130,25 @@ def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) 
     roots = [psutil.Process(pid) for pids in up.handles().pids().values() for pid in pids]
     assert wait_until(lambda: all(process.status() != psutil.STATUS_STOPPED for process in roots))
     assert attempt(up, "step2", tmp_path, lambda: None)["status"] == "done"
+
+
+def test_pacing_by_gens_gaps_leaves_its_trace(up: Engines, tmp_path: Path) -> None:
+    # An SLO that nothing on this machine could miss: embed is held back by nothing.
+    paced = {"embed_pacing": "slo", "embed_micro_batch_size": 2, "slo_gen_gap_ms": 60_000.0}
+    record = attempt(up, "step2", tmp_path, lambda: None, **paced)
+    assert record["status"] == "done", record["reason"]
+    assert record["pacing"] == {"kind": "slo", "micro_batch_size": 2}
+    trace = pq.read_table(tmp_path / "trial-1" / "pacing.parquet")
+    assert sum(trace["gaps"].to_pylist()) > 0
+    assert set(trace["duty"].to_pylist()) == {1.0}
+
+
+def test_a_killed_pacer_fails_the_trial(up: Engines, tmp_path: Path) -> None:
+    error = attempt(up, "step2", tmp_path, kill("colo_lib.launch.pacer"), embed_pacing="slo", **LONG)
+    assert isinstance(error, StepFailed)
+    assert "pacer" in str(error)
+    # And embed is not held back in the next one.
+    assert attempt(up, "step4", tmp_path, lambda: None)["embed_sequences_per_s"] > 0
 
 
 def test_an_engine_that_hangs_is_told_in_time(up: Engines, tmp_path: Path) -> None:

@@ -141,7 +141,11 @@ def test_the_stall_bound_of_embed_is_the_floor() -> None:
     controller = SloController(SLO_MS, 1)
     assert controller.update([99.0] * 50, floor=0.3) == pytest.approx(0.3)
     # Nothing was wound up below it: the next gaps in time raise the duty from there.
-    assert controller.update([1.0] * 200, floor=0.3) > 0.55
+    assert controller.update([1.0] * 200) > 0.55
+    # Nor is embed asked for more because it had to hurry once.
+    low = SloController(SLO_MS, 1)
+    assert low.update([99.0] * 5) == pytest.approx(1 / 32)
+    assert low.update([99.0], floor=1.0) == pytest.approx(1 / 32)
 
 
 def test_requests_in_step_count_as_one() -> None:

@@ -20,7 +20,7 @@ from colo_lib.plot import memory as plot_memory
 from colo_lib.plot import steps as plot_steps
 from colo_lib.plot import telemetry as plot_telemetry
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR, MECHANISM_HATCHES, MECHANISM_MARKERS
-from colo_lib.schema import MECHANISMS
+from colo_lib.schema import CO_LOCATED, MECHANISMS
 from tests.run_folders import Plan, write_run
 
 
@@ -71,9 +71,7 @@ def test_bars_stand_at_the_kept_fractions_in_the_workloads_colour(data: dict) ->
 def test_every_block_is_a_dot_and_every_bar_has_its_interval(data: dict) -> None:
     left = plot_steps.kept_fractions(data["kept"], data["ratios"]).axes[0]
     dots = [point for group in left.collections if isinstance(group, PathCollection) for point in group.get_offsets()]
-    shown = data["ratios"][
-        data["ratios"]["step"].isin(plot_steps.SHOWN) & data["ratios"]["quantity"].isin(["gen", "embed"])
-    ]
+    shown = data["ratios"][data["ratios"]["step"].isin(CO_LOCATED) & data["ratios"]["quantity"].isin(["gen", "embed"])]
     assert sorted(dot[1] for dot in dots) == pytest.approx(sorted(shown["ratio"]))
     assert len(left.containers) == 12, "a bar and an interval for two workloads in three steps"
     assert all("n=3 blocks" in label.get_text() for label in left.get_xticklabels())

@@ -18,7 +18,6 @@ import psutil
 from colo_lib.engines_env import resolve_pythons
 from colo_lib.errors import StepFailed
 from colo_lib.gpu_look import look_at_gpus
-from colo_lib.launch.logs import tail
 from colo_lib.launch.mechanisms.base import Mechanism, identity
 from colo_lib.launch.mechanisms.control import Control, ControlFailed, check_pipe, program
 from colo_lib.launch.mechanisms.modes import MPS_REFUSES, device_uuids
@@ -36,7 +35,7 @@ PRIORITIES = {"normal": "0", "below-normal": "1"}
 
 
 class Mps(Mechanism):
-    """One control daemon over the placement's GPUs."""
+    """One control daemon over the placement's GPUs; in the foreground it and its server say all on their output."""
 
     name = "mps"
     flags: tuple[str, ...] = ("-f",)
@@ -71,15 +70,15 @@ class Mps(Mechanism):
         deadline, said = time.monotonic() + START_TIMEOUT_S, ""
         while True:
             if not self.child.running():
-                raise StepFailed(f"mps: the control daemon ended while starting.{hint(said)}\n{self.last_words()}")
+                raise StepFailed(f"mps: the control daemon ended while starting.{hint(said)}\n{self.child.tail()}")
             try:
                 self.control.servers()
                 break
             except ControlFailed as error:
                 said = str(error)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and self.child.running():
                 raise StepFailed(
-                    f"mps: the control daemon did not answer within {START_TIMEOUT_S:g} s ({said})\n{self.last_words()}"
+                    f"mps: the control daemon did not answer within {START_TIMEOUT_S:g} s ({said})\n{self.child.tail()}"
                 )
             time.sleep(POLL_S)
         owner = psutil.Process(self.child.pid).uids().real
@@ -97,18 +96,13 @@ class Mps(Mechanism):
             try:
                 seen = probe(f"mps, {workload}", python, self.environment(workload), log)
             except StepFailed as error:
-                raise StepFailed(f"{error}\n{self.last_words()}") from None
+                raise StepFailed(f"{error}\n{self.child.tail()}") from None
             if len(seen) != len(devices):
                 raise StepFailed(
                     f"mps: a client of {workload} sees {len(seen)} GPUs where it should see {len(devices)} "
                     f"({', '.join(devices)}): see devices, and CUDA_VISIBLE_DEVICES of this shell"
                 )
             self.probes[workload] = seen
-
-    def last_words(self) -> str:
-        """What the daemon and its server said last."""
-        parts = [self.child.tail(), *(tail(self.control.log / name) for name in ("control.log", "server.log"))]
-        return "\n".join(part for part in parts if part)
 
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """Pipe and log folders, the client's limits, and its GPUs as the daemon numbers them."""
@@ -146,13 +140,14 @@ class Mps(Mechanism):
             "witness": "mps",
             "pipe": str(self.control.pipe),
             "log": str(self.control.log),
+            "output": str(self.child.log),
             "daemon": identity(self.child.pid),
             "gpus": self.uuids,
             "limits": limits,
         }
 
     def close(self) -> None:
-        """Wait for the clients to go, `quit`, then end what is left of ours, keep the logs, remove the folders."""
+        """Wait for the clients to go, `quit`, then end what is left of ours and remove the folders."""
         if self.child.running():
             with contextlib.suppress(ControlFailed):
                 self._wait_no_clients()
@@ -160,7 +155,6 @@ class Mps(Mechanism):
                 self.control.ask("quit", QUIT_TIMEOUT_S)
             self._wait_gone()
         self.child.stop()
-        self._keep_logs()
         shutil.rmtree(self.folder, ignore_errors=True)
         if left := carriers(self.child.token):
             raise StepFailed(
@@ -177,11 +171,6 @@ class Mps(Mechanism):
         deadline = time.monotonic() + DAEMON_GRACE_S
         while time.monotonic() < deadline and self.child.running():
             time.sleep(POLL_S)
-
-    def _keep_logs(self) -> None:
-        for name in ("control.log", "server.log"):
-            with contextlib.suppress(OSError):
-                shutil.copyfile(self.control.log / name, self.logs / f"mps-{self.placement.step}-{name}")
 
 
 def hint(said: str) -> str:

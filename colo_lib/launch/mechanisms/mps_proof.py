@@ -25,7 +25,7 @@ def check(facts: Mapping[str, Any]) -> None:
     if gone:
         raise StepFailed(
             f"mps: the daemon or its server (pid {gone}) ended: both workloads' results are void; MPS is started "
-            f"again before the next trial\n{server_words(facts)}"
+            f"again before the next trial\n{last_words(facts)}"
         )
 
 
@@ -39,6 +39,7 @@ def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
     control = Control(Path(facts["pipe"]), Path(facts["log"]))
     servers = control.servers()
     if not servers:
+        check(facts)  # one that was seen has ended just now: that is the cause
         raise StepFailed(f"void: mps not attached: the daemon has no server, so no engine is its client{REMEDY}")
     for server in servers:
         _check_server(control, server, facts)
@@ -53,6 +54,7 @@ def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
         "attached": attached,
         "other_clients": sorted(set(clients) - known),
         "limits": facts["limits"],
+        "partition": facts.get("partition"),
         "gpus": facts["gpus"],
         "nvml_lists_them": nvml_lists(known),
     }
@@ -86,14 +88,13 @@ def _check_server(control: Control, server: int, facts: Mapping[str, Any]) -> No
     if "FAULT" in status:
         raise StepFailed(
             f"mps: the server (pid {server}) is in the state FAULT: a fatal error of one client ended them all; both "
-            f"workloads are void, and the server is started again before the next trial\n{server_words(facts)}"
+            f"workloads are void, and the server is started again before the next trial\n{last_words(facts)}"
         )
 
 
-def server_words(facts: Mapping[str, Any]) -> str:
-    """The end of the server's log and of the daemon's."""
-    log = Path(facts["log"])
-    return "\n".join(part for part in (tail(log / "server.log"), tail(log / "control.log")) if part)
+def last_words(facts: Mapping[str, Any]) -> str:
+    """The end of what the daemon and its server said."""
+    return tail(Path(facts["output"]))
 
 
 def nvml_lists(pids: set[int]) -> bool | str:

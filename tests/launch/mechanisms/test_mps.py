@@ -24,7 +24,7 @@ from tests.processes import wait_until
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a test, not of a GPU host."""
-    monkeypatch.setattr(mps, "START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(mps, "START_TIMEOUT_S", 4.0)
     monkeypatch.setattr(mps, "CLIENTS_GONE_S", 0.5)
     monkeypatch.setattr(mps, "QUIT_TIMEOUT_S", 1.0)
     monkeypatch.setattr(mps, "DAEMON_GRACE_S", 1.0)
@@ -61,7 +61,7 @@ def test_attachment_is_proved_by_pid(nvidia: Nvidia, runtime: Path, tmp_path: Pa
         gen.stop()
         embed.stop()
     assert nvidia.orders()[-1] == "quit"
-    assert "Creating server" in (tmp_path / "mps-step2-server.log").read_text()
+    assert "Creating server" in (tmp_path / "mps-step2.log").read_text()
 
 
 def test_an_engine_that_did_not_attach_voids_the_trial(
@@ -279,6 +279,14 @@ def test_a_pipe_folder_that_is_too_long_is_refused(tmp_path: Path) -> None:
 def test_a_message_is_not_a_list_of_nobody(text: str) -> None:
     with pytest.raises(ControlFailed, match="list of pids"):
         parse_pids(text)
+
+
+def test_success_with_an_error_in_its_words_is_none(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:
+    with started(nvidia, runtime, tmp_path) as up:
+        nvidia.goes(answers={"get_server_status": "CUDA_ERROR_MPS_RPC_FAILURE"})
+        with pytest.raises(ControlFailed, match=r"exit code 0.*CUDA_ERROR_MPS_RPC_FAILURE"):
+            up.control.status(1)
+        nvidia.goes()
 
 
 def test_pids_are_read_a_line_each() -> None:

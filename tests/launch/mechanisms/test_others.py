@@ -8,12 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from colo_lib.errors import StepFailed, StepSkipped
+from colo_lib.launch import engines
+from colo_lib.launch.embed import environment as embed_environment
+from colo_lib.launch.gen import environment as gen_environment
 from colo_lib.launch.mechanisms import sm_hold, start_mechanism, time_slicing, witness
 from colo_lib.launch.mechanisms.mig import Mig, choose
 from colo_lib.launch.mechanisms.sm_partition import NotHere, check_scaling
 from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
+from colo_lib.launch.orders import Handle
 from colo_lib.params import check
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 
@@ -196,3 +202,56 @@ def test_cores_have_neither(runtime: Path, step: str) -> None:
     params, placement = cuda(step, device="cpu")
     with pytest.raises(StepSkipped, match="cores stand in"):
         start_mechanism(params, placement, runtime, runtime)
+
+
+LIMITS = [
+    f"CUDA_MPS_{name}" for name in ("PIPE_DIRECTORY", "ACTIVE_THREAD_PERCENTAGE", "CLIENT_PRIORITY", "SM_PARTITION")
+]
+
+
+@given(st.dictionaries(st.sampled_from(LIMITS), st.from_regex(r"[a-z0-9/]{1,20}", fullmatch=True), min_size=1))
+def test_nothing_of_mps_is_inherited_from_the_callers_shell(shell: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shell.items():
+            patch.setenv(name, value)
+        params, placement = cuda("step1")
+        for found in (gen_environment(params, placement, "key"), embed_environment(params, ("0",))):
+            assert not [name for name in found if name.startswith("CUDA_MPS_")]
+
+
+def test_nvlink_multicast_stays_off_unless_the_caller_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, placement = cuda("configB", devices="0,1")
+    monkeypatch.delenv("NCCL_NVLS_ENABLE", raising=False)
+    assert gen_environment(params, placement, "key")["NCCL_NVLS_ENABLE"] == "0"
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    assert gen_environment(params, placement, "key")["NCCL_NVLS_ENABLE"] == "1"
+
+
+def test_engines_start_one_after_the_other(
+    nvidia: Nvidia, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Engine:
+        """Notes when it is started and when it is ready."""
+
+        def __init__(self, *words: object) -> None:
+            self.name = "embed" if isinstance(words[1], tuple) else "gen"
+            self.handle = Handle("socket", 1, "log")
+            told.append(f"{self.name} starts")
+
+        def wait_ready(self, _: object) -> float:
+            told.append(f"{self.name} is ready")
+            return 0.0
+
+        def stop(self) -> None:
+            told.append(f"{self.name} ends")
+
+    monkeypatch.setattr(engines, "GenServer", Engine)
+    monkeypatch.setattr(engines, "EmbedProcess", Engine)
+    params, placement = cuda("configA", devices="0,1", gen_python=str(nvidia.python))
+    nvidia.has(devices=2)
+    both = engines.Engines(params, placement, runtime, tmp_path)
+    both.start(want_gen=True, want_embed=True)
+    both.stop()
+    assert told == ["gen starts", "gen is ready", "embed starts", "embed is ready", "embed ends", "gen ends"]

@@ -1,0 +1,125 @@
+"""A run's captures: found, read, through the recorded window, to the verdict and to gen's loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo_lib.analyse import chosen, summary
+from colo_lib.analyse.loss import PerToken, decompose
+from colo_lib.analyse.loss_inputs import with_captures
+from colo_lib.analyse.verdict import judge
+from colo_lib.errors import InputError
+from colo_lib.params import Params
+from colo_lib.parse.captures import captured_steps, find_capture, read_capture, read_step_launches
+from colo_lib.parse.choose_trace import H100, choose_trace
+from tests.run_folders import Plan, add_capture, planted_measures, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = write_run(tmp_path_factory.mktemp("runs"), Plan(window_s=2.0))
+    for step in ("step1", "step2", "step3", "step4"):
+        add_capture(made, step)
+    return made
+
+
+def view(run: Path, step: str) -> Any:
+    one = read_capture(run, step)
+    return chosen.view_of(one.capture, one.facts, Params(), one.window_s)
+
+
+def test_the_recorded_window_and_pids_are_used(run: Path) -> None:
+    assert captured_steps(run) == ["step1", "step2", "step3", "step4"]
+    found = summary.of_view(view(run, "step2"))
+    assert found["window_s"] == pytest.approx([0.010, 0.050])
+    assert (found["workloads"]["gen"]["pids"], found["workloads"]["embed"]["pids"]) == ([777], [774])
+    assert (found["mechanism"], found["basis"]) == ("mps", "residency")
+    narrow = chosen.view_of(*_parts(run, "step2"), Params(trace_window="0.02:0.03"), (0.01, 0.05))
+    assert narrow.window == (20_000_000, 30_000_000), "what the user asks for comes first"
+
+
+def _parts(run: Path, step: str) -> tuple[Any, Any]:
+    one = read_capture(run, step)
+    return one.capture, one.facts
+
+
+def test_time_slices_do_not_overlap_and_sharing_does(run: Path) -> None:
+    assert chosen.verdict_overlap(view(run, "step3")) == {"fraction_of_gen": 0.0, "basis": "residency"}
+    shared = chosen.verdict_overlap(view(run, "step2"))
+    assert shared is not None
+    assert shared["fraction_of_gen"] > 0.9
+    clause = judge(planted_measures(Plan()), Params(), stand_in=False, overlap=shared).clauses.iloc[-1]
+    assert (clause["status"], clause["mean"]) == ("supported", shared["fraction_of_gen"])
+    assert chosen.verdict_overlap(view(run, "step1")) is None
+
+
+def test_gens_time_splits_without_rest_and_reaches_the_loss(run: Path) -> None:
+    times = {}
+    for step in ("step1", "step2", "step3", "step4"):
+        one = read_capture(run, step)
+        launches = read_step_launches(one.files, one.capture)
+        times[step] = chosen.gen_times(one.capture, one.facts, one.window_s, launches, Params())
+    assert times["step4"] is None
+    for step in ("step1", "step2", "step3"):
+        own = times[step]
+        parts = ("busy_ns", "switched_out_ns", "waiting_ns", "host_ns", "unattributed_ns")
+        assert sum(own[part] for part in parts) == pytest.approx(own["window_ns"]) == pytest.approx(1e9 / 90)
+        assert sum(own["busy_by_category_ns"].values()) == pytest.approx(own["busy_ns"])
+        assert own["unattributed_ns"] == 0
+        assert own["clipped"]
+    assert times["step3"]["switched_out_ns"] > 0 == times["step2"]["switched_out_ns"]
+    totals = {step: PerToken(1e9 / 90) for step in ("step1", "step2")}
+    sides = with_captures(totals, times)
+    loss = decompose(sides["step1"], sides["step2"])
+    assert ("waiting",) in loss.parts
+    assert sum(loss.parts.values()) == loss.total_ns
+
+
+def test_a_failed_or_foreign_capture_is_not_read(run: Path, tmp_path: Path) -> None:
+    made = write_run(tmp_path, Plan(window_s=2.0))
+    add_capture(made, "step1", status="failed", reason="nsys stop left no report")
+    add_capture(made, "step4", traced="osrt")
+    folder = add_capture(made, "step2", exports=["../../../../secret.sqlite"])
+    assert captured_steps(made) == [] or captured_steps(made) == ["step2"]
+    assert find_capture(made, "step1") is None
+    with pytest.raises(InputError, match="nsys stop left no report"):
+        read_capture(made, "step1")
+    with pytest.raises(InputError, match="outside its folder"):
+        read_capture(made, "step2")
+    (folder / "capture.json").write_text("[1")
+    with pytest.raises(InputError, match="not readable as JSON"):
+        read_capture(made, "step2")
+
+
+def test_what_a_notebook_chooses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none = {"runs_dir": str(tmp_path)}
+    assert choose_trace(Params(**none), H100).run_id == "example-h100"
+    assert "REAL but short" in capsys.readouterr().out
+    example = choose_trace(Params(**none), alone=True)
+    assert (example.run_id, set(example.alone)) == ("example-simulated", {"gen", "embed"})
+    assert "SIMULATED" in capsys.readouterr().out
+    trace = choose_trace(Params(run=str(run)), alone=True)
+    assert (trace.run_id, trace.captured.step, set(trace.alone)) == ("simulated-run", "step2", {"gen", "embed"})
+    assert "gen 0.9" in chosen.profiled_words(trace.captured.facts, {"gen_tokens_per_s": 100.0})
+    assert set(trace.unprofiled) == {"gen_tokens_per_s", "embed_sequences_per_s"}
+    assert choose_trace(Params(run=str(run), trace_step="step3")).captured.step == "step3"
+    bare = choose_trace(Params(exports=str(read_capture(run, "step2").files[0]), **none))
+    assert bare.run_id == "exports"
+    without = write_run(tmp_path / "other", Plan(window_s=2.0))
+    with pytest.raises(InputError, match="has no capture of GPU work"):
+        choose_trace(Params(run=str(without)))
+    with pytest.raises(InputError, match="configA of simulated-run has no capture"):
+        choose_trace(Params(run=str(run), trace_step="configA"))
+
+
+def test_the_manifest_is_checked_before_a_capture_is_read(tmp_path: Path) -> None:
+    made = write_run(tmp_path, Plan(window_s=2.0))
+    folder = add_capture(made, "step2")
+    facts = json.loads((folder / "capture.json").read_text())
+    (folder / "capture.json").write_text(json.dumps(facts | {"mechanism": "none"}))
+    with pytest.raises(InputError, match="not the file that was recorded"):
+        choose_trace(Params(run=str(made)))
