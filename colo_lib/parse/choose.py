@@ -38,9 +38,8 @@ def example_run() -> Run:
     recorded = newest_run(paths.RECORDED)
     if recorded:
         run = open_run(recorded)
-        print(
-            f"EXAMPLE: no finished run was found here; this one was recorded on {run.manifest['machine']['device_name']}."
-        )
+        device = run.manifest["machine"]["device_name"]
+        print(f"EXAMPLE: no finished run was found here; this one was recorded on {device}.")
         return run
     from colo_lib.examples.simulated import Plan, write_run
 
