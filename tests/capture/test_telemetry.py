@@ -19,6 +19,7 @@ import pytest
 
 from colo_lib.capture.telemetry import Telemetry, convert, read_lines
 from colo_lib.launch.process import Child
+from colo_lib.launch.trial import device_doubts
 from colo_lib.paths import REPOSITORY
 from tests.processes import wait_until
 
@@ -129,6 +130,7 @@ def test_a_lost_gpu_is_told_and_the_sampler_goes_on(tmp_path: Path) -> None:
     assert [row["power_w"] for row in device_rows(told)][:3] == [412.0] * 3
     assert device_rows(told)[-1]["power_w"] is None
     assert told.lost() == ["0"]
+    assert device_doubts(told, 0, 1) == ["NVML lost GPU 0: restart the host"]
     assert told.gaps == []
 
 
