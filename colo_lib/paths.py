@@ -10,6 +10,7 @@ from colo_lib.params import RUN_ID
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
+RECORDED = REPOSITORY / "recorded"
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 TRIAL = "trial.json"

@@ -15,9 +15,9 @@ import numpy as np
 
 from colo_lib.analyse.view import Active
 from colo_lib.errors import InputError
-from colo_lib.traces import Ints
 
 Patterns = Sequence[tuple[str, str]]
+Table = dict[str, np.ndarray]
 OTHER = "other"
 PATTERNS: Patterns = (
     ("MoE", r"moe|expert|topk_?gating|grouped_?topk|align_block_size"),
@@ -63,7 +63,7 @@ def categorise(names: Sequence[str], patterns: Patterns = PATTERNS) -> list[str]
     return [next((category for category, pattern in table if pattern.search(name)), OTHER) for name in names]
 
 
-def by_name(active: Active, names: Sequence[str]) -> dict[str, Ints | np.ndarray]:
+def by_name(active: Active, names: Sequence[str]) -> Table:
     """Columns name, kernel_count, time_ns, blocks (mean of known shapes): a row a name that ran, most time first.
 
     Graph launches have no kernel names and are not in it.
@@ -85,9 +85,11 @@ def by_name(active: Active, names: Sequence[str]) -> dict[str, Ints | np.ndarray
             "blocks": mean}  # fmt: skip
 
 
-def summarise(active: Active, names: Sequence[str], patterns: Patterns = PATTERNS) -> list[dict[str, Any]]:
-    """A row a category that ran, most time first: category, kernel_count, kernel_time_ns, fraction of kernel time."""
-    table = by_name(active, names)
+def summarise(table: Table, patterns: Patterns = PATTERNS) -> list[dict[str, Any]]:
+    """A row a category that ran, most time first: category, kernel_count, kernel_time_ns, fraction of kernel time.
+
+    `table`: `by_name`.
+    """
     total = int(table["time_ns"].sum())
     rows: dict[str, dict[str, Any]] = {}
     for category, count, time_ns in zip(
@@ -104,9 +106,8 @@ def summarise(active: Active, names: Sequence[str], patterns: Patterns = PATTERN
     return sorted(rows.values(), key=lambda row: (-row["kernel_time_ns"], row["category"]))
 
 
-def top_kernels(active: Active, names: Sequence[str], most: int = 10) -> list[dict[str, Any]]:
+def top_kernels(table: Table, most: int = 10) -> list[dict[str, Any]]:
     """Names with most time: name, kernel_count, kernel_time_ns, fraction, mean_us, mean_blocks (None: unknown)."""
-    table = by_name(active, names)
     total = int(table["time_ns"].sum())
     rows = []
     for place in range(min(most, len(table["name"]))):

@@ -53,10 +53,20 @@ def gen_times(
     return found | {"clipped": alone or not view.upper_bound}
 
 
-def verdict_overlap(view: View) -> dict[str, Any] | None:
-    """What `verdict.judge` takes as the overlap of a capture of step 2; None where it has only one workload."""
+def verdict_overlap(
+    view: View, facts: Mapping[str, Any] | None = None, unprofiled_tokens_per_s: float | None = None
+) -> dict[str, Any] | None:
+    """What `verdict.judge` takes as the overlap of a capture of step 2; None where it has only one workload.
+
+    With the capture.json and the rate of step 2's trials, profiled_ratio says how much the capture slowed gen.
+    """
     share = overlap.summarise(view)["overlap_of_gen"]
-    return None if share is None else {"fraction_of_gen": share, "basis": view.basis}
+    if share is None:
+        return None
+    rate = ((facts or {}).get("profiled") or {}).get("gen_tokens_per_s")
+    found = {"fraction_of_gen": share, "basis": view.basis}
+    base = unprofiled_tokens_per_s
+    return found | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
 
 
 def profiled_words(facts: Mapping[str, Any], unprofiled: Mapping[str, float]) -> str:

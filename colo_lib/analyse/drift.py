@@ -107,8 +107,10 @@ def apart(counted: pd.DataFrame) -> list[str]:
                 continue
             if mine.min() > other.max() or mine.max() < other.min():
                 when = "after" if mine.min() > other.max() else "before"
-                told.append(f"{step}: all its trials ran {when} those of {baseline}: a drift between them would pass for "
-                            "a loss or a gain; 'interleave: all' alternates them")  # fmt: skip
+                told.append(
+                    f"{step}: all its trials ran {when} those of {baseline}: a drift between them would pass for a "
+                    "loss or a gain; 'interleave: all' alternates them"
+                )
     return told
 
 

@@ -21,6 +21,7 @@ LABELS = {
     "waiting": "waiting for the device",
     "host": "host",
 }
+CATEGORY_COLUMNS = ["category", "alone_us", "shared_us", "clock_us", "contention_us"]
 COLUMNS = ["part", "label", "us", "start_us", "end_us", "share"]
 
 
@@ -162,7 +163,7 @@ def by_category(
         clock = before * slower
         rest = after - before - (clock if clocks else 0.0)
         rows.append((name, before / 1e3, after / 1e3, clock / 1e3, rest / 1e3))
-    return pd.DataFrame(rows, columns=["category", "alone_us", "shared_us", "clock_us", "contention_us"])
+    return pd.DataFrame(rows, columns=CATEGORY_COLUMNS)
 
 
 def sentence(loss: Loss, step: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from colo_lib.analyse.estimate import Estimate, estimate
 from colo_lib.analyse.kept import by_block
-from colo_lib.analyse.loss import PerToken
+from colo_lib.analyse.loss import CATEGORY_COLUMNS, PerToken, by_category
 from colo_lib.analyse.steps_table import with_interval
 from colo_lib.schema import BASELINES
 
@@ -38,15 +38,18 @@ def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFram
     return found
 
 
-def with_captures(found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None]) -> dict[str, PerToken]:
+def with_captures(
+    found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
+) -> dict[str, PerToken]:
     """`found` with the busy and waiting time that captures tell (`chosen.gen_times`), where a step has one.
 
     The rates stay those of unprofiled trials. A capture's token takes longer than an unprofiled one: what its busy and
-    waiting time are too much for the unprofiled total is taken off the waiting.
+    waiting time are too much for the unprofiled total is taken off the waiting. A capture whose gen ran at less than
+    `least_ratio` of its unprofiled rate, or at more than the inverse, shows another load and is not used.
     """
     told = dict(found)
     for step, own in times.items():
-        if own is None or step not in found:
+        if own is None or step not in found or not _alike(profiled_ratio(found[step], own), least_ratio):
             continue
         total_ns = found[step].total_ns
         busy_ns = min(own["busy_ns"], total_ns)
@@ -55,6 +58,44 @@ def with_captures(found: Mapping[str, PerToken], times: Mapping[str, Mapping[str
             waiting_ns = min(own["waiting_ns"] + own["switched_out_ns"], total_ns - busy_ns)
         told[step] = replace(found[step], busy_ns=busy_ns, waiting_ns=waiting_ns, clipped=own["clipped"])
     return told
+
+
+def _alike(ratio: float, least_ratio: float) -> bool:
+    return least_ratio <= ratio and ratio * least_ratio <= 1
+
+
+def profiled_ratio(unprofiled: PerToken, own: Mapping[str, Any]) -> float:
+    """gen's rate while it was captured / its rate in the unprofiled trials."""
+    return unprofiled.total_ns / float(own["window_ns"])
+
+
+def captures_sentence(
+    found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
+) -> str:
+    """Which captures the split uses, each with its profiled / unprofiled rate, and which it does not."""
+    ratios = {step: profiled_ratio(found[step], own) for step, own in times.items() if own and step in found}
+    used = ", ".join(f"{step} ({ratio:.2f})" for step, ratio in ratios.items() if _alike(ratio, least_ratio))
+    left = ", ".join(f"{step} ({ratio:.2f})" for step, ratio in ratios.items() if not _alike(ratio, least_ratio))
+    told = f"Busy time and waiting are from the captures of {used or 'no step'} (gen's profiled / unprofiled rate)."
+    if left:
+        told += f" Not used, because gen's rate was another one (less than {least_ratio:.0%}, or its inverse): {left}."
+    if not used:
+        told += " What only a capture tells apart is one part: on a GPU host with Nsight Systems, set capture_s."
+    return told
+
+
+def category_rows(
+    both: Mapping[str, tuple[PerToken, PerToken]], times: Mapping[str, Mapping[str, Any] | None]
+) -> pd.DataFrame:
+    """`loss.by_category` of every pair whose two captures are used, with a column step."""
+    parts = []
+    for step, (alone, shared) in both.items():
+        own, other = times.get(str(BASELINES[step][0])), times.get(step)
+        if own and other and alone.busy_ns is not None and shared.busy_ns is not None:
+            clocks = (alone.clock_mhz, shared.clock_mhz) if alone.clock_mhz and shared.clock_mhz else None
+            sums = (own["busy_by_category_ns"], other["busy_by_category_ns"])
+            parts.append(by_category(*sums, (own["busy_ns"], other["busy_ns"]), clocks).assign(step=step))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["step", *CATEGORY_COLUMNS])
 
 
 def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:

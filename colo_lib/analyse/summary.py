@@ -112,7 +112,8 @@ def notes(view: View) -> list[str]:
 
 
 def _workload(view: View, name: str, patterns: categories.Patterns) -> dict[str, Any]:
-    active, names = view.workloads[name], view.capture.names
+    active = view.workloads[name]
+    table = categories.by_name(active, view.capture.names)
     places = np.unique(active.get("process")).tolist()
     pids = [view.capture.processes[place].pid for place in places]
     graphs = active.get("graph")
@@ -130,10 +131,8 @@ def _workload(view: View, name: str, patterns: categories.Patterns) -> dict[str,
         "busy_ns_by_kernel_intervals": intervals.length(active.span),
         "mean_kernel_us": kernel_time_ns / kernels / 1e3 if kernels else None,
         **occupancy.summarise(active, view.device),
-        "categories": categories.summarise(active, names, patterns),
-        "top_kernels": [
-            row | {"name": printable(row["name"], LONGEST_NAME)} for row in categories.top_kernels(active, names)
-        ],
+        "categories": categories.summarise(table, patterns),
+        "top_kernels": [row | {"name": printable(row["name"], LONGEST_NAME)} for row in categories.top_kernels(table)],
         "copies": copies.summarise(view.copies[name], view.window),
     }
 

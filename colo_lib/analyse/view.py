@@ -135,7 +135,10 @@ def window_of(text: str) -> tuple[float, float] | None:
 
 
 def _of(process: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    return np.isin(process, np.array(places, process.dtype))
+    found = np.zeros(len(process), np.bool_)
+    for place in places:
+        found |= process == place
+    return found
 
 
 def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], number: int | None) -> int:
@@ -146,6 +149,8 @@ def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], num
                 return place
         there = ", ".join(str(item) for item in sorted(device.number for device in capture.devices))
         raise InputError(f"no work on device {number}; there is some on: {there}")
+    if len(capture.devices) == 1 and len(kernels):
+        return 0
     duration = (kernels.end_ns - kernels.start_ns).astype(np.float64)
     for name in assignment:
         rows = _of(kernels.process, assignment[name])

@@ -42,7 +42,7 @@ def carry_out(options: argparse.Namespace) -> int:
     from colo_lib.analyse.summary import of_view
     from colo_lib.analyse.view import look, window_of
     from colo_lib.analyse.workloads import assign
-    from colo_lib.parse.captures import read_exports
+    from colo_lib.parse.exports import read_exports
     from colo_lib.report import trace_text
 
     patterns, window = categories_of(options.category), window_of(options.window)

@@ -1,4 +1,4 @@
-"""Which run a notebook reads: the one named, else the newest finished one, else the built-in example."""
+"""Which run a notebook reads: the one named, else the newest finished one, else a recorded or a simulated example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def choose_run(params: Params) -> Run:
-    """The run of `params.run`, else the newest finished one of `params.runs_dir`, else a simulated example.
+    """The run of `params.run`, else the newest finished one of `params.runs_dir`, else an example.
 
     A relative path is looked for from here, then from the checkout. Raises InputError if the named run cannot be read.
     """
@@ -34,7 +34,13 @@ def named_run(name: str, runs_dir: str) -> Path:
 
 
 def example_run() -> Run:
-    """A small simulated run, so that every notebook reaches its end where nothing was measured yet."""
+    """So that every notebook reaches its end where nothing was measured yet: a recorded run, else a simulated one."""
+    recorded = newest_run(paths.RECORDED)
+    if recorded:
+        run = open_run(recorded)
+        device = run.manifest["machine"]["device_name"]
+        print(f"EXAMPLE: no finished run was found here; this one was recorded on {device}.")
+        return run
     from colo_lib.examples.simulated import Plan, write_run
 
     folder = tempfile.TemporaryDirectory(prefix="colo-example-")

@@ -10,7 +10,8 @@ from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, STEPS, simulated_capture
 from colo_lib.params import Params, split_list
-from colo_lib.parse.captures import StepCapture, captured_steps, read_capture, read_exports
+from colo_lib.parse.captures import StepCapture, captured_steps, read_capture
+from colo_lib.parse.exports import read_exports
 from colo_lib.parse.run_folder import newest_run, open_run
 
 SHARED_FIRST = ("step2", "step3", "configB", "step1", "step4", "configA")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from colo_lib.plot.style import MECHANISM_MARKERS, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 
+LABEL_CHARACTERS = 16  # of a line of a run's name
 OFFSETS = {"step2": -0.14, "step3": 0.14}
 
 
@@ -47,8 +50,8 @@ def _panel(
         if run not in set(points["run"]):
             axes.annotate("not measured", (0.02, place), va="center", color="#666666", fontsize=9)
     axes.axvline(1.0, color="#999999", linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(runs)), runs)
+    axes.set_yticks(range(len(runs)), [textwrap.fill(run, LABEL_CHARACTERS) for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_xlim(0, max(1.1, float(points["high"].max() if len(points) else 0.0) * 1.05))
     axes.grid(axis="y", visible=False)
-    axes.set(title=f"{workload}: kept of its own rate", xlabel="kept fraction (alone = 1)")
+    axes.set(title=f"{workload}: kept", xlabel="kept fraction (alone = 1)")

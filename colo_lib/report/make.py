@@ -21,9 +21,15 @@ MAX_PAGE_BYTES = 5_000_000
 TOLD_LINES = 12
 
 
-def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None) -> Path:
-    """As `colo_lib.report.make_report`; `output` names another file for the page."""
+def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None, figures: Path | None = None) -> Path:
+    """As `colo_lib.report.make_report`; `output` names another file for the page, `figures` a folder for its figures.
+
+    A figure's files are named <question>--<gpu>--<pair>, as SVG and as PNG.
+    """
     run = open_run(run_folder)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        os.environ |= {parts.FIGURES: str(figures.resolve()), parts.FIGURES_END: figures_end(run)}
     executed = reports_dir / run.run_id
     executed.mkdir(parents=True, exist_ok=True)
     lifted = {name: execute(name, run, executed / f"{name}.ipynb") for name in notebooks_of(run)}
@@ -33,6 +39,14 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None)
     target = output or reports_dir / f"{run.run_id}.html"
     _write(target, html)
     return target
+
+
+def figures_end(run: Run) -> str:
+    """`--<gpu>--<pair>` of a run's figure files: lower-case words that any file system takes."""
+    models = run.manifest["models"]
+    words = run.manifest["machine"]["device_name"], "+".join(models[name]["name"] for name in ("gen", "embed"))
+    plain = [re.sub(r"[^a-z0-9.+-]+", "-", str(word).lower().replace("nvidia ", "")).strip("-") for word in words]
+    return "".join(f"--{word}" for word in plain)
 
 
 def notebooks_of(run: Run) -> tuple[str, ...]:

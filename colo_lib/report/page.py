@@ -126,7 +126,8 @@ def _across(found: dict[str, dict[str, Any]]) -> dict[str, str]:
         "gen-loss": _part(found, "gen-loss")
         + _part(found, "gen-loss-mechanism")
         + _part(found, "gen-loss-needs")
-        + details("Numbers", _part(found, "gen-loss-table"), opened=False),
+        + details("Numbers", _part(found, "gen-loss-table"), opened=False)
+        + details("By kernel category", _part(found, "gen-loss-categories"), opened=False),
         "capacity": _part(found, "capacity")
         + _part(found, "capacity-answer")
         + _part(found, "capacity-layouts")

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 KEY = "colo"
+# Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
+FIGURES, FIGURES_END = "COLO_FIGURES", "COLO_FIGURES_END"
 
 
 def show_figure(figure: Figure, name: str, caption: str, alt: str) -> None:
@@ -22,9 +26,20 @@ def show_figure(figure: Figure, name: str, caption: str, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     png = base64.b64encode(buffer.getvalue()).decode("ascii")
+    if FIGURES in os.environ:
+        _keep(figure, Path(os.environ[FIGURES]) / f"{name}{os.environ.get(FIGURES_END, '')}")
     _publish(
         {"image/png": png, "text/plain": caption}, {"kind": "figure", "name": name, "caption": caption, "alt": alt}
     )
+
+
+def _keep(figure: Figure, stem: Path) -> None:
+    """Save as SVG and PNG; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "colo"}):
+        figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(f"{stem}.png", dpi=200, metadata={"Software": None})
 
 
 def show_table(frame: pd.DataFrame, name: str, caption: str) -> None:

@@ -15,10 +15,6 @@ from colo_lib.analyse.steps_table import number, with_interval
 from colo_lib.parse.run_folder import Run
 
 NONE = "—"
-CAPTURES_NEEDED = (
-    "Busy time and launches come from captures: on a GPU host with Nsight Systems, set capture_s and run again. "
-    "Until then what only a capture tells apart is one part."
-)
 
 
 def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.DataFrame:
@@ -33,6 +29,24 @@ def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.D
             for row in waterfall(loss).itertuples()
         ]
     return pd.DataFrame(rows, columns=["Step", "Part", "us per token [95 % interval]", "Share"])
+
+
+def by_mechanism(found: Mapping[str, Loss], trials: pd.DataFrame) -> dict[str, Loss]:
+    """The losses under titles that name the mechanism: 'step2 (mps)'."""
+    names = dict(zip(trials["step"], trials["mechanism"], strict=True))
+    return {f"{step} ({names.get(step, 'mechanism not recorded')})": loss for step, loss in found.items()}
+
+
+def categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """`loss_inputs.category_rows` as shown: us per token; without clocks the whole change is one column."""
+    rows = [
+        (row.step, row.category, number(row.alone_us), number(row.shared_us), number(row.clock_us),
+         number(row.contention_us))
+        for row in frame.itertuples()
+        if max(abs(row.alone_us), abs(row.shared_us)) > 0
+    ]  # fmt: skip
+    columns = ["Step", "Category", "Alone (us/token)", "Shared (us/token)", "Clock (us)", "Contention (us)"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def loss_words(found: Mapping[str, Loss]) -> str:

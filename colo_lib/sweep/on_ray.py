@@ -14,6 +14,7 @@ import io
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ ATTEMPTS = 3
 HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")
 POLL_S = 1.0
 START_S = 120.0
+CONNECT_S = 5.0
 Work = Callable[[dict[str, Any], str, int], tuple[bytes, dict[str, Any]]]
 
 
@@ -47,7 +49,9 @@ def carry_out_on(address: str | None, work: Work | None = None) -> Execute:
     `work`: what a worker does for a cell (tests pretend), by default its run.
     Raises InputError, before anything starts, when Ray is not installed or the cluster cannot be reached.
     """
-    if address is None:
+    if address is not None:
+        refuse_unreachable(address)
+    else:
         # Whoever can reach Ray's port could run anything as us: the token is this sweep's alone. Ray reads it once.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = _ray()
@@ -57,6 +61,21 @@ def carry_out_on(address: str | None, work: Work | None = None) -> Execute:
             yield from _carry_out(ray, orders, say, work or cell_on_worker)
 
     return execute
+
+
+def refuse_unreachable(address: str) -> None:
+    """Raises InputError at once for HOST:PORT (or ray://HOST:PORT) where nobody listens: Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        if address != "auto":
+            raise InputError(f"--ray {address}: give HOST:PORT, ray://HOST:PORT, or auto")
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--ray {address}: nobody answers there ({error}); `ray status` tells a cluster's address"
+        ) from None
 
 
 def _ray() -> Any:

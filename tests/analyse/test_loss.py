@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.analyse.loss import CAUSES, PerToken, by_category, decompose, sentence, waterfall
+from colo_lib.analyse.loss_inputs import captures_sentence, category_rows, pairs, with_captures
 from colo_lib.analyse.published_loss import explanations, losses
 from colo_lib.parse.published import read_published
 
@@ -108,3 +109,32 @@ def test_the_published_runs_explain_less_than_they_say() -> None:
     assert "94%" in told["run2", "finding 4"]
     assert "1.83 times" in told["run3", "finding 2"]
     assert "explain none of it" in told["run3", "conclusion"]
+
+
+def captured(window_ns: float, **changes: object) -> dict:
+    own = {"window_ns": window_ns, "busy_ns": 60e3, "switched_out_ns": 0.0, "waiting_ns": 10e3, "host_ns": 30e3}
+    own |= {"unattributed_ns": 0.0, "clipped": True, "busy_by_category_ns": {"GEMM": 40e3, "MoE": 20e3}}
+    return own | changes
+
+
+def test_a_capture_of_another_load_is_not_used_and_told() -> None:
+    found = {"step1": PerToken(100e3), "step2": PerToken(130e3)}
+    times = {"step1": captured(105e3), "step2": captured(260e3)}
+    told = with_captures(found, times, 0.8)
+    assert told["step1"].busy_ns == 60e3
+    assert told["step2"].busy_ns is None, "gen ran at half its rate while it was captured"
+    assert with_captures(found, {"step2": captured(60e3)}, 0.8)["step2"].busy_ns is None, "or at twice its rate"
+    words = captures_sentence(found, times, 0.8)
+    assert "step1 (0.95)" in words
+    assert "step2 (0.50)" in words.split("Not used")[1]
+    assert "one part" in captures_sentence(found, {}, 0.8)
+
+
+def test_categories_need_both_captures() -> None:
+    found = {"step1": PerToken(100e3), "step2": PerToken(130e3)}
+    times = {"step1": captured(100e3), "step2": captured(130e3, busy_ns=90e3, busy_by_category_ns={"GEMM": 90e3})}
+    rows = category_rows(pairs(with_captures(found, times, 0.8)), times).set_index("category")
+    assert rows.loc["GEMM", "contention_us"] == pytest.approx(50)
+    assert rows.loc["MoE", "contention_us"] == pytest.approx(-20)
+    assert rows["contention_us"].sum() == pytest.approx(30)
+    assert category_rows(pairs(with_captures(found, {"step1": times["step1"]}, 0.8)), times | {"step2": None}).empty

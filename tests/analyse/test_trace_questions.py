@@ -14,7 +14,8 @@ from colo_lib.analyse import categories, device_time, gaps, intervals, occupancy
 from colo_lib.analyse.view import View, look
 from colo_lib.analyse.workloads import assign, launchers, likely
 from colo_lib.examples.planted_export import global_pid
-from colo_lib.parse.captures import read_exports, read_step_launches
+from colo_lib.parse.captures import read_step_launches
+from colo_lib.parse.exports import read_exports
 from tests.exports import EMBED, GEN, SMS, Kernel, Planted, write
 
 ASKED = {"gen": str(GEN), "embed": str(EMBED)}

@@ -15,7 +15,7 @@ from colo_lib.analyse import intervals
 from colo_lib.analyse.summary import summarise
 from colo_lib.analyse.workloads import assign
 from colo_lib.errors import InputError
-from colo_lib.parse.captures import read_exports
+from colo_lib.parse.exports import read_exports
 from tests.exports import EMBED, GEN, SMS, Kernel, Planted, naive, write
 
 ASKED = {"gen": str(GEN), "embed": str(EMBED)}

@@ -73,7 +73,7 @@ def test_gens_time_splits_without_rest_and_reaches_the_loss(run: Path) -> None:
         assert own["clipped"]
     assert times["step3"]["switched_out_ns"] > 0 == times["step2"]["switched_out_ns"]
     totals = {step: PerToken(1e9 / 90) for step in ("step1", "step2")}
-    sides = with_captures(totals, times)
+    sides = with_captures(totals, times, 0.8)
     loss = decompose(sides["step1"], sides["step2"])
     assert ("waiting",) in loss.parts
     assert sum(loss.parts.values()) == loss.total_ns

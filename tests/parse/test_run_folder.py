@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.params import Params
 from colo_lib.parse import choose
@@ -143,7 +144,16 @@ def test_partial_folders_never_count(tmp_path: Path) -> None:
     assert newest_run(tmp_path / "none") is None
 
 
-def test_without_a_run_the_example_is_shown_and_loudly_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_run_a_recorded_one_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = choose.choose_run(Params(runs_dir=str(tmp_path)))
+    assert run.folder.parent == paths.RECORDED
+    assert "EXAMPLE: no finished run was found here; this one was recorded on NVIDIA" in capsys.readouterr().out
+
+
+def test_without_any_run_the_example_is_simulated_and_loudly_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RECORDED", tmp_path / "none")
     run = choose.choose_run(Params(runs_dir=str(tmp_path)))
     assert run.simulated
     assert "SIMULATED" in capsys.readouterr().out

@@ -141,7 +141,7 @@ def test_every_mechanism_has_its_look() -> None:
 def test_plots_read_no_file_and_analysis_draws_nothing() -> None:
     root = Path(plot_steps.__file__).parents[1]
     for room, banned in (
-        ("plot", ("colo_lib.parse", "read_", "open(")),
+        ("plot", ("colo_lib.parse", ".read_", "open(")),
         ("analyse", ("matplotlib", "open(", "colo_lib.plot")),
     ):
         for file in (root / room).glob("*.py"):

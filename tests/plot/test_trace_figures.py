@@ -114,7 +114,7 @@ def test_hostile_names_are_drawn_as_words() -> None:
 
 def test_hostile_names_stand_in_tables_as_words(tmp_path: Path) -> None:
     from colo_lib.analyse.workloads import assign
-    from colo_lib.parse.captures import read_exports
+    from colo_lib.parse.exports import read_exports
     from colo_lib.report import trace_tables
     from tests.exports import EMBED, GEN, Kernel, write
 

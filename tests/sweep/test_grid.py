@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,9 +59,7 @@ def test_what_is_wrong_is_named(words: list[str], told_of: str) -> None:
 
 @given(st.text())
 def test_any_word_gives_an_axis_or_a_sentence(word: str) -> None:
-    try:
+    axis = None
+    with suppress(InputError):
         axis = parse_axis(word)
-    except (InputError, ValueError) as error:
-        assert str(error)
-    else:
-        assert all(len(values) == len(axis.names) for values in axis.values)
+    assert axis is None or all(len(values) == len(axis.names) for values in axis.values)

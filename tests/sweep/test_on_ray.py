@@ -152,11 +152,14 @@ def test_a_real_cell_runs_on_the_cluster(cluster: Any, tmp_path: Path, engine_py
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, engine_python: Path) -> None:
     file = params_file(tmp_path, steps="step4", sweeps_dir=str(tmp_path / "sweeps"))
-    words = ("sweep", str(file), "--over", "embed_batch_size=2", "--ray", "127.0.0.1:1")
-    code, output = ended(colo(*words, cwd=tmp_path), 120)
-    assert code == 2, output
-    assert "--ray 127.0.0.1:1" in output
-    assert "Traceback" not in output
+    for address in ("127.0.0.1:1", "127.0.0.1:99999", "params/cpu.yaml"):
+        code, output = ended(
+            colo("sweep", str(file), "--over", "embed_batch_size=2", "--ray", address, cwd=tmp_path), 60
+        )
+        assert code == 2, output
+        assert f"--ray {address}" in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "sweeps").exists()
 
 
 @pytest.mark.engine
