@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.capture import nsys
-from colo_lib.capture.host import LEFT_BEHIND
 from colo_lib.errors import StepFailed
 from colo_lib.launch.engines import Handles, from_plain
 from colo_lib.launch.gen import KEY_NAME, run_key
@@ -145,15 +144,17 @@ class Session:
         """End the engines, then nsys; nothing of either lives or lies about afterwards."""
         if self.child is None:
             return
-        if self.handles is not None and self.child.running():
+        owner = self.handles.owner_pid if self.handles is not None else None
+        if owner is not None and self.child.running():
             with suppress(ProcessLookupError):
-                os.kill(self.handles.owner_pid, signal.SIGTERM)
+                os.kill(owner, signal.SIGTERM)
             deadline = time.monotonic() + HOST_END_S
-            while os.path.exists(f"/proc/{self.handles.owner_pid}") and time.monotonic() < deadline:
+            while os.path.exists(f"/proc/{owner}") and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.child.stop()
-        for file in self.left_behind:
-            if file.startswith(LEFT_BEHIND):
-                with suppress(OSError):
-                    os.unlink(file)
+        # nsys leaves the semaphore for the process that it waited for when it was killed itself.
+        waiters = Path("/dev/shm").glob(f"sem.NSys-process_waiter-{owner}-*")
+        for file in [*map(Path, self.left_behind), *waiters]:
+            with suppress(OSError):
+                file.unlink()
         self.child = self.handles = None

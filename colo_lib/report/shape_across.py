@@ -127,7 +127,7 @@ def layouts(frame: pd.DataFrame) -> pd.DataFrame:
             f"{row.gpus:.0f} [{row.gpus_best:.0f}, {row.gpus_worst:.0f}]" if row.gpus == row.gpus else NONE,
             f"{row.shared} shared, {row.gen_only} gen, {row.embed_only} embed",
             number(row.power_w),
-            row.breaks or "keeps them",
+            row.breaks or ("not measured" if row.predicted else "keeps them"),
         )
         for row in frame.itertuples()
     ]

@@ -35,6 +35,18 @@ def test_intervals_cover_the_planted_fraction(blocks: int) -> None:
     assert np.mean([item.low <= 0.8 <= item.high for item in made]) >= 0.92
 
 
+@pytest.mark.parametrize("blocks", [3, 5, 8])
+def test_intervals_of_kept_fractions_and_aggregate_cover_at_their_nominal_rate(blocks: int) -> None:
+    rng, hits, runs = np.random.default_rng(blocks), {"gen": 0, "aggregate": 0}, 400
+    for seed in range(runs):
+        noise = np.exp(rng.normal(0, 0.03, (4, blocks)))
+        gen, embed = 0.8 * noise[0] / noise[1], 0.7 * noise[2] / noise[3]
+        for name, values, truth in (("gen", gen, 0.8), ("aggregate", gen + embed, 1.5)):
+            made = estimate(values, seed)
+            hits[name] += made.low <= truth <= made.high
+    assert all(0.925 <= count / runs <= 0.985 for count in hits.values()), hits
+
+
 def test_a_loss_of_five_percent_is_seen_and_no_loss_is_not() -> None:
     lost = gen_estimates(kept_plan(0.95, noise=0.01))
     same = gen_estimates(kept_plan(1.0, noise=0.01))

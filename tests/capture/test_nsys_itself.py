@@ -30,7 +30,7 @@ def binary() -> Path:
 
 
 def leftovers() -> set[Path]:
-    return set(Path("/tmp").glob(Path(LEFT_BEHIND).name + "*"))
+    return {*Path("/tmp").glob(Path(LEFT_BEHIND).name + "*"), *Path("/dev/shm").glob("*NSys*")}
 
 
 def test_one_session_holds_server_engine_core_and_embedder(binary: Path, tmp_path: Path, engine_python: Path) -> None:

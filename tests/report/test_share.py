@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.parse.captures import read_capture
 from colo_lib.parse.run_folder import open_run
-from colo_lib.paths import REPOSITORY
 from colo_lib.report.share import share
 
-(RECORDED,) = (REPOSITORY / "recorded").glob("h200-qwen3-30b-*")
+RECORDED = paths.RECORDED / "h200-qwen3-30b-qwen3-embedding-8b-20261124-204241"
 
 
 def test_a_shared_run_measures_the_same(tmp_path: Path) -> None:
