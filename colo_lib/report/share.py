@@ -10,8 +10,9 @@ from typing import Any
 from colo_lib.analyse.residency import host_pids
 from colo_lib.capture.manifest import START, seal, write_json
 from colo_lib.errors import InputError
-from colo_lib.parse.captures import DEFAULT_EXPORT, StepCapture, read_capture
-from colo_lib.parse.redact import redact
+from colo_lib.parse.captures import StepCapture, read_capture
+from colo_lib.parse.exports import clock_shift
+from colo_lib.parse.redact import HIDDEN, PATH, redact
 from colo_lib.parse.run_folder import open_run
 from colo_lib.paths import CAPTURE, MANIFEST, PARTIAL, TRIAL
 
@@ -72,11 +73,23 @@ def _share_capture(source: Path, record: Path, target: Path, capture_ms: float) 
         window_ns, window_s = _middle(capture, facts["window_ns"], capture_ms)
         pids = {pid for group in facts["pids"].values() for pid in group}
         pids |= host_pids(capture.capture, pids)
-        left = redact(record.parent / DEFAULT_EXPORT, folder / DEFAULT_EXPORT, pids, window_s)
-        told = [f"{step}: {line}" for line in left.lines]
+        for file, export in zip(capture.files, capture.capture.exports, strict=True):
+            own = _own_clock(window_s, export)
+            left = redact(file, folder / file.relative_to(record.parent), pids, own)
+            which = f"{step} {file.stem}" if len(capture.files) > 1 else step
+            told += [f"{which}: {line}" for line in left.lines]
         facts |= {"window_ns": window_ns, "recorded_window_ns": facts["window_ns"], "command": facts["command"][1:]}
+    # It quotes nsys and the engines' logs.
+    if facts.get("joint_reason"):
+        facts["joint_reason"] = PATH.sub(HIDDEN, facts["joint_reason"].splitlines()[0])
     write_json(folder / CAPTURE, facts)
     return told
+
+
+def _own_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[float, float]:
+    """A window on a capture's clock, on that of one of its exports: each session counts from its own start."""
+    shift_s = clock_shift(export, export["clock_start_ns"]) / 1e9
+    return window_s[0] - shift_s, window_s[1] - shift_s
 
 
 def _middle(capture: StepCapture, window_ns: list[int], keep_ms: float) -> tuple[list[int], tuple[float, float]]:

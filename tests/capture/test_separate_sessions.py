@@ -67,7 +67,7 @@ def test_a_refused_tree_is_captured_engine_by_engine(run: Any, tmp_path: Path, o
     assert missing == []
     assert (told["status"], told["sessions"], told["exports"]) == ("done", "separate", ["trace-embed.sqlite"])
     assert REFUSED in told["joint_reason"]
-    assert told["command"][2].endswith("-embed")
+    assert told["command"][1] == "launch"
     (pid,) = told["pids"]["embed"]
     assert events_by_pid(folder(tmp_path) / "trace-embed.sqlite", on_gpu)[pid] > 0
 
@@ -127,11 +127,11 @@ def test_both_engines_have_a_session_each(
     else:
         put_nsys(tmp_path / "bin", fail={"launch": "refuse-tree"})
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    steps = ["step1", "step2", "step3"]
+    steps = ["step1", "step2", "step3"] if which == "real" else ["step2", "step3"]
     assert record_captures(nano(capture_s=1.0, steps=",".join(steps)), tmp_path, steps, print) == []
     told = {step: json.loads((capture_folder(tmp_path, step) / CAPTURE).read_text()) for step in steps}
     both = ["trace-gen.sqlite", "trace-embed.sqlite"]
-    assert [told[step]["exports"] for step in steps] == [both[:1], both, both]
+    assert [told[step]["exports"] for step in steps] == [both[:1] if step == "step1" else both for step in steps]
     assert all(one["sessions"] == "separate" and REFUSED in one["joint_reason"] for one in told.values())
     # What the mechanism that takes turns stops are engines, not nsys.
     assert told["step3"]["profiled"]["embed_sequences_per_s"] > 0

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from colo_lib import paths
+from colo_lib.analyse import chosen
 from colo_lib.errors import InputError
+from colo_lib.examples.captures import simulated_capture
+from colo_lib.params import check
 from colo_lib.parse.captures import read_capture
 from colo_lib.parse.run_folder import open_run
 from colo_lib.report.share import share
+from tests.run_folders import add_capture, change_manifest, reseal
 
 RECORDED = paths.RECORDED / "h200-qwen3-30b-qwen3-embedding-8b-20261124-204241"
 
@@ -53,3 +61,46 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     share(RECORDED, tmp_path, capture_ms=10.0)
     with pytest.raises(InputError, match="is there already"):
         share(RECORDED, tmp_path, capture_ms=10.0)
+
+
+def separate_capture(run: Path) -> None:
+    """Put a capture of two sessions, embed's begun 10 ms after gen's, in the place of step 2's."""
+    folder = paths.capture_folder(run, "step2")
+    shutil.rmtree(folder)
+    change_manifest(run, files={name: one for name, one in manifest_files(run).items() if "step2/capture" not in name})
+    exports = {"trace-gen.sqlite": ("step1", 0), "trace-embed.sqlite": ("step4", 10_000_000)}
+    joint_reason = "nsys launch: /opt/nvidia/nsys/bin/nsys refused\n/home/someone/log"
+    more = {"command": ["/opt/nvidia/nsys/bin/nsys", "launch"], "sessions": "separate", "joint_reason": joint_reason}
+    add_capture(run, "step2", exports=list(exports), **more)
+    for name, (step, later_ns) in exports.items():
+        simulated_capture(folder / name, step)
+        with closing(sqlite3.connect(folder / name)) as database, database:
+            database.execute("UPDATE TARGET_INFO_SESSION_START_TIME SET utcEpochNs = utcEpochNs + ?", (later_ns,))
+        reseal(run, (folder / name).relative_to(run).as_posix())
+
+
+def manifest_files(run: Path) -> dict[str, Any]:
+    """What the manifest of a run lists."""
+    files: dict[str, Any] = json.loads((run / "manifest.json").read_text())["files"]
+    return files
+
+
+def test_every_export_of_a_capture_is_cut_on_its_own_clock_and_redacted(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / RECORDED.name
+    shutil.copytree(RECORDED, run)
+    separate_capture(run)
+    shared, told = share(run, tmp_path, capture_ms=10.0)
+    whole, cut = read_capture(run, "step2"), read_capture(shared, "step2")
+    assert [file.name for file in cut.files] == ["trace-gen.sqlite", "trace-embed.sqlite"]
+    assert not (cut.files[0].parent / "trace.sqlite").exists()
+    assert cut.capture.alignment == whole.capture.alignment
+    assert cut.capture.alignment.offsets_ns == (0, 10_000_000)
+    assert cut.window_s == pytest.approx((0.025, 0.035))
+    for process in range(2):
+        kept, had = (one.capture.kernels.take(one.capture.kernels.process == process) for one in (cut, whole))
+        inside = (had.end_ns > 25_000_000) & (had.start_ns < 35_000_000)
+        assert list(kept.start_ns) == list(had.start_ns[inside])
+        assert len(kept) > 10
+    assert any(line.startswith("step2 trace-embed: ") for line in told)
+    assert cut.facts["joint_reason"] == "nsys launch: (removed)"
+    assert chosen.verdict_overlap(chosen.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
