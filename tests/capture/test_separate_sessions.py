@@ -22,6 +22,7 @@ from colo_lib.params import check
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.run.captures import record_captures
 from tests.capture.test_captures import engine_env, folder, nsys_process, params, put_nsys, run
+from tests.capture.test_nsys_itself import leftovers
 from tests.launch.test_faults import nano
 from tests.processes import token_carriers, wait_until
 
@@ -127,6 +128,7 @@ def test_both_engines_have_a_session_each(
     else:
         put_nsys(tmp_path / "bin", fail={"launch": "refuse-tree"})
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    before = leftovers()
     steps = ["step1", "step2", "step3"] if which == "real" else ["step2", "step3"]
     assert record_captures(nano(capture_s=1.0, steps=",".join(steps)), tmp_path, steps, print) == []
     told = {step: json.loads((capture_folder(tmp_path, step) / CAPTURE).read_text()) for step in steps}
@@ -142,3 +144,4 @@ def test_both_engines_have_a_session_each(
     assert not set(in_gen) & set(embed)
     assert not set(in_embed) & set(gen)
     assert not [line for line in token_carriers().values() if "nsys" in line]
+    assert leftovers() == before
