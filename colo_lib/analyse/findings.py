@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
+from colo_lib.analyse.steps_table import number, with_interval
 from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Verdict
 from colo_lib.params import Params
 from colo_lib.schema import CO_LOCATED, STEP_TITLES
@@ -24,7 +27,7 @@ def pays(kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
-    """One sentence: the verdict, and step 2's work per device with its interval."""
+    """The verdict, the clauses that fail with their figures, and step 2's work per device with its interval."""
     told = {
         SUPPORTED: "The hypothesis holds in this run.",
         REFUTED: "The hypothesis does not hold in this run.",
@@ -33,11 +36,19 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     counts = verdict.clauses["status"].value_counts()
     split = ", ".join(f"{counts.get(status, 0)} {status}" for status in (SUPPORTED, REFUTED, OPEN))
     parts = [f"{told} Its {len(verdict.clauses)} clauses: {split}."]
+    refuted = verdict.clauses[verdict.clauses["status"] == REFUTED]
+    if len(refuted):
+        parts.append("Not so: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
     for row in paying[paying["step"] != "step3"].itertuples():
         title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
         parts.append(f"{title}: {mean} ({interval}, {row.blocks} blocks); dedicated is 1.")
     return " ".join(parts)
+
+
+def _figure(clause: Any) -> str:
+    """A clause's figure beside its threshold."""
+    return f"measured: {with_interval(clause.mean, clause.low, clause.high)}, bound: {number(clause.threshold)}"
 
 
 def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:

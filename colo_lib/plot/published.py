@@ -16,8 +16,10 @@ LABEL_CHARACTERS = 16  # of a line of a run's name
 OFFSETS = {"step2": -0.14, "step3": 0.14}
 
 
-def kept_by_run(points: pd.DataFrame, mechanisms: dict[tuple[str, str], str]) -> Figure:
-    """A row a run, gen's kept fraction left and embed's right; bars are printed ranges or 95 % intervals.
+def kept_by_run(
+    points: pd.DataFrame, mechanisms: dict[tuple[str, str], str], reach: str = "range as printed, or 95 % interval"
+) -> Figure:
+    """A row a run, gen's kept fraction left and embed's right; `reach` says what the bars are.
 
     `points`: `analyse.published.POINT_COLUMNS`; `mechanisms`: (run, step) -> mechanism.
     """
@@ -31,7 +33,7 @@ def kept_by_run(points: pd.DataFrame, mechanisms: dict[tuple[str, str], str]) ->
         Line2D([], [], marker=MECHANISM_MARKERS.get(name, "o"), color="black", linestyle="", label=name)
         for name in used
     ]
-    handles.append(Line2D([], [], color="black", marker="|", label="range as printed, or 95 % interval"))
+    handles.append(Line2D([], [], color="black", marker="|", label=reach))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
