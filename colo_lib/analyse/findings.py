@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analyse.steps_table import number, with_interval
 from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Verdict
 from colo_lib.params import Params
 from colo_lib.schema import CO_LOCATED, STEP_TITLES
@@ -38,7 +37,7 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     parts = [f"{told} Its {len(verdict.clauses)} clauses: {split}."]
     refuted = verdict.clauses[verdict.clauses["status"] == REFUTED]
     if len(refuted):
-        parts.append("Not so: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
+        parts.append("What fails: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
     for row in paying[paying["step"] != "step3"].itertuples():
         title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
@@ -47,8 +46,10 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
 
 
 def _figure(clause: Any) -> str:
-    """A clause's figure beside its threshold."""
-    return f"measured: {with_interval(clause.mean, clause.low, clause.high)}, bound: {number(clause.threshold)}"
+    """A clause's figure as a percentage: its words say of what."""
+    if clause.low != clause.low:
+        return f"measured {clause.mean:.0%}"
+    return f"measured {clause.mean:.0%} [{clause.low:.0%}, {clause.high:.0%}]"
 
 
 def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:

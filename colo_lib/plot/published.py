@@ -52,7 +52,9 @@ def _panel(
         if run not in set(points["run"]):
             axes.annotate("not measured", (0.02, place), va="center", color="#666666", fontsize=9)
     axes.axvline(1.0, color="#999999", linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(runs)), [textwrap.fill(run, LABEL_CHARACTERS) for run in runs])
+    # A run's name is shown as it is, never taken for a formula.
+    names = [textwrap.fill(run, LABEL_CHARACTERS, max_lines=3, placeholder="…") for run in runs]
+    axes.set_yticks(range(len(runs)), [name.replace("$", r"\$") for name in names])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_xlim(0, max(1.1, float(points["high"].max() if len(points) else 0.0) * 1.05))
     axes.grid(axis="y", visible=False)

@@ -20,10 +20,13 @@ from colo_lib.analyse.kept import block_ratios, kept_fractions, null_check
 from colo_lib.analyse.measure import Measured, measure
 from colo_lib.analyse.published import own_points
 from colo_lib.analyse.verdict import Verdict, judge
+from colo_lib.analyse.workloads import printable
 from colo_lib.errors import InputError
 from colo_lib.parse.captures import find_capture
 from colo_lib.parse.run_folder import Run
 from colo_lib.schema import STEP_TITLES
+
+LONGEST_LABEL = 48  # characters of a device's name that head a column
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def compare(runs: Sequence[Run]) -> list[Compared]:
 
 
 def _device(run: Run) -> str:
-    name = str(run.manifest["machine"].get("device_name") or "device not recorded").replace("NVIDIA ", "")
+    told = printable(str(run.manifest["machine"].get("device_name") or "device not recorded"))
+    name = told.replace("NVIDIA ", "")[:LONGEST_LABEL]
     return f"{name} (SIMULATED)" if run.simulated else f"{name} (stand-in)" if run.stand_in else name
 
 

@@ -16,6 +16,7 @@ from colo_lib.report import page
 from colo_lib.report.blocks import cell, heading, items, link, paragraph, text
 
 NAME = "index.html"
+RESERVED = (NAME, "side-by-side.html")
 HEAD_CHARACTERS = 65_536  # a page's head, style included
 COLUMNS = ("Report", "Hypothesis", "In words", "Device", "Models", "Recorded")
 
@@ -89,7 +90,7 @@ def _table(told: list[tuple[str, dict[str, str]]]) -> str:
 
 def _row(name: str, facts: dict[str, str]) -> str:
     label = f" ({facts['label']})" if facts["label"] else ""
-    weights = f" ({facts['weights']} weights)" if facts["weights"] else ""
+    weights = f" ({facts['weights']})" if facts["weights"] else ""
     values = (
         f"{facts['status']}{label}",
         facts["sentence"],

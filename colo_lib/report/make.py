@@ -28,6 +28,8 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
     A figure's files are named <question>--<gpu>--<pair>, as SVG and as PNG.
     """
     run = open_run(run_folder)
+    if output is None and f"{run.run_id}.html" in index.RESERVED:
+        raise InputError(f"run {run.run_id}: its page would replace another in {reports_dir}; name it with -o FILE")
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         os.environ |= {parts.FIGURES: str(figures.resolve()), parts.FIGURES_END: figures_end(run)}

@@ -76,7 +76,7 @@ def document(title: str, about: dict[str, Any], header: str, main: str, footer: 
 def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
     """What an index tells of a run's page."""
     models = run.manifest["models"]
-    weights = {str(models.get(name, {}).get("weights")) for name in ("gen", "embed")}
+    weights = {provenance.weights_of(models.get(name) or {}) for name in ("gen", "embed")}
     return {
         "run_id": run.run_id,
         "device": f"{run.manifest['machine'].get('device_count')} × {run.manifest['machine'].get('device_name')}",
@@ -87,12 +87,6 @@ def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
         "label": "simulated" if run.simulated else "cores stand in for GPUs" if run.stand_in else "",
         "created_utc": str(run.manifest.get("created_utc", "")),
     }
-
-
-def banner(run: Run) -> str:
-    """The label that a run's data ask for, as HTML; empty for a run on GPUs."""
-    words = SIMULATED if run.simulated else STAND_IN if run.stand_in else ""
-    return f'<p class="banner" role="note">{text(words)}</p>' if words else ""
 
 
 def verdict_line(status: str) -> str:
@@ -120,9 +114,10 @@ def merged(warnings: list[str]) -> list[str]:
 
 def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
     verdict = found.get("verdict", {})
+    banner = SIMULATED if run.simulated else STAND_IN if run.stand_in else ""
     parts = [
         heading(1, QUESTION),
-        banner(run),
+        f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
         verdict_line(str(verdict.get("status", "inconclusive"))),
         paragraph(verdict.get("sentence", "No verdict was recorded."), "lead"),
         paragraph(provenance.in_one_line(run), "note"),

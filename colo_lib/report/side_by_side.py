@@ -11,12 +11,16 @@ from colo_lib import __version__
 from colo_lib.errors import InputError
 from colo_lib.parse.run_folder import open_run
 from colo_lib.report import compare, page, provenance, shape
-from colo_lib.report.blocks import definitions, details, figure, frame, heading, paragraph, section, text
+from colo_lib.report.blocks import definitions, details, figure, frame, heading, items, paragraph, section, text
 from colo_lib.report.compare import Compared
 from colo_lib.report.index import write_index
 from colo_lib.report.make import write
 
 NAME = "side-by-side.html"
+LABELS = {
+    "simulated": "simulated. No engine and no device took part: its numbers were planted.",
+    "stand-in": "cores stand in for GPUs. Its numbers were measured on CPU cores and say nothing about any GPU.",
+}
 TITLES = {
     "kept": "What each workload keeps",
     "clauses": "The verdict, clause by clause",
@@ -70,17 +74,21 @@ def _first_screen(found: Sequence[Compared]) -> str:
         columns=["Run", "Hypothesis", "Step 2: devices' worth per device", "On what"],
     )
     links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in TITLES.items())
-    banners = dict.fromkeys(page.banner(item.run) for item in found)
+    labels = [f"{item.label}: {words}" for item in found if (words := LABELS.get(_kind(item)))]
     return "\n".join(
         [
             heading(1, f"{len(found)} runs side by side: {page.QUESTION[0].lower()}{page.QUESTION[1:]}"),
-            *banners,
+            f'<div class="banner" role="note">{items(labels)}</div>' if labels else "",
             frame(verdicts, "The verdict of each run on the hypothesis; dedicated devices do 1 each."),
             figure(compare.picture(found)),
             paragraph("Runs that differ in more than the device compare more than devices: see what differs.", "note"),
             f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
         ]
     )
+
+
+def _kind(item: Compared) -> str:
+    return "simulated" if item.run.simulated else "stand-in" if item.run.stand_in else "measured"
 
 
 def _work(item: Compared) -> str:
