@@ -54,6 +54,15 @@ def compare(runs: Sequence[Run]) -> list[Compared]:
     return [_compared(f"{chr(ord('A') + place)}: {_device(run)}", run) for place, run in enumerate(runs)]
 
 
+def judged(run: Run) -> Verdict:
+    """The verdict of a run by its own bounds."""
+    return _judge(run, measure(run.trials, run.frame, run.params))
+
+
+def _judge(run: Run, measured: Measured) -> Verdict:
+    return judge(measured.counted, run.params, run.stand_in, _overlap(run, measured))
+
+
 def _device(run: Run) -> str:
     told = printable(str(run.manifest["machine"].get("device_name") or "device not recorded"))
     name = told.replace("NVIDIA ", "")[:LONGEST_LABEL]
@@ -69,7 +78,7 @@ def _compared(label: str, run: Run) -> Compared:
     table = steps_table.steps_table(
         measured.trials, kept, latency.by_step(measured.samples), means, run.params.seed
     )  # fmt: skip
-    verdict = judge(measured.counted, run.params, run.stand_in, _overlap(run, measured))
+    verdict = _judge(run, measured)
     found = drift.trends(measured.counted), drift.bad_blocks(ratios), drift.moved_clocks(samples)
     warnings = starved(against_bounds(measured.counted, run.params)) + unsteady(null_check(measured.counted))
     warnings += drift.apart(measured.counted) + drift.warnings(*found) + disagreements(measured.trials)
