@@ -28,6 +28,15 @@ STAND_IN = (
     "Cores stand in for GPUs. These numbers were measured on CPU cores with true engines; they show that the workbook "
     "works, and say nothing about any GPU."
 )
+NO_CAPTURE = (
+    "No capture of GPU work in this run, so no kernel overlap, occupancy, idle gaps, durations or categories. "
+    "capture_s above 0 in the params file records one of each step, on a GPU host with Nsight Systems; "
+    "`colo doctor PARAMS` says whether this machine can."
+)
+NO_SWEEP = (
+    "One run has one value of everything. `colo sweep PARAMS --over gen_concurrency=1,2,4` repeats it over a grid; "
+    "notebooks 31-36 draw thread percentage, concurrency, batch size, eager against graphs, prefill share and memory pressure."
+)
 CONTENTS = {
     "steps": "Steps side by side",
     "latency": "Latencies and stalls",
@@ -36,6 +45,7 @@ CONTENTS = {
     "traces": "Inside the GPU: kernel overlap, occupancy, idle gaps, durations, categories",
     "telemetry": "Telemetry over time",
     "memory": "Memory",
+    "sweeps": "Sweeps",
     "published": "Beside the published runs",
     "capacity": "Capacity: dedicate, co-locate or shard wider",
     "not-counted": "Trials that do not count",
@@ -127,7 +137,7 @@ def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
     if verdict.get("missing"):
         parts.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
     parts += [heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
-    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in contents(found).items())
+    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in CONTENTS.items())
     return "\n".join([*parts, f'<nav aria-label="Contents"><ul>{links}</ul></nav>'])
 
 
@@ -138,7 +148,8 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + details("Kept fractions", _part(found, "kept-table"), opened=False),
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
         "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
-        "traces": traces(found),
+        "traces": traces(found) if "kernel-timeline" in found else paragraph(NO_CAPTURE, "note"),
+        "sweeps": paragraph(NO_SWEEP, "note"),
         **_across(found),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
@@ -146,15 +157,10 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + details("Why a value is missing", _part(found, "telemetry-reasons"), opened=False)
         + "".join(_part(found, name) for name in ("pacing", "pacing-table") if name in found),
         "memory": _part(found, "memory") + details("Numbers", _part(found, "memory-table"), opened=False),
-        "not-counted": _part(found, "not-counted"),
+        "not-counted": _part(found, "not-counted", "None: every trial counts."),
         "provenance": provenance.blocks(run),
     }
-    return "\n".join(section(name, title, bodies[name]) for name, title in contents(found).items())
-
-
-def contents(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Sections of the page and their titles; captures have one where the run has any."""
-    return {name: title for name, title in CONTENTS.items() if name != "traces" or "kernel-timeline" in found}
+    return "\n".join(section(name, title, bodies[name]) for name, title in CONTENTS.items())
 
 
 def traces(found: dict[str, dict[str, Any]]) -> str:
@@ -198,16 +204,16 @@ def _clocks(run: Run) -> str:
     worst = run.trials["clock_disagreement"].max()
     told = f"Latencies of gen are by the clock of: {', '.join(clocks) or 'not recorded'}."
     if worst == worst:
-        told += f" The client's token rate and the server's own counter differed by {worst:.1%} at most."
+        told += f" The client's token rate and the server's own counter differed by {max(worst, 0.001):.1%} at most."
     return paragraph(told)
 
 
-def _part(found: dict[str, dict[str, Any]], name: str) -> str:
+def _part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> str:
     part = found.get(name)
     if part is None:
-        return paragraph(f"This part is missing: its notebook showed no {name}.", "note")
+        return paragraph(f"This part is missing: its notebook showed no {name}. `colo report RUN` executes it.", "note")
     if part["kind"] == "figure":
         return figure(part)
     if part["kind"] == "table":
-        return table(part) if part["rows"] else paragraph("None.", "note")
+        return table(part) if part["rows"] else paragraph(empty, "note")
     return paragraph(part.get("text", ""))
