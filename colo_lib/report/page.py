@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from colo_lib import __version__
 from colo_lib.parse.run_folder import Run
 from colo_lib.report import provenance
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
+from colo_lib.schema import STEP_TITLES
 
+ABOUT = "colo-report"  # name of the element that tells an index what a page says
 QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
 SIMULATED = (
     "Simulated. No engine and no device took part: every number on this page was planted, to show what a report "
@@ -43,6 +46,18 @@ CONTENTS = {
 def render(run: Run, found: list[dict[str, Any]]) -> str:
     """The page as HTML; `found` are the parts lifted from the executed notebooks."""
     by_name = {part["name"]: part for part in found}
+    return document(
+        f"Co-location: {run.run_id}",
+        summary(run, by_name.get("verdict", {})),
+        _first_screen(run, by_name),
+        _sections(run, by_name),
+        f"Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.",
+        ("steps", "Skip to the table of steps"),
+    )
+
+
+def document(title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str]) -> str:
+    """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it."""
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -51,29 +66,67 @@ def render(run: Run, found: list[dict[str, Any]]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>Co-location: {text(run.run_id)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
-        '<a class="skip" href="#steps">Skip to the table of steps</a>\n'
-        f"<header>{_first_screen(run, by_name)}</header>\n<main>\n{_sections(run, by_name)}</main>\n"
-        f"<footer>{paragraph(f'Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.')}</footer>\n"
-        "</body>\n</html>\n"
+        f'<meta name="{ABOUT}" content="{text(json.dumps(about))}">\n'
+        f"<title>{text(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#{text(skip[0])}">{text(skip[1])}</a>\n'
+        f"<header>{header}</header>\n<main>\n{main}</main>\n<footer>{paragraph(footer)}</footer>\n</body>\n</html>\n"
     )
+
+
+def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
+    """What an index tells of a run's page."""
+    models = run.manifest["models"]
+    weights = {provenance.weights_of(models.get(name) or {}) for name in ("gen", "embed")}
+    return {
+        "run_id": run.run_id,
+        "device": f"{run.manifest['machine'].get('device_count')} × {run.manifest['machine'].get('device_name')}",
+        "models": " + ".join(str(models.get(name, {}).get("name")) for name in ("gen", "embed")),
+        "weights": ", ".join(sorted(weights)),
+        "status": str(verdict.get("status", "inconclusive")),
+        "sentence": str(verdict.get("sentence", "No verdict was recorded.")),
+        "label": "simulated" if run.simulated else "cores stand in for GPUs" if run.stand_in else "",
+        "created_utc": str(run.manifest.get("created_utc", "")),
+    }
+
+
+def verdict_line(status: str) -> str:
+    """The verdict in its colour."""
+    kind = {"supported": "good", "not supported": "bad"}.get(status, "open")
+    return f'<p class="verdict {kind}"><strong>Hypothesis: {text(status)}</strong></p>'
+
+
+def cautions(warnings: list[str]) -> str:
+    """What a reader must not overlook as one banner: sentences that differ in their step alone are told once."""
+    if not warnings:
+        return ""
+    return f'<div class="banner" role="note"><p>Read with care:</p>{items(merged(warnings))}</div>'
+
+
+def merged(warnings: list[str]) -> list[str]:
+    """'step2: x', 'step3: x' -> 'step2, step3: x', in the order in which each was first told."""
+    steps: dict[str, list[str]] = {}
+    for warning in warnings:
+        step, colon, words = warning.partition(": ")
+        own = (step, words) if colon and step in STEP_TITLES else ("", warning)
+        steps.setdefault(own[1], []).extend([own[0]] if own[0] else [])
+    return [f"{', '.join(names)}: {words}" if names else words for words, names in steps.items()]
 
 
 def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
     verdict = found.get("verdict", {})
-    status = str(verdict.get("status", "inconclusive"))
     banner = SIMULATED if run.simulated else STAND_IN if run.stand_in else ""
-    kind = {"supported": "good", "not supported": "bad"}.get(status, "open")
     parts = [
         heading(1, QUESTION),
         f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
-        f'<p class="verdict {kind}"><strong>Hypothesis: {text(status)}</strong></p>',
+        verdict_line(str(verdict.get("status", "inconclusive"))),
         paragraph(verdict.get("sentence", "No verdict was recorded."), "lead"),
+        paragraph(provenance.in_one_line(run), "note"),
+        _part(found, "kept"),
+        cautions(verdict.get("warnings", [])),
     ]
-    parts += [f'<p class="banner">{text(warning)}</p>' for warning in verdict.get("warnings", [])]
     if verdict.get("missing"):
         parts.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
-    parts += [_part(found, "kept"), heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
+    parts += [heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
     links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in contents(found).items())
     return "\n".join([*parts, f'<nav aria-label="Contents"><ul>{links}</ul></nav>'])
 

@@ -11,6 +11,26 @@ WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
     "hub": "published weights",
 }
+WEIGHTS_SHORT = {"dummy": "random weights", "hub": "published weights"}
+
+
+def in_one_line(run: Run) -> str:
+    """Hardware, models with their weights, and versions, for the first lines of a page."""
+    machine = run.manifest["machine"]
+    models = [run.manifest["models"].get(name) or {} for name in ("gen", "embed")]
+    told = [f"{_told(model.get('name'))} ({weights_of(model)})" for model in models]
+    versions = machine.get("versions") or {}
+    named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
+    named += [f"driver {machine['driver']}"] if machine.get("driver") else []
+    return (
+        f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}; gen: {told[0]}; "
+        f"embed: {told[1]}; {', '.join(named) or 'versions not recorded'}."
+    )
+
+
+def weights_of(model: dict[str, Any]) -> str:
+    """Whose weights a model of the manifest ran with, in two words."""
+    return WEIGHTS_SHORT.get(str(model.get("weights")), "weights not recorded")
 
 
 def what_was_run(run: Run) -> list[tuple[str, object]]:
