@@ -181,9 +181,17 @@ def _told(item: Any, fields: Any) -> str:
 
 
 def typed(name: str, text: str) -> Any:
-    """A value given as text for parameter `name`: as it stands where the parameter is text, else read as YAML would."""
+    """A value given as text for parameter `name`: as it stands where the parameter is text, else read as YAML would.
+
+    Raises InputError for text that is no YAML.
+    """
     field = Params.model_fields.get(name)
-    return text if field is not None and field.annotation is str else yaml.safe_load(text)
+    if field is not None and field.annotation is str:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"parameter {name!r} = {text!r}: not a plain value: {' '.join(str(error).split())}") from None
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from colo_lib.paths import REPOSITORY
 from tests.corpus_files import MARKUP
 from tests.exports import EMBED, GEN, Kernel, write
 
+RECORDED = sorted(REPOSITORY.glob("recorded/*/steps/step3/capture/trace.sqlite"))
 NUMBER, INTEGER, TEXT, OPTIONAL = (int, float), int, str, type(None)
 WORKLOAD = {
     "pid": INTEGER, "kernel_count": INTEGER, "kernel_time_ns": INTEGER, "busy_ns": INTEGER,
@@ -87,6 +88,27 @@ def test_the_real_pair_counts_graph_replays_and_the_start_offset(capsys: pytest.
     assert found["workloads"]["embed"]["categories"][0]["category"] == "GEMM"
     low, high = found["alignment"]["overlap_of_gen_range"]
     assert low < found["overlap_of_gen"] < high
+
+
+@pytest.mark.skipif(not RECORDED, reason="no recorded capture of a time-sliced step in this checkout")
+def test_a_real_time_sliced_capture_overlaps_only_until_residency_is_looked_at(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """vLLM and an embedding model on one GPU in turns: their kernels' intervals overlap, their residency never does."""
+    found = traced(capsys, RECORDED[0])
+    assert found["basis"] == "residency"
+    assert found["overlap_ns"] == 0
+    blind = tmp_path / "blind.sqlite"
+    blind.write_bytes(RECORDED[0].read_bytes())
+    connection = sqlite3.connect(blind)
+    connection.execute("DROP TABLE GPU_CONTEXT_SWITCH_EVENTS")
+    connection.commit()
+    connection.close()
+    upper = traced(capsys, blind)
+    assert upper["overlap_is_upper_bound"]
+    assert upper["overlap_of_gen"] > 0.3
+    for name, workload in found["workloads"].items():
+        assert workload["busy_ns"] < upper["workloads"][name]["busy_ns"]
 
 
 def test_without_names_it_lists_who_launched_work_and_guesses(capsys: pytest.CaptureFixture[str]) -> None:

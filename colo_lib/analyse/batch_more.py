@@ -71,9 +71,6 @@ def sentence(measures: SweepMeasures, slo_gap_ms: float) -> str:
             f"From {start} requests in flight on, batching more is wasteful: at {start}, embed beside gen adds {share} "
             f"of the device's work, going to {row['next']:.0f} requests adds {batch}."
         )
-    kept = within_slo(measures, slo_gap_ms)
-    limits = [
-        f"{name} up to {max(kept[step])}" for step, name in (("step1", "alone"), ("step2", "shared")) if kept[step]
-    ]
-    slo = " and ".join(limits) or "at no concurrency measured"
-    return f"{told} The p99 inter-token gap is surely within {number(slo_gap_ms)} ms {slo}."
+    kept, names = within_slo(measures, slo_gap_ms), {"step1": "alone", "step2": "shared"}
+    limits = [f"{name} {f'up to {max(kept[step])}' if kept[step] else 'nowhere'}" for step, name in names.items()]
+    return f"{told} The p99 inter-token gap is surely within {number(slo_gap_ms)} ms {' and '.join(limits)}."

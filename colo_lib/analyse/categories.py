@@ -19,16 +19,20 @@ from colo_lib.errors import InputError
 Patterns = Sequence[tuple[str, str]]
 Table = dict[str, np.ndarray]
 OTHER = "other"
+# A kernel that the compiler fused carries the names of its neighbours too, products and attention that it calls.
+NOT_FUSED = r"^(?!triton_(?:red|poi|per)_fused).*"
 PATTERNS: Patterns = (
-    ("MoE", r"moe|expert|topk_?gating|grouped_?topk|align_block_size"),
+    ("MoE", NOT_FUSED + r"(?:moe|expert|topk_?gating|grouped_?topk|align_block_size)"),
     (
         "attention",
-        r"attention|attn|flash_?fwd|flash::|fmha|flashinfer|paged|reshape_and_cache|kv_?cache|rotary|rope\b|_rope|"
-        r"split_?kv|mla_|batch_?(prefill|decode)|mha",
+        NOT_FUSED
+        + r"(?:attention|attn|flash_?fwd|flash::|fmha|flashinfer|paged|reshape_and_cache|kv_?cache|rotary|rope\b|_rope|"
+        r"split_?kv|mla_|batch_?(prefill|decode)|mha)",
     ),
     (
         "GEMM",
-        r"gemm|gemv|gemv|nvjet|cutlass|cublas|matmul|scaled_mm|xmma|wgmma|split_?k_?reduce|marlin|machete|tensorop",
+        NOT_FUSED + r"(?:gemm|gemv|nvjet|cutlass|cublas|matmul|scaled_mm|xmma|wgmma|split_?k_?reduce|marlin|machete|"
+        r"tensorop)",
     ),
     ("quantisation", r"quant|fp8|int8|per_token_group|e4m3"),
     ("norm", r"norm(?!al)|rsqrt"),
@@ -51,7 +55,7 @@ def compiled(patterns: Patterns) -> list[tuple[str, re.Pattern[str]]]:
     found = []
     for name, pattern in patterns:
         try:
-            found.append((name, re.compile(pattern, re.IGNORECASE)))
+            found.append((name, re.compile(pattern, re.IGNORECASE | re.DOTALL)))
         except re.error as error:
             raise InputError(f"category {name!r}: {pattern!r} is no regular expression: {error}") from None
     return found

@@ -55,15 +55,20 @@ def within(start: Ints, end: Ints, window: tuple[int, int]) -> tuple[Ints, Ints]
     return np.clip(start, *window), np.clip(end, *window)
 
 
+def pieces(start: Ints, end: Ints, spans: Union) -> tuple[Ints, Ints, Ints]:
+    """The parts of intervals (in any order, they may overlap) inside a union: whose part it is, its start, its end."""
+    first = np.searchsorted(spans[1], start, side="right")
+    stop = np.searchsorted(spans[0], end, side="left")
+    counts = np.maximum(stop - first, 0)
+    owner = np.repeat(np.arange(len(start)), counts)
+    before = np.cumsum(counts) - counts
+    inside = np.arange(len(owner)) - np.repeat(before - first, counts)
+    return owner, np.maximum(start[owner], spans[0][inside]), np.minimum(end[owner], spans[1][inside])
+
+
 def intersect(left: Union, right: Union) -> Union:
     """Where both are."""
-    first = np.searchsorted(right[1], left[0], side="right")
-    stop = np.searchsorted(right[0], left[1], side="left")
-    counts = np.maximum(stop - first, 0)
-    of_left = np.repeat(np.arange(len(left[0])), counts)
-    before = np.cumsum(counts) - counts
-    of_right = np.arange(len(of_left)) - np.repeat(before - first, counts)
-    return np.maximum(left[0][of_left], right[0][of_right]), np.minimum(left[1][of_left], right[1][of_right])
+    return pieces(*left, right)[1:]
 
 
 def gaps(spans: Union, window: tuple[int, int]) -> Union:

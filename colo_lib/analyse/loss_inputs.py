@@ -43,9 +43,10 @@ def with_captures(
 ) -> dict[str, PerToken]:
     """`found` with the busy and waiting time that captures tell (`chosen.gen_times`), where a step has one.
 
-    The rates stay those of unprofiled trials. A capture's token takes longer than an unprofiled one: what its busy and
-    waiting time are too much for the unprofiled total is taken off the waiting. A capture whose gen ran at less than
-    `least_ratio` of its unprofiled rate, or at more than the inverse, shows another load and is not used.
+    The rates stay those of unprofiled trials. Where a capture's busy and waiting time are more than an unprofiled token
+    takes, the profiler lengthened its gaps: they are not split, since the host's part would be 0 by construction. A
+    capture whose gen ran at less than `least_ratio` of its unprofiled rate, or at more than the inverse, shows another
+    load and is not used.
     """
     told = dict(found)
     for step, own in times.items():
@@ -53,9 +54,9 @@ def with_captures(
             continue
         total_ns = found[step].total_ns
         busy_ns = min(own["busy_ns"], total_ns)
-        waiting_ns = None
-        if not own["unattributed_ns"] > UNKNOWN_SHARE * own["window_ns"]:
-            waiting_ns = min(own["waiting_ns"] + own["switched_out_ns"], total_ns - busy_ns)
+        waiting_ns = own["waiting_ns"] + own["switched_out_ns"]
+        unknown = own["unattributed_ns"] > UNKNOWN_SHARE * own["window_ns"] or busy_ns + waiting_ns > total_ns
+        waiting_ns = None if unknown else waiting_ns
         told[step] = replace(found[step], busy_ns=busy_ns, waiting_ns=waiting_ns, clipped=own["clipped"])
     return told
 

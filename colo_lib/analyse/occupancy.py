@@ -104,11 +104,9 @@ def over_time(view: View, bins: int = 200) -> dict[str, Any]:
         blocks = active.get("blocks")
         known = blocks > 0
         if known.any() and view.device.sm_count:
-            start, end = (times[known] for times in active.intervals())
-            # Residence is spread evenly over the kernel's interval.
-            share = (
-                of_kernels(blocks[known], view.device.sm_count) * active.active_ns[known] / np.maximum(end - start, 1)
-            )
+            start, end = active.intervals()
+            owner, start, end = intervals.pieces(start[known], end[known], active.busy)
+            share = of_kernels(blocks[known], view.device.sm_count)[owner]
             filled = np.minimum(intervals.weight_by_bin(start, end, share, edges) / width, 1.0)
         found["workloads"][name] = {"busy": np.clip(busy, 0, 1), "filled": filled}
     return found

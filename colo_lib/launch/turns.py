@@ -24,7 +24,7 @@ def start_alternator(params: Params, handles: Handles, runtime: Path, folder: Pa
     for name in ("gen", "embed"):
         command += [f"--{name}", ",".join(map(str, groups[name]))]
     command += ["--out", str(runtime / "slices.txt")]
-    child = Child("alternator", command, folder / "logs" / "alternator.log", grace_s=3.0)
+    child = Child("alternator", command, folder / "logs" / "alternator.log", grace_s=20.0)
     # Whatever becomes of the alternator, nobody stays stopped.
     stack.callback(_continue_all, [group for part in groups.values() for group in part])
     stack.callback(child.stop)

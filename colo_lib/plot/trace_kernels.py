@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from colo_lib.plot.style import BOTH_COLOUR, BOUND_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 
-NAME_WIDTH = 34
+NAME_WIDTH = 40
+GENERIC = {"device_kernel", "kernel", "reduce_kernel", "elementwise_kernel", "vectorized_elementwise_kernel",
+           "unrolled_elementwise_kernel"}  # fmt: skip
+SAYS_NOTHING = {
+    "int", "unsigned", "long", "char", "bool", "float", "double", "void", "at", "native", "anon", "c10", "std", "cute",
+    "cutlass", "flash", "vllm", "array", "enable_sm90_or_later", "BFloat16", "Half",
+}  # fmt: skip
 SHOWN = 8
 
 
@@ -48,7 +55,7 @@ def _shift(axes: Axes, item: Mapping[str, Any]) -> None:
         axes.plot([row["alone_us"], row["shared_us"]], [place, place], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(row["alone_us"], place, "o", markerfacecolor="white", markeredgecolor=colour, markersize=6)
         axes.plot(row["shared_us"], place, "o", color=colour, markersize=6, gid=f"shared-{item['workload']}-{place}")
-        words = "" if row["shift"] is None else f"{row['shift']:+.0%}"
+        words = "" if row["shift"] is None else signed(row["shift"])
         right = max(row["alone_us"], row["shared_us"])
         axes.annotate(words, (right, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
     total = "—" if item["total_shift"] is None else f"{item['total_shift']:+.1%}"
@@ -99,14 +106,23 @@ def categories(found: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence
 def short_name(name: str, most: int = NAME_WIDTH) -> str:
     """The function's own name: return type, template arguments, parameters and outer namespaces left out.
 
+    A function that only runs what its template names (`device_kernel`, `reduce_kernel`) is shown with that.
     `$` would start mathematics in matplotlib.
     """
-    head = "".join(char if char.isprintable() else "?" for char in name).replace("$", "?")
-    head = _without_brackets(head.replace("(anonymous namespace)", "anon").replace("<unnamed>", "anon"))
-    head = head.split("(")[0].strip().split(" ")[-1] or name[:most]
+    plain = "".join(char if char.isprintable() else "?" for char in name).replace("$", "?")
+    plain = plain.replace("(anonymous namespace)", "anon").replace("<unnamed>", "anon")
+    head = _without_brackets(plain).split("(")[0].strip().split(" ")[-1] or plain[:most]
     parts = head.split("::")
     shown = "::".join(parts[-2:]) if len(parts) > 1 and parts[-2] not in ("anon", "native") else parts[-1]
+    if parts[-1] in GENERIC and "<" in plain:
+        words = re.findall(r"[A-Za-z_]\w*", plain.split("<", 1)[1])
+        shown = next((f"{parts[-1]}<{word}>" for word in words if word not in SAYS_NOTHING), shown)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def signed(shift: float) -> str:
+    """A shift in percent, without a minus before zero."""
+    return f"{round(shift, 2) + 0.0:+.0%}"
 
 
 def _without_brackets(text: str) -> str:

@@ -72,6 +72,16 @@ def beside(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Metric and step", *runs])
 
 
+def kept_words(points: pd.DataFrame) -> str:
+    """Kept fractions of every run in words."""
+    names = {"gen_kept": "gen", "embed_kept": "embed"}
+    shown = points[points["metric"].isin(names)]
+    told = [
+        f"{row.run} {row.step} {names[row.metric]} {_cell(row.low, row.mean, row.high)}" for row in shown.itertuples()
+    ]
+    return "Kept fractions by run: " + ("; ".join(told) or "none") + "."
+
+
 def mechanisms(
     conditions: Mapping[str, Mapping[str, Any]], run_id: str, trials: pd.DataFrame
 ) -> dict[tuple[str, str], str]:

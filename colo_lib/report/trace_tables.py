@@ -130,11 +130,11 @@ def shift(found: Sequence[Mapping[str, Any]], most: int = 12) -> pd.DataFrame:
     rows = []
     for item in found:
         covered = f"names that ran on both sides: {percent(item['covered'])} of the time alone"
-        total = NONE if item["total_shift"] is None else f"{item['total_shift']:+.1%}"
+        total = NONE if item["total_shift"] is None else f"{round(item['total_shift'], 3) + 0.0:+.1%}"
         rows.append((item["workload"], f"all, weighted by time alone; {covered}", NONE, NONE, total))
         rows += [
             (item["workload"], printable(row["name"], NAME_WIDTH), _us(row["alone_us"]), _us(row["shared_us"]),
-             NONE if row["shift"] is None else f"{row['shift']:+.1%}")
+             NONE if row["shift"] is None else f"{round(row['shift'], 3) + 0.0:+.1%}")
             for row in item["kernels"][:most]
         ]  # fmt: skip
     return pd.DataFrame(rows, columns=["Workload", "Kernel", "Mean alone", "Mean shared", "Shift"])

@@ -130,6 +130,11 @@ def test_a_capture_of_another_load_is_not_used_and_told() -> None:
     assert "one part" in captures_sentence(found, {}, 0.8)
 
 
+def test_gaps_that_the_profiler_lengthened_are_not_split() -> None:
+    told = with_captures({"step1": PerToken(65e3)}, {"step1": captured(75e3)}, 0.8)["step1"]
+    assert (told.busy_ns, told.waiting_ns) == (60e3, None), "60 busy and 10 waiting do not fit into 65"
+
+
 def test_categories_need_both_captures() -> None:
     found = {"step1": PerToken(100e3), "step2": PerToken(130e3)}
     times = {"step1": captured(100e3), "step2": captured(130e3, busy_ns=90e3, busy_by_category_ns={"GEMM": 90e3})}

@@ -43,6 +43,8 @@ def view_of(file: Path, **options: Any) -> View:
         ("void vllm::dynamic_per_token_scaled_fp8_quant_kernel<c10::BFloat16>", "quantisation"),
         ("void vllm::fused_add_rms_norm_kernel<c10::BFloat16, 8>", "norm"),
         ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", "norm"),
+        ("triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_fused_add_rms_norm_max_mul_reciprocal", "norm"),
+        ("triton_poi_fused_cutlass_scaled_mm_mul_silu_slice_unified_attention_1", "activation"),
         ("void vllm::act_and_mul_kernel<c10::BFloat16, &silu_kernel>", "activation"),
         ("void at::native::<unnamed>::distribution_elementwise_grid_stride_kernel<normal_and_transform>", "sampling"),
         ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<ArgMaxOps<float>>>", "sampling"),

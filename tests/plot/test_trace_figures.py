@@ -110,6 +110,9 @@ def test_hostile_names_are_drawn_as_words() -> None:
     figure.savefig(io.BytesIO(), format="png")
     assert trace_kernels.short_name("void vllm::moe::topkGating<8, 128>(const float *)") == "moe::topkGating"
     assert trace_kernels.short_name("nvjet_sm90_tst_NNT") == "nvjet_sm90_tst_NNT"
+    flash = "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<X>>>(Params)"
+    assert trace_kernels.short_name(flash) == "device_kernel<FlashAttnFwdSm90>"
+    assert trace_kernels.signed(-0.001) == "+0%"
 
 
 def test_hostile_names_stand_in_tables_as_words(tmp_path: Path) -> None:
