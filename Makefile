@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHON
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-gpu lint notebooks doctor env engine clean-env
+.PHONY: help run test test-fast test-gpu lint hooks notebooks doctor env engine clean-env
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ lint: env  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy colo_lib
+
+hooks: env  ## have git run the checks before each commit
+	@install -m 755 scripts/pre-commit.sh "$$(git rev-parse --git-path hooks)/pre-commit"
 
 notebooks: env  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from colo_lib.engines_env import resolve_python
 from colo_lib.errors import InputError
 from tests.processes import MARK, token_carriers, wait_until
 
+# A run in a shell's background inherits an ignored Ctrl-C, and would hand it down to what it tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests of another checkout on this machine are not ours.
 os.environ[MARK] = secrets.token_hex(8)
 MODELS = Path(__file__).with_name("models")

@@ -1,8 +1,14 @@
-"""The notebooks that read, as a person opens them: a real JupyterLab in a real browser, 'Run All', no error."""
+"""Every notebook as a person opens it: a real JupyterLab in a real browser, 'Run All', no error.
+
+Those that record do so with real engines on models small enough for a test. Engines take most of a minute to start, so
+one for each workload, and those that a CPU skips, are run; the rest are opened, and have the same cells.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -19,9 +25,13 @@ import pytest
 from colo_lib.launch.gen import free_port
 from colo_lib.paths import NOTEBOOKS, REPOSITORY
 from tests.processes import wait_until
+from tests.test_run_command import NANO
 
 pytestmark = pytest.mark.browser
-READING = [file.name for file in sorted(NOTEBOOKS.glob("*.ipynb")) if file.name[0] in "045" or file.name[:2] == "33"]
+NAMES = [file.name for file in sorted(NOTEBOOKS.glob("*.ipynb"))]
+RECORDING = [name for name in NAMES if name[0] in "12"]
+RUN_HERE = ["12-both-shared.ipynb", "14-embed-alone.ipynb", "15-mig.ipynb", "16-sm-partition.ipynb"]
+READING = [name for name in NAMES if name not in RECORDING]
 CELLS_SETTLED = """
 const panel = window.jupyterapp.shell.currentWidget;
 const cells = [...panel.content.widgets].filter(cell => cell.model.type === 'code' && cell.model.sharedModel.source);
@@ -66,6 +76,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A JupyterLab over a copy of the notebooks beside the package; gives the address of a notebook with '{}'."""
     root = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, root / "notebooks")
+    for name in RECORDING:
+        _shrink(root / "notebooks" / name, {**NANO, "runs_dir": str(root / "runs")})
     token, port = secrets.token_hex(16), free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
@@ -84,6 +96,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(20)
 
 
+def _shrink(file: Path, values: dict[str, Any]) -> None:
+    """Change values in a notebook's parameters cell, as a person would before 'Run All'."""
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    cell = next(cell for cell in notebook["cells"] if cell["metadata"].get("tags") == ["parameters"])
+    cell["source"] = [
+        f"{name} = {values[name]!r}\n" if (name := line.partition(" = ")[0]) in values else line
+        for line in cell["source"]
+    ]
+    file.write_text(json.dumps(notebook), encoding="utf-8")
+
+
 def _up(port: int, token: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2) as answer:
@@ -93,13 +116,38 @@ def _up(port: int, token: str) -> bool:
 
 
 @pytest.mark.parametrize("name", READING)
-def test_run_all_reaches_the_bottom(browser: Any, lab: str, name: str, tmp_path: Path) -> None:
-    from selenium.webdriver.common.by import By
+def test_run_all_reaches_the_bottom(browser: Any, lab: str, name: str) -> None:
+    _run_all(browser, lab.format(name), 60)
 
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_a_notebook_that_records_reaches_the_bottom(browser: Any, lab: str, engine_python: Path, name: str) -> None:
+    _run_all(browser, lab.format(name), 150)
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDING if name not in RUN_HERE])
+def test_the_other_notebooks_that_record_open_and_have_the_same_cells(browser: Any, lab: str, name: str) -> None:
     browser.get(lab.format(name))
     assert wait_until(lambda: browser.execute_script(READY), 60), "the notebook did not open with a kernel"
+    assert _cells(name) == _cells(RUN_HERE[0])
+
+
+def _cells(name: str) -> list[str]:
+    """Its code, with one word for every step's name."""
+    notebook = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [re.sub('"(step[1-4]|config[AB]|mps-alone)"', '"STEP"', source) for source in code]
+
+
+def _run_all(browser: Any, address: str, allowed_s: float) -> None:
+    """Open the notebook, 'Run All', wait until every cell has its number, and look for errors."""
+    from selenium.webdriver.common.by import By
+
+    browser.get(address)
+    assert wait_until(lambda: browser.execute_script(READY), 60), "the notebook did not open with a kernel"
     assert browser.execute_async_script(RUN_ALL) is None
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allowed_s
     prompts: list[str] = []
     while time.monotonic() < deadline:
         prompts = browser.execute_script(CELLS_SETTLED)

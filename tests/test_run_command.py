@@ -37,16 +37,7 @@ def colo(*words: str, cwd: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "colo_lib.cli", *words]
     pipe = subprocess.PIPE
-    # A test run in a shell's background inherits an ignored Ctrl-C, and would pass it on.
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdout=pipe,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float = 500.0) -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Verdict
@@ -24,7 +26,7 @@ def pays(kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
-    """One sentence: the verdict, and step 2's work per device with its interval."""
+    """The verdict, the clauses that fail with their figures, and step 2's work per device with its interval."""
     told = {
         SUPPORTED: "The hypothesis holds in this run.",
         REFUTED: "The hypothesis does not hold in this run.",
@@ -33,11 +35,21 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     counts = verdict.clauses["status"].value_counts()
     split = ", ".join(f"{counts.get(status, 0)} {status}" for status in (SUPPORTED, REFUTED, OPEN))
     parts = [f"{told} Its {len(verdict.clauses)} clauses: {split}."]
+    refuted = verdict.clauses[verdict.clauses["status"] == REFUTED]
+    if len(refuted):
+        parts.append("What fails: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
     for row in paying[paying["step"] != "step3"].itertuples():
         title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
         parts.append(f"{title}: {mean} ({interval}, {row.blocks} blocks); dedicated is 1.")
     return " ".join(parts)
+
+
+def _figure(clause: Any) -> str:
+    """A clause's figure as a percentage: its words say of what."""
+    if clause.low != clause.low:
+        return f"measured {clause.mean:.0%}"
+    return f"measured {clause.mean:.0%} [{clause.low:.0%}, {clause.high:.0%}]"
 
 
 def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:

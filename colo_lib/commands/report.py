@@ -1,10 +1,12 @@
 """Render a finished run folder as one self-contained HTML page, and print the page's path.
 
-The notebooks that read a run are executed on it; their copies stay beside the page.
+The notebooks that read a run are executed on it; their copies stay beside the page. Several runs, of one GPU type or
+of several, come side by side on one page instead. reports/index.html lists every page there with its verdict.
 
 examples:
   colo report runs/cpu-20261124-101500
   colo report cpu-20261124-101500 -o page.html     a run of runs/ by its name
+  colo report RUN RUN RUN                          side by side: verdicts, kept fractions, what differs
   colo report RUN --figures figures                its figures as files too
 """
 
@@ -16,18 +18,27 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run", metavar="RUN", help="a finished run folder, or the name of one in --runs-dir")
+    parser.add_argument("run", metavar="RUN", nargs="+", help="a finished run folder, or the name of one in --runs-dir")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the page here")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="keep its figures as files too, SVG and PNG")
     parser.add_argument("--runs-dir", default="runs", help="where runs lie (default: %(default)s)")
-    parser.add_argument("--reports-dir", default="reports", help="where pages go (default: %(default)s)")
+    parser.add_argument(
+        "--reports-dir", type=Path, default=Path("reports"), help="where pages go (default: %(default)s)"
+    )
 
 
 def carry_out(options: argparse.Namespace) -> int:
-    """Make the page and print its path; 0 done, 1 a notebook failed, 2 the run cannot be read."""
+    """Make the page and print its path; 0 done, 1 a notebook failed, 2 a run cannot be read."""
+    from colo_lib.errors import InputError
     from colo_lib.parse.choose import named_run
     from colo_lib.report.make import make_report
+    from colo_lib.report.side_by_side import make_side_by_side
 
-    folder = named_run(options.run, options.runs_dir)
-    print(make_report(folder, Path(options.reports_dir), options.output, options.figures))
+    folders = [named_run(name, options.runs_dir) for name in options.run]
+    if len(folders) == 1:
+        print(make_report(folders[0], options.reports_dir, options.output, options.figures))
+        return 0
+    if options.figures:
+        raise InputError("--figures keeps the figures of one run: give one RUN")
+    print(make_side_by_side(folders, options.reports_dir, options.output))
     return 0

@@ -1,8 +1,12 @@
 """Carry out every step of a params file through the notebooks, then write the report.
 
+Several params files are all checked first, then carried out one after the other, each into a run and a page of its
+own; one that fails does not stop the next. Their pages side by side follow.
+
 examples:
   colo run params/cpu.yaml                       a whole run on this machine's cores
   colo run params/h100.yaml --set gen_concurrency=8
+  colo run params/h100.yaml params/h200.yaml     one after the other, then side by side
   colo run --resume runs/cpu-20260101-120000     go on where an interrupted run stopped
 """
 
@@ -16,7 +20,7 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `colo run`."""
-    parser.add_argument("params", nargs="?", metavar="PARAMS", help="a params file, as params/cpu.yaml")
+    parser.add_argument("params", nargs="*", metavar="PARAMS", help="a params file, as params/cpu.yaml; or several")
     parser.add_argument("--resume", metavar="RUN", help="an unfinished run, by folder or run id")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter; may be repeated"
@@ -42,11 +46,8 @@ def changes(pairs: list[str]) -> dict[str, Any]:
 def carry_out(options: argparse.Namespace) -> int:
     """Begin or resume, run, report; 0 when every trial left a record that counts and no wanted capture is missing."""
     from colo_lib.errors import InputError
-    from colo_lib.launch.gen import free_port
     from colo_lib.params import load
-    from colo_lib.run.captures import refuse_conflicts
-    from colo_lib.run.folder import begin, resume
-    from colo_lib.run.plan import plan_trials
+    from colo_lib.run.folder import resume
 
     if bool(options.params) == bool(options.resume):
         raise InputError("give a params file, as in `colo run params/cpu.yaml`, or --resume RUN")
@@ -54,13 +55,64 @@ def carry_out(options: argparse.Namespace) -> int:
         if options.set:
             raise InputError("--set cannot change a run that has begun: leave it out, or begin a new run")
         folder, params = resume(options.resume, "runs")
-    else:
-        params = load(options.params, **changes(options.set))
-        plan_trials(params)
-        refuse_conflicts(params)
-        free_port(params.gen_port)
-        folder = begin(params, say=_say)
-    return record_and_report(options, params, folder)
+        return record_and_report(options, params, folder)
+    every = [load(file, **changes(options.set)) for file in options.params]
+    for params in every:
+        _refuse(params)
+    return _begin(options, every[0])[0] if len(every) == 1 else _one_after_the_other(options, every)
+
+
+def _refuse(params: Any) -> None:
+    """Raises InputError for parameters that no run can be made of."""
+    from colo_lib.budget import refuse_if_too_large
+    from colo_lib.gpu_look import look_at_gpus
+    from colo_lib.launch.gen import free_port
+    from colo_lib.launch.models import resolve_models
+    from colo_lib.memory import budget_here
+    from colo_lib.run.captures import refuse_conflicts
+    from colo_lib.run.plan import plan_trials
+
+    plan_trials(params)
+    refuse_conflicts(params)
+    resolve_models(params)
+    refuse_if_too_large(budget_here(params, look_at_gpus() if params.device == "cuda" else None))
+    free_port(params.gen_port)
+
+
+def _begin(options: argparse.Namespace, params: Any) -> tuple[int, Path]:
+    from colo_lib.run.folder import begin
+
+    folder = begin(params, say=_say)
+    return record_and_report(options, params, folder), folder
+
+
+def _one_after_the_other(options: argparse.Namespace, every: list[Any]) -> int:
+    """Carry out each; the exit code of the worst. Wrong input and Ctrl-C stop what is left, a failure does not."""
+    from colo_lib.errors import ColoError, InputError
+    from colo_lib.paths import MANIFEST, PARTIAL
+    from colo_lib.report.side_by_side import make_side_by_side
+
+    codes: list[int] = []
+    done: list[Path] = []
+    for file, params in zip(options.params, every, strict=True):
+        _say(f"== {file} ({len(codes) + 1} of {len(every)})")
+        try:
+            code, folder = _begin(options, params)
+        except InputError:
+            raise
+        except ColoError as failure:
+            print(f"colo: {file}: {failure}", file=sys.stderr)
+            code, folder = 1, None
+        if code == 130:
+            return code
+        codes.append(code)
+        finished = folder and folder.with_name(folder.name.removesuffix(PARTIAL))
+        done += [finished] if finished and (finished / MANIFEST).is_file() else []
+    for file, code in zip(options.params, codes, strict=True):
+        _say(f"{file}: {'done' if code == 0 else 'FAILED'}")
+    if len(done) > 1 and not options.no_report:
+        _say(f"side by side: {make_side_by_side(done, Path(options.reports_dir))}")
+    return max(codes)
 
 
 def record_and_report(options: argparse.Namespace, params: Any, folder: Path) -> int:

@@ -74,6 +74,9 @@ def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
         return
     if samples["ms"].max() > 10 * max(samples["ms"].min(), 1e-3):
         axes.set_xscale("log")
+        # Tokens that came in one chunk would stretch the axis over decades in which nothing happens.
+        low = min(np.quantile(group["ms"], 0.02) for _, group in samples.groupby("step"))
+        axes.set_xlim(left=max(float(low) / 2, 1e-3))
         _plain_ticks(axes)
     axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)

@@ -16,8 +16,10 @@ LABEL_CHARACTERS = 16  # of a line of a run's name
 OFFSETS = {"step2": -0.14, "step3": 0.14}
 
 
-def kept_by_run(points: pd.DataFrame, mechanisms: dict[tuple[str, str], str]) -> Figure:
-    """A row a run, gen's kept fraction left and embed's right; bars are printed ranges or 95 % intervals.
+def kept_by_run(
+    points: pd.DataFrame, mechanisms: dict[tuple[str, str], str], reach: str = "range as printed, or 95 % interval"
+) -> Figure:
+    """A row a run, gen's kept fraction left and embed's right; `reach` says what the bars are.
 
     `points`: `analyse.published.POINT_COLUMNS`; `mechanisms`: (run, step) -> mechanism.
     """
@@ -31,7 +33,7 @@ def kept_by_run(points: pd.DataFrame, mechanisms: dict[tuple[str, str], str]) ->
         Line2D([], [], marker=MECHANISM_MARKERS.get(name, "o"), color="black", linestyle="", label=name)
         for name in used
     ]
-    handles.append(Line2D([], [], color="black", marker="|", label="range as printed, or 95 % interval"))
+    handles.append(Line2D([], [], color="black", marker="|", label=reach))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -50,7 +52,9 @@ def _panel(
         if run not in set(points["run"]):
             axes.annotate("not measured", (0.02, place), va="center", color="#666666", fontsize=9)
     axes.axvline(1.0, color="#999999", linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(runs)), [textwrap.fill(run, LABEL_CHARACTERS) for run in runs])
+    # A run's name is shown as it is, never taken for a formula.
+    names = [textwrap.fill(run, LABEL_CHARACTERS, max_lines=3, placeholder="…") for run in runs]
+    axes.set_yticks(range(len(runs)), [name.replace("$", r"\$") for name in names])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_xlim(0, max(1.1, float(points["high"].max() if len(points) else 0.0) * 1.05))
     axes.grid(axis="y", visible=False)

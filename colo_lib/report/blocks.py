@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
 
 INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -44,6 +47,11 @@ def items(values: Iterable[object]) -> str:
     return "<ul>" + "".join(f"<li>{text(value)}</li>" for value in values) + "</ul>"
 
 
+def link(address: str, words: object) -> str:
+    """A link to a file that lies beside the page; `address` is a plain file name."""
+    return f'<a href="{text(quote(address))}">{text(words)}</a>'
+
+
 def section(name: str, title: str, body: str) -> str:
     """A section with its heading; `body` is HTML made by this module."""
     own = text(name)
@@ -75,6 +83,13 @@ def table(part: dict[str, Any]) -> str:
     )
 
 
+def frame(shown: pd.DataFrame, caption: str) -> str:
+    """A frame whose cells are already as they are to be read."""
+    columns = [str(column) for column in shown.columns]
+    rows = [[str(value) for value in row] for row in shown.itertuples(index=False)]
+    return table({"columns": columns, "rows": rows, "caption": caption}) if rows else paragraph("None.", "note")
+
+
 def figure(part: dict[str, Any]) -> str:
     """A figure part as an embedded PNG; anything that is not one is told, not embedded."""
     try:
@@ -93,12 +108,13 @@ def figure(part: dict[str, Any]) -> str:
 
 def _row(cells: list[str]) -> str:
     head, *rest = cells
-    return f'<th scope="row">{text(head)}</th>' + "".join(_cell(cell) for cell in rest)
+    return f'<th scope="row">{text(head)}</th>' + "".join(cell(words) for words in rest)
 
 
-def _cell(cell: str) -> str:
-    kind = STATUS_CLASSES.get(cell) or ("bad" if " OVER " in cell else "")
-    figure = INTERVAL.fullmatch(cell)
+def cell(words: str) -> str:
+    """A cell of a table; a status has its colour, an interval stays whole."""
+    kind = STATUS_CLASSES.get(words.partition(": ")[0]) or ("bad" if " OVER " in words else "")
+    figure = INTERVAL.fullmatch(words)
     # The bracket stands on its own line rather than being torn apart.
-    shown = f'{text(figure[1])} <span class="aside">{text(figure[2])}</span>' if figure else text(cell)
+    shown = f'{text(figure[1])} <span class="aside">{text(figure[2])}</span>' if figure else text(words)
     return f'<td class="{kind}">{shown}</td>' if kind else f"<td>{shown}</td>"

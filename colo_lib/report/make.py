@@ -13,7 +13,7 @@ from colo_lib import paths
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.parse.captures import captured_steps
 from colo_lib.parse.run_folder import Run, open_run
-from colo_lib.report import page, parts
+from colo_lib.report import index, page, parts
 
 NOTEBOOKS = ("51-verdict", "52-gen-loss", "54-capacity-plan", "53-published", "46-telemetry", "47-memory")
 TRACE_NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
@@ -24,9 +24,12 @@ TOLD_LINES = 12
 def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None, figures: Path | None = None) -> Path:
     """As `colo_lib.report.make_report`; `output` names another file for the page, `figures` a folder for its figures.
 
+    Without `output` the page lies in `reports_dir`, whose index.html tells of it.
     A figure's files are named <question>--<gpu>--<pair>, as SVG and as PNG.
     """
     run = open_run(run_folder)
+    if output is None and f"{run.run_id}.html" in index.RESERVED:
+        raise InputError(f"run {run.run_id}: its page would replace another in {reports_dir}; name it with -o FILE")
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         os.environ |= {parts.FIGURES: str(figures.resolve()), parts.FIGURES_END: figures_end(run)}
@@ -37,7 +40,9 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
     if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
         raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
     target = output or reports_dir / f"{run.run_id}.html"
-    _write(target, html)
+    write(target, html)
+    if output is None:
+        index.write_index(reports_dir)
     return target
 
 
@@ -68,7 +73,7 @@ def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
     failure = _papermill(source, fresh, run)
     notebook = json.loads(fresh.read_text(encoding="utf-8")) if fresh.is_file() else {}
     fresh.unlink(missing_ok=True)
-    _write(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    write(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
     found = parts.lift(notebook)
     last = found[-1] if found else {}
     if failure or (last.get("kind"), last.get("notebook"), last.get("run_id")) != ("done", name, run.run_id):
@@ -100,7 +105,7 @@ def _papermill(source: Path, target: Path, run: Run) -> str:
     return ""
 
 
-def _write(target: Path, text: str) -> None:
+def write(target: Path, text: str) -> None:
     """Write beside the target and rename: a reader never sees half a file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from colo_lib import __version__
 from colo_lib.parse.run_folder import Run
 from colo_lib.report import provenance
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
+from colo_lib.schema import STEP_TITLES
 
+ABOUT = "colo-report"  # name of the element that tells an index what a page says
 QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
 SIMULATED = (
     "Simulated. No engine and no device took part: every number on this page was planted, to show what a report "
@@ -25,6 +28,15 @@ STAND_IN = (
     "Cores stand in for GPUs. These numbers were measured on CPU cores with true engines; they show that the workbook "
     "works, and say nothing about any GPU."
 )
+NO_CAPTURE = (
+    "No capture of GPU work in this run, so no kernel overlap, occupancy, idle gaps, durations or categories. "
+    "capture_s above 0 in the params file records one of each step, on a GPU host with Nsight Systems; "
+    "`colo doctor PARAMS` says whether this machine can."
+)
+NO_SWEEP = (
+    "One run has one value of everything. `colo sweep PARAMS --over gen_concurrency=1,2,4` repeats it over a grid; "
+    "notebooks 31-36 draw thread percentage, concurrency, batch size, eager against graphs, prefill share and memory pressure."
+)
 CONTENTS = {
     "steps": "Steps side by side",
     "latency": "Latencies and stalls",
@@ -33,6 +45,7 @@ CONTENTS = {
     "traces": "Inside the GPU: kernel overlap, occupancy, idle gaps, durations, categories",
     "telemetry": "Telemetry over time",
     "memory": "Memory",
+    "sweeps": "Sweeps",
     "published": "Beside the published runs",
     "capacity": "Capacity: dedicate, co-locate or shard wider",
     "not-counted": "Trials that do not count",
@@ -43,6 +56,18 @@ CONTENTS = {
 def render(run: Run, found: list[dict[str, Any]]) -> str:
     """The page as HTML; `found` are the parts lifted from the executed notebooks."""
     by_name = {part["name"]: part for part in found}
+    return document(
+        f"Co-location: {run.run_id}",
+        summary(run, by_name.get("verdict", {})),
+        _first_screen(run, by_name),
+        _sections(run, by_name),
+        f"Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.",
+        ("steps", "Skip to the table of steps"),
+    )
+
+
+def document(title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str]) -> str:
+    """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it."""
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -51,30 +76,68 @@ def render(run: Run, found: list[dict[str, Any]]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>Co-location: {text(run.run_id)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
-        '<a class="skip" href="#steps">Skip to the table of steps</a>\n'
-        f"<header>{_first_screen(run, by_name)}</header>\n<main>\n{_sections(run, by_name)}</main>\n"
-        f"<footer>{paragraph(f'Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.')}</footer>\n"
-        "</body>\n</html>\n"
+        f'<meta name="{ABOUT}" content="{text(json.dumps(about))}">\n'
+        f"<title>{text(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#{text(skip[0])}">{text(skip[1])}</a>\n'
+        f"<header>{header}</header>\n<main>\n{main}</main>\n<footer>{paragraph(footer)}</footer>\n</body>\n</html>\n"
     )
+
+
+def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
+    """What an index tells of a run's page."""
+    models = run.manifest["models"]
+    weights = {provenance.weights_of(models.get(name) or {}) for name in ("gen", "embed")}
+    return {
+        "run_id": run.run_id,
+        "device": f"{run.manifest['machine'].get('device_count')} × {run.manifest['machine'].get('device_name')}",
+        "models": " + ".join(str(models.get(name, {}).get("name")) for name in ("gen", "embed")),
+        "weights": ", ".join(sorted(weights)),
+        "status": str(verdict.get("status", "inconclusive")),
+        "sentence": str(verdict.get("sentence", "No verdict was recorded.")),
+        "label": "simulated" if run.simulated else "cores stand in for GPUs" if run.stand_in else "",
+        "created_utc": str(run.manifest.get("created_utc", "")),
+    }
+
+
+def verdict_line(status: str) -> str:
+    """The verdict in its colour."""
+    kind = {"supported": "good", "not supported": "bad"}.get(status, "open")
+    return f'<p class="verdict {kind}"><strong>Hypothesis: {text(status)}</strong></p>'
+
+
+def cautions(warnings: list[str]) -> str:
+    """What a reader must not overlook as one banner: sentences that differ in their step alone are told once."""
+    if not warnings:
+        return ""
+    return f'<div class="banner" role="note"><p>Read with care:</p>{items(merged(warnings))}</div>'
+
+
+def merged(warnings: list[str]) -> list[str]:
+    """'step2: x', 'step3: x' -> 'step2, step3: x', in the order in which each was first told."""
+    steps: dict[str, list[str]] = {}
+    for warning in warnings:
+        step, colon, words = warning.partition(": ")
+        own = (step, words) if colon and step in STEP_TITLES else ("", warning)
+        steps.setdefault(own[1], []).extend([own[0]] if own[0] else [])
+    return [f"{', '.join(names)}: {words}" if names else words for words, names in steps.items()]
 
 
 def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
     verdict = found.get("verdict", {})
-    status = str(verdict.get("status", "inconclusive"))
     banner = SIMULATED if run.simulated else STAND_IN if run.stand_in else ""
-    kind = {"supported": "good", "not supported": "bad"}.get(status, "open")
     parts = [
         heading(1, QUESTION),
         f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
-        f'<p class="verdict {kind}"><strong>Hypothesis: {text(status)}</strong></p>',
+        verdict_line(str(verdict.get("status", "inconclusive"))),
         paragraph(verdict.get("sentence", "No verdict was recorded."), "lead"),
+        paragraph(provenance.in_one_line(run), "note"),
+        _part(found, "kept"),
+        cautions(verdict.get("warnings", [])),
     ]
-    parts += [f'<p class="banner">{text(warning)}</p>' for warning in verdict.get("warnings", [])]
     if verdict.get("missing"):
         parts.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
-    parts += [_part(found, "kept"), heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
-    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in contents(found).items())
+    parts += [heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
+    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in CONTENTS.items())
     return "\n".join([*parts, f'<nav aria-label="Contents"><ul>{links}</ul></nav>'])
 
 
@@ -85,7 +148,8 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + details("Kept fractions", _part(found, "kept-table"), opened=False),
         "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
         "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
-        "traces": traces(found),
+        "traces": traces(found) if "kernel-timeline" in found else paragraph(NO_CAPTURE, "note"),
+        "sweeps": paragraph(NO_SWEEP, "note"),
         **_across(found),
         "telemetry": _part(found, "telemetry")
         + _part(found, "telemetry-absent")
@@ -93,15 +157,10 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + details("Why a value is missing", _part(found, "telemetry-reasons"), opened=False)
         + "".join(_part(found, name) for name in ("pacing", "pacing-table") if name in found),
         "memory": _part(found, "memory") + details("Numbers", _part(found, "memory-table"), opened=False),
-        "not-counted": _part(found, "not-counted"),
+        "not-counted": _part(found, "not-counted", "None: every trial counts."),
         "provenance": provenance.blocks(run),
     }
-    return "\n".join(section(name, title, bodies[name]) for name, title in contents(found).items())
-
-
-def contents(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Sections of the page and their titles; captures have one where the run has any."""
-    return {name: title for name, title in CONTENTS.items() if name != "traces" or "kernel-timeline" in found}
+    return "\n".join(section(name, title, bodies[name]) for name, title in CONTENTS.items())
 
 
 def traces(found: dict[str, dict[str, Any]]) -> str:
@@ -145,16 +204,16 @@ def _clocks(run: Run) -> str:
     worst = run.trials["clock_disagreement"].max()
     told = f"Latencies of gen are by the clock of: {', '.join(clocks) or 'not recorded'}."
     if worst == worst:
-        told += f" The client's token rate and the server's own counter differed by {worst:.1%} at most."
+        told += f" The client's token rate and the server's own counter differed by {max(worst, 0.001):.1%} at most."
     return paragraph(told)
 
 
-def _part(found: dict[str, dict[str, Any]], name: str) -> str:
+def _part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> str:
     part = found.get(name)
     if part is None:
-        return paragraph(f"This part is missing: its notebook showed no {name}.", "note")
+        return paragraph(f"This part is missing: its notebook showed no {name}. `colo report RUN` executes it.", "note")
     if part["kind"] == "figure":
         return figure(part)
     if part["kind"] == "table":
-        return table(part) if part["rows"] else paragraph("None.", "note")
+        return table(part) if part["rows"] else paragraph(empty, "note")
     return paragraph(part.get("text", ""))

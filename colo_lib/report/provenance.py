@@ -11,6 +11,26 @@ WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
     "hub": "published weights",
 }
+WEIGHTS_SHORT = {"dummy": "random weights", "hub": "published weights"}
+
+
+def in_one_line(run: Run) -> str:
+    """Hardware, models with their weights, and versions, for the first lines of a page."""
+    machine = run.manifest["machine"]
+    models = [run.manifest["models"].get(name) or {} for name in ("gen", "embed")]
+    told = [f"{_told(model.get('name'))} ({weights_of(model)})" for model in models]
+    versions = machine.get("versions") or {}
+    named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
+    named += [f"driver {machine['driver']}"] if machine.get("driver") else []
+    return (
+        f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}; gen: {told[0]}; "
+        f"embed: {told[1]}; {', '.join(named) or 'versions not recorded'}."
+    )
+
+
+def weights_of(model: dict[str, Any]) -> str:
+    """Whose weights a model of the manifest ran with, in two words."""
+    return WEIGHTS_SHORT.get(str(model.get("weights")), "weights not recorded")
 
 
 def what_was_run(run: Run) -> list[tuple[str, object]]:
@@ -28,7 +48,8 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
     pairs += [
         (
             "Load of gen",
-            f"{params.gen_concurrency} requests in flight, {params.gen_prompt_tokens} tokens in, "
+            f"{params.gen_concurrency} request{'' if params.gen_concurrency == 1 else 's'} in flight, "
+            f"{params.gen_prompt_tokens} tokens in, "
             f"{params.gen_output_tokens} out",
         ),
         ("Load of embed", f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens"),
@@ -50,9 +71,13 @@ def _captures(run: Run) -> list[tuple[str, object]]:
     if not captures:
         return []
     done = [capture["step"] for capture in captures if capture["status"] == "done"]
-    lacking = [f"{capture['step']}: {capture['reason']}" for capture in captures if capture["status"] != "done"]
+    lacking: dict[str, list[str]] = {}
+    for capture in captures:
+        if capture["status"] != "done":
+            lacking.setdefault(str(capture["reason"]), []).append(str(capture["step"]))
     told = [f"{len(done)} of {len(captures)} steps" + (f" ({', '.join(done)})" if done else "")]
-    return [("Captures", "; MISSING ".join(told + lacking))]
+    told += [f"{', '.join(steps)}: {reason}" for reason, steps in lacking.items()]
+    return [("Captures", "; MISSING ".join(told))]
 
 
 def blocks(run: Run) -> str:
@@ -70,7 +95,7 @@ def blocks(run: Run) -> str:
             definitions(
                 [
                     ("Commit", f"{_told(machine.get('git_commit'))}, {dirty}"),
-                    ("Time", f"{_told(measured)} s in windows of {_told(total)} s in all{share}"),
+                    ("Time", f"{_seconds(measured)} in windows of {_seconds(total)} in all{share}"),
                     ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
                     ("Interval", "95 % over blocks, paired: the wider of scipy's bootstrap (BCa) and Student's t"),
                 ]
@@ -105,6 +130,10 @@ def _model(model: dict[str, Any]) -> str:
     weights = WEIGHTS.get(str(model.get("weights")), f"weights: {_told(model.get('weights'))}")
     kind = ", ".join([_told(model.get("architecture")), size, _told(model.get("dtype"))])
     return f"{_told(model.get('name'))} ({kind}); {weights}"
+
+
+def _seconds(value: object) -> str:
+    return f"{value:.0f} s" if isinstance(value, int | float) else "not recorded"
 
 
 def _told(value: object) -> str:

@@ -28,6 +28,8 @@ def find() -> str | None:
 def load(file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None = None) -> dict[str, Any]:
     """Load `file` at `width` px; gives the value of each JavaScript expression of `asked`, and `complaints`.
 
+    A promise is waited for. The debugger's own expressions are not held to the page's policy.
+
     `complaints`: console errors, exceptions, and every address that the page tried to fetch.
     """
     return asyncio.run(asyncio.wait_for(_load(file, width, dark, asked, shot), ALLOWED_S))
@@ -100,7 +102,7 @@ async def _look(
     await page.until_loaded()
     found = {}
     for name, expression in asked.items():
-        reply = await page.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        reply = await page.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         found[name] = reply["result"].get("value")
     if shot is not None:
         reply = await page.call("Page.captureScreenshot", captureBeyondViewport=True)

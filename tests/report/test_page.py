@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import re
 import shutil
+import sqlite3
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from colo_lib.errors import InputError, StepFailed
 from colo_lib.parse.run_folder import open_run
 from colo_lib.report import blocks, make, page, parts
 from tests.report import chromium
-from tests.run_folders import Plan, change_manifest, write_run
+from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><b onmouseover=alert(3)>& \x07</style>"
 ADDRESS_ATTRIBUTES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background", "formaction"}
@@ -101,10 +103,11 @@ def test_the_page_has_its_parts_in_order(read: Reader) -> None:
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), "no heading level is skipped"
     sections = [attributes["id"] for tag, attributes in read.tags if tag == "section"]
-    assert sections == list(page.contents({}))
+    assert sections == list(page.CONTENTS)
     assert page.QUESTION in read.words
     assert "Cores stand in for GPUs" in read.words
     assert "This part is missing" not in read.words
+    assert "capture_s above 0" in read.words, "what would fill the part on captures"
 
 
 def test_every_image_is_a_png_with_words_for_it(read: Reader) -> None:
@@ -201,6 +204,19 @@ def test_a_notebook_without_its_last_word_makes_no_page(notebooks: Path, tmp_pat
     with pytest.raises(StepFailed, match="51-verdict did not reach its end"):
         make.make_report(run, tmp_path / "reports")
     assert not (tmp_path / "reports" / "simulated-run.html").exists()
+
+
+def test_a_hostile_kernel_name_is_shown_as_text(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", Plan(blocks=1, window_s=1.0, device="cuda"))
+    file = add_capture(folder, "step2") / "trace.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as export, export:
+        export.execute("UPDATE StringIds SET value = ? || value WHERE value LIKE 'nvjet%'", (HOSTILE[:70],))
+    reseal(folder, file.relative_to(folder).as_posix())
+    run = open_run(folder)
+    found = [part for name in make.TRACE_NOTEBOOKS[3:] for part in make.execute(name, run, tmp_path / f"{name}.ipynb")]
+    reader = Reader(page.render(run, found))
+    assert HOSTILE[:70] in reader.words
+    assert not HARMLESS_TAGS_ONLY & {tag for tag, _ in reader.tags}
 
 
 def test_html_found_in_a_notebook_is_never_taken() -> None:

@@ -1,0 +1,103 @@
+"""reports/index.html: every page of a folder with its verdict, written again beside each report.
+
+A page tells about itself in one element of its head (`page.ABOUT`); the pages are all there is, so one that was deleted
+is gone from the index, and one that a colleague sent is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from colo_lib import __version__
+from colo_lib.report import page
+from colo_lib.report.blocks import cell, heading, items, link, paragraph, text
+
+NAME = "index.html"
+RESERVED = (NAME, "side-by-side.html")
+HEAD_CHARACTERS = 65_536  # a page's head, style included
+COLUMNS = ("Report", "Hypothesis", "In words", "Device", "Models", "Recorded")
+
+
+def write_index(folder: Path) -> Path:
+    """Write `folder`/index.html over the pages that lie in it; gives its path."""
+    from colo_lib.report.make import write
+
+    target = folder / NAME
+    write(target, render(folder))
+    return target
+
+
+def render(folder: Path) -> str:
+    """The index as HTML, newest recording first."""
+    found = {file.name: about(file) for file in sorted(folder.glob("*.html")) if file.name != NAME}
+    told = sorted(
+        ((name, facts) for name, facts in found.items() if facts), key=lambda pair: pair[1]["created_utc"], reverse=True
+    )
+    silent = [name for name, facts in found.items() if not facts]
+    main = _table(told) if told else paragraph("No report lies here yet: `colo report RUN` makes one.")
+    if silent:
+        main += heading(2, "Pages that tell no verdict") + paragraph(
+            "Not made by this version: `colo report RUN` makes them anew."
+        )
+        main += items(silent)
+    count = f"{len(told)} report{'' if len(told) == 1 else 's'}"
+    header = heading(1, "Reports and their verdicts") + paragraph(f"{count}, newest first. {page.QUESTION}")
+    body = f'<section id="reports" aria-label="Reports">{main}</section>\n'
+    own = {"status": "index"}
+    return page.document(
+        "Co-location: reports", own, header, body, f"Made by colo {__version__}.", ("reports", "Skip to the reports")
+    )
+
+
+def about(file: Path) -> dict[str, str]:
+    """What a page tells of itself, every value as text; empty when it is no page of ours."""
+    reader = _Head()
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            reader.feed(stream.read(HEAD_CHARACTERS))
+        facts = json.loads(reader.content)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(facts, dict) or facts.get("status") == "index":
+        return {}
+    names = ("run_id", "device", "models", "weights", "status", "sentence", "label", "created_utc")
+    return {name: str(facts.get(name, "")) for name in names}
+
+
+class _Head(HTMLParser):
+    """Keeps the content of the one element that `page.document` writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.content = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts: dict[str, Any] = dict(attrs)
+        if tag == "meta" and facts.get("name") == page.ABOUT and not self.content:
+            self.content = str(facts.get("content") or "")
+
+
+def _table(told: list[tuple[str, dict[str, str]]]) -> str:
+    head = "".join(f'<th scope="col">{text(column)}</th>' for column in COLUMNS)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Reports with their verdicts">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(_row(*pair) for pair in told)}</tbody></table></div>"
+    )
+
+
+def _row(name: str, facts: dict[str, str]) -> str:
+    label = f" ({facts['label']})" if facts["label"] else ""
+    weights = f" ({facts['weights']})" if facts["weights"] else ""
+    values = (
+        f"{facts['status']}{label}",
+        facts["sentence"],
+        facts["device"],
+        facts["models"] + weights,
+        facts["created_utc"],
+    )
+    status = cell(facts["status"]) if not label else cell(values[0])
+    rest = "".join(cell(value) for value in values[1:])
+    return f'<tr><th scope="row">{link(name, facts["run_id"] or name)}</th>{status}{rest}</tr>'
