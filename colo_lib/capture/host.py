@@ -1,9 +1,10 @@
-"""Starts the engines below `nsys launch` and keeps them until it is told to end: what one session can hold.
+"""Starts the engines and keeps them until it is told to end: below `nsys launch`, all that one session can hold.
 
     python -m colo_lib.capture.host '{"out": FILE, "params": {…}, "step": "step2", "gen": true, "embed": true, …}'
 
 FILE receives the handles of the running engines, or what went wrong. What `nsys launch` put into our environment, the
-injection, is handed on to the engines, whose environments are allow-lists that would drop it.
+injection, is handed on to the engines, whose environments are allow-lists that would drop it. With `wraps` we run below
+nothing, and each engine below an `nsys launch` of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from colo_lib.errors import ColoError
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.placement import place
 from colo_lib.launch.process import INJECTION
+from colo_lib.launch.wrapped import NOTES, Wrap
+from colo_lib.launch.wrapped_start import LEFT_BEHIND
 from colo_lib.params import check
-
-LEFT_BEHIND = "/tmp/injection_config_"
 
 
 def hand_on_injection(known: list[str], originals: dict[str, str | None]) -> list[str]:
@@ -57,7 +58,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     left_behind = hand_on_injection(job["known"], job["originals"])
     params, out = check(job["params"], "capture"), Path(job["out"])
-    engines = Engines(params, place(job["step"], params), Path(job["runtime"]), Path(job["logs"]))
+    runtime = Path(job["runtime"])
+    wraps = {
+        engine: Wrap(tuple(words), {"TMPDIR": str(runtime)}, runtime / NOTES.format(engine))
+        for engine, words in job["wraps"].items()
+    }
+    engines = Engines(params, place(job["step"], params), runtime, Path(job["logs"]), wraps)
     try:
         handles = engines.start(job["gen"], job["embed"], lambda text: print(text, flush=True))
         write_json(out, {"handles": asdict(handles), "left_behind": left_behind})

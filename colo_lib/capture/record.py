@@ -16,7 +16,7 @@ import psutil
 
 from colo_lib.capture.export_check import missing_workloads
 from colo_lib.capture.manifest import write_json
-from colo_lib.capture.session import Session
+from colo_lib.capture.session import JointFailed, Session, recorded_names
 from colo_lib.errors import ColoError, StepFailed
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.loads import collect, wait_steady, watch_window
@@ -28,8 +28,7 @@ from colo_lib.params import Params
 from colo_lib.paths import CAPTURE, PARTIAL
 from colo_lib.schema import SCHEMA_VERSION
 
-EXPORT = "trace.sqlite"
-REPORT = "trace.nsys-rep"
+EXPORT_SUFFIX, REPORT_SUFFIX = ".sqlite", ".nsys-rep"
 # A report of this size or less is kept beside its export, for Nsight's own window.
 KEPT_REPORT_BYTES = 64 * 2**20
 # What an export may need, as a multiple of its report.
@@ -48,35 +47,46 @@ def blank(params: Params, placement: Placement) -> dict[str, Any]:
         "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},
         "pacing": pacing_record(params, placement),
         "mechanism_evidence": None, "exports": [], "nsys_version": None, "command": [],
+        "sessions": None, "joint_reason": None,
     }  # fmt: skip
 
 
-def write_absent(params: Params, placement: Placement, target: Path, reason: str, status: str = "absent") -> None:
+def write_absent(
+    params: Params,
+    placement: Placement,
+    target: Path,
+    reason: str,
+    status: str = "absent",
+    joint_reason: str | None = None,
+) -> None:
     """A capture folder that says only why there is no capture."""
     target.mkdir(parents=True, exist_ok=True)
-    write_json(target / CAPTURE, blank(params, placement) | {"status": status, "reason": reason})
+    told = {"status": status, "reason": reason, "joint_reason": joint_reason}
+    write_json(target / CAPTURE, blank(params, placement) | told)
 
 
 def capture_step(params: Params, placement: Placement, session: Session, target: Path) -> dict[str, Any]:
     """Record one window of `placement` into the folder `target`; returns the content of its capture.json.
 
-    The engines run below `session` already. A capture that fails is recorded with its cause and raised as StepFailed.
+    The engines run below `session` already. A capture that fails is recorded with its cause and raised as StepFailed,
+    as JointFailed where separate sessions may do better.
     The folder gets its name when its record is written.
     """
     assert session.handles is not None
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "logs").mkdir(parents=True)
-    record = blank(params, placement) | {"command": session.command}
+    sessions = {"sessions": "separate" if session.separate else "joint", "joint_reason": session.joint_reason}
+    record = blank(params, placement) | {"command": session.command} | sessions
     try:
         with ExitStack() as stack:
             record |= {"nsys_version": session.version()}
             record |= _recorded(params, placement, session, session.handles, partial, stack)
-        record |= _exported(params, session, partial, record)
+        record |= _exported(params, placement, session, partial, record)
     except (ColoError, OSError, KeyboardInterrupt) as error:
         record["reason"] = str(error) or type(error).__name__
         _close(partial, target, record)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | JointFailed):
             raise
         raise StepFailed(record["reason"]) from error
     _close(partial, target, record | {"status": "done"})
@@ -101,7 +111,8 @@ def _recorded(
     loads = connect(params, placement, handles, session.runtime, folder, stack)
     begin(params, placement, handles, loads, session.runtime, folder, stack)
     wait_steady(params, loads, handles)
-    context_switches = session.start(folder / Path(REPORT).stem)
+    names = recorded_names(placement, session.separate)
+    context_switches = session.start(folder, names)
     clock = clock_pair()
     start_ns = time.monotonic_ns()
     pids = {name: [pid for root in roots for pid in tree(root)] for name, roots in handles.pids().items()}
@@ -111,7 +122,7 @@ def _recorded(
     # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
     settle(loads, session.runtime, frames)
     collect(loads, session.runtime, frames)
-    session.stop()
+    session.stop(names)
     told = measure(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
     return {
         "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids, "context_switches": context_switches,
@@ -134,25 +145,35 @@ def tree(root: int) -> list[int]:
     return [root]
 
 
-def _exported(params: Params, session: Session, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Export the report and look whether each workload under load is in it."""
-    report, export = folder / REPORT, folder / EXPORT
-    if not report.exists():
-        raise StepFailed(_not_imported(session.runtime, folder))
-    _check_disk(folder, EXPORT_GROWTH * report.stat().st_size)
-    session.export(report, export)
+def _exported(
+    params: Params, placement: Placement, session: Session, folder: Path, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Export each report and look whether each workload under load is in the one that is to hold it."""
     running = {
         name: record["pids"][name]
         for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s"))
         if record["profiled"][rate] is not None
     }
-    missing = missing_workloads(export, running, on_gpu=params.device == "cuda")
-    if missing:
-        what = "GPU activity" if params.device == "cuda" else "event"
-        raise StepFailed(f"the export holds no {what} of {' and '.join(missing)}, though they worked in the window")
-    if report.stat().st_size > KEPT_REPORT_BYTES:
-        report.unlink()
-    return {"exports": [EXPORT]}
+    names = recorded_names(placement, session.separate)
+    for name in names:
+        report, export = folder / (name + REPORT_SUFFIX), folder / (name + EXPORT_SUFFIX)
+        if not report.exists():
+            raise StepFailed(_not_imported(session.runtime, folder))
+        _check_disk(folder, EXPORT_GROWTH * report.stat().st_size)
+        session.export(report, export)
+        held = {workload: pids for workload, pids in running.items() if _is_for(name, workload, session)}
+        missing = missing_workloads(export, held, on_gpu=params.device == "cuda")
+        if missing:
+            what = "GPU activity" if params.device == "cuda" else "event"
+            told = f"the export {export.name} holds no {what} of {' and '.join(missing)}, though they worked"
+            raise (StepFailed if session.separate else JointFailed)(f"{told} in the window")
+        if report.stat().st_size > KEPT_REPORT_BYTES:
+            report.unlink()
+    return {"exports": [name + EXPORT_SUFFIX for name in names]}
+
+
+def _is_for(name: str, workload: str, session: Session) -> bool:
+    return not session.separate or name.split("-")[1] == workload
 
 
 def _not_imported(runtime: Path, folder: Path) -> str:

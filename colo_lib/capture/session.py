@@ -1,4 +1,7 @@
-"""One Nsight Systems session from launch to nothing left: both workloads below it, recorded only while asked.
+"""Nsight Systems from launch to nothing left: both workloads below one session, recorded only while asked.
+
+Where one session cannot be had, each engine gets a session of its own (`separate`), all recorded around one window;
+the process that starts the engines, and the MPS daemon that it starts, are below none of them.
 
 What was seen with nsys 2024.2 and is relied on here: its agent is a child of our guardian (which adopts orphans), keeps
 our environment's token and dies with either; all its files follow TMPDIR but a few, which are removed; `stop` waits
@@ -14,20 +17,22 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from colo_lib.capture import nsys
 from colo_lib.errors import StepFailed
-from colo_lib.launch.engines import Handles, from_plain
+from colo_lib.launch.engines import Handles, embed_name, from_plain
 from colo_lib.launch.gen import KEY_NAME, run_key
 from colo_lib.launch.loads import package_environment
 from colo_lib.launch.logs import tail
 from colo_lib.launch.models import resolve_models
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child
+from colo_lib.launch.wrapped import NOTES
 from colo_lib.params import Params
 
 HOST = "colo_lib.capture.host"
@@ -39,6 +44,11 @@ STOP_S = 300.0  # collects what every process buffered and imports it
 EXPORT_S = 900.0
 VERSION_S = 30.0
 HOST_END_S = 30.0
+JOINT = "trace"
+
+
+class JointFailed(StepFailed):
+    """One session cannot hold what was to be recorded; separate ones may."""
 
 
 def run_guarded(words: list[str], env: dict[str, str], log: Path, timeout_s: float) -> str:
@@ -60,12 +70,25 @@ def run_guarded(words: list[str], env: dict[str, str], log: Path, timeout_s: flo
     return said
 
 
-class Session:
-    """Owns the session and the engines below it; `close` always."""
+def recorded_names(placement: Placement, separate: bool) -> list[str]:
+    """What a placement's reports and exports are called, without suffix: one, or one for each engine with work."""
+    if not separate:
+        return [JOINT]
+    embeds = [embed_name(number) for number in range(len(placement.embed_devices))] if placement.runs_embed else []
+    return [f"{JOINT}-{engine}" for engine in [*(["gen"] if placement.runs_gen else []), *embeds]]
 
-    def __init__(self, binary: Path, params: Params, runtime: Path, logs: Path) -> None:
+
+class Session:
+    """Owns the session, or one for each engine, and the engines below; `close` always.
+
+    `joint_reason`: why one session could not be had; with it the sessions are separate.
+    """
+
+    def __init__(
+        self, binary: Path, params: Params, runtime: Path, logs: Path, joint_reason: str | None = None
+    ) -> None:
         self.binary, self.params, self.runtime, self.log = binary, params, runtime, logs / "nsys.log"
-        self.logs = logs
+        self.logs, self.joint_reason, self.separate = logs, joint_reason, joint_reason is not None
         # A name of its own: nsys keeps those of sessions that were killed.
         self.name = f"colo-{secrets.token_hex(4)}"
         self.env = package_environment({"TMPDIR": str(runtime), KEY_NAME: run_key()})
@@ -83,6 +106,7 @@ class Session:
         """Start the wanted engines below nsys; raises StepFailed with the log's end when they do not come up."""
         out = self.runtime / "captured.json"
         out.unlink(missing_ok=True)
+        wraps = self._wraps(placement) if self.separate else {}
         models = resolve_models(self.params)
         # The host sees an allow-listed environment only: interpreters are resolved here.
         pythons = {"gen_python": str(models.gen_python), "embed_python": str(models.embed_python)}
@@ -91,19 +115,31 @@ class Session:
         job = {
             "out": str(out), "params": self.params.model_copy(update=pythons).model_dump(), "step": placement.step,
             "runtime": str(self.runtime), "logs": str(self.logs), "gen": gen, "embed": embed, "known": known,
-            "originals": {name: os.environ.get(name) for name in WRITTEN_OVER},
+            "originals": {name: os.environ.get(name) for name in WRITTEN_OVER}, "wraps": wraps,
         }  # fmt: skip
         host = [sys.executable, "-m", HOST, json.dumps(job)]
-        settings = self.params.device, self.params.capture_graph_trace
-        words = nsys.launch_command(self.binary, self.name, *settings, host)
-        self.command = words[: -len(host)]
+        self.command = next(iter(wraps.values())) if wraps else self._launch_words(JOINT)
+        words = host if self.separate else [*self.command, *host]
         self.child = Child("nsys", words, self.log, env=self.env, grace_s=10.0)
         told = self._wait_for(out, tick)
-        self.left_behind = told["left_behind"]
+        self.left_behind += told["left_behind"]
         if "error" in told:
             raise StepFailed(f"under nsys: {told['error']}")
         self.handles = from_plain(told["handles"])
         return self.handles
+
+    def _session(self, name: str) -> str:
+        """nsys's name of the session that records `name`."""
+        return self.name + name.removeprefix(JOINT)
+
+    def _launch_words(self, name: str) -> list[str]:
+        settings = self.params.device, self.params.capture_graph_trace
+        return nsys.launch_command(self.binary, self._session(name), *settings, [])
+
+    def _wraps(self, placement: Placement) -> dict[str, list[str]]:
+        """The launch words of each engine that may run, by its name, whether it has work in this placement or not."""
+        engines = replace(placement, runs_gen=True, runs_embed=True)
+        return {name.removeprefix(f"{JOINT}-"): self._launch_words(name) for name in recorded_names(engines, True)}
 
     def _wait_for(self, out: Path, tick: Callable[[str], None]) -> dict[str, Any]:
         assert self.child is not None
@@ -112,33 +148,39 @@ class Session:
         while not out.exists():
             waited = time.monotonic() - began
             if not self.child.running() or waited > limit_s:
-                raise StepFailed(f"nsys launch: the engines did not come up; its last lines:\n{self.child.tail()}")
+                failure, what = (StepFailed, "captures") if self.separate else (JointFailed, "nsys launch")
+                raise failure(f"{what}: the engines did not come up; its last lines:\n{self.child.tail()}")
             tick(f"engines start under nsys, {waited:.0f} s")
             time.sleep(POLL_S)
         told: dict[str, Any] = json.loads(out.read_text())
         return told
 
-    def start(self, report: Path) -> bool:
-        """Begin to record into `report` (without suffix); whether context switches are recorded too."""
+    def start(self, folder: Path, names: Sequence[str]) -> bool:
+        """Begin to record reports `names` into `folder`; whether context switches are recorded too, in all of them."""
+        return all([self._start(folder / name, name) for name in names])
+
+    def _start(self, report: Path, name: str) -> bool:
         if self.params.device == "cuda":
             try:
-                return nsys.context_switches_granted(self._tell(nsys.start_command, report, True, limit_s=START_S))
+                said = self._tell(name, nsys.start_command, report, True, limit_s=START_S)
+                return nsys.context_switches_granted(said)
             except StepFailed:
                 # Some drivers refuse the whole collection for lack of rights: the kernels are worth having alone.
                 pass
-        self._tell(nsys.start_command, report, False, limit_s=START_S)
+        self._tell(name, nsys.start_command, report, False, limit_s=START_S)
         return False
 
-    def stop(self) -> None:
-        """End recording; the report is written when this returns."""
-        self._tell(nsys.stop_command, limit_s=STOP_S)
+    def stop(self, names: Sequence[str]) -> None:
+        """End recording; the reports are written when this returns."""
+        for name in names:
+            self._tell(name, nsys.stop_command, limit_s=STOP_S)
 
     def export(self, report: Path, sqlite: Path) -> None:
         """A report as SQLite."""
         run_guarded(nsys.export_command(self.binary, report, sqlite), self.env, self.log, EXPORT_S)
 
-    def _tell(self, command: Callable[..., list[str]], *arguments: Any, limit_s: float) -> str:
-        return run_guarded(command(self.binary, self.name, *arguments), self.env, self.log, limit_s)
+    def _tell(self, name: str, command: Callable[..., list[str]], *arguments: Any, limit_s: float) -> str:
+        return run_guarded(command(self.binary, self._session(name), *arguments), self.env, self.log, limit_s)
 
     def close(self) -> None:
         """End the engines, then nsys; nothing of either lives or lies about afterwards."""
@@ -152,9 +194,12 @@ class Session:
             while os.path.exists(f"/proc/{owner}") and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.child.stop()
+        notes = [json.loads(file.read_text()) for file in self.runtime.glob(NOTES.format("*"))]
+        left = [*self.left_behind, *(file for note in notes for file in note["left_behind"])]
         # nsys leaves the semaphore for the process that it waited for when it was killed itself.
-        waiters = Path("/dev/shm").glob(f"sem.NSys-process_waiter-{owner}-*")
-        for file in [*map(Path, self.left_behind), *waiters]:
+        for pid in (owner, *(note["pid"] for note in notes)):
+            left += map(str, Path("/dev/shm").glob(f"sem.NSys-process_waiter-{pid}-*"))
+        for file in [*left, *self.runtime.glob(NOTES.format("*"))]:
             with suppress(OSError):
-                file.unlink()
+                Path(file).unlink()
         self.child = self.handles = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,7 @@ from colo_lib.errors import StepFailed
 from colo_lib.launch.gen import ENGINE_NICE
 from colo_lib.launch.orders import Handle, order
 from colo_lib.launch.process import Child, engine_environment
+from colo_lib.launch.wrapped import Wrap
 from colo_lib.params import Params
 
 WORKER = Path(__file__).with_name("embed_worker.py")
@@ -33,8 +35,9 @@ class EmbedProcess:
         socket_path: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
         held: Mapping[str, Any] = MappingProxyType({}),
+        wrap: Wrap | None = None,
     ) -> None:
-        self.params = params
+        self.params, self.wrap = params, wrap
         on_cpu = params.device == "cpu"
         job = {
             "socket": str(socket_path),
@@ -48,11 +51,14 @@ class EmbedProcess:
             "pooling": params.embed_pooling,
             "seed": params.seed,
         } | dict(held)
+        words, env = [str(python), str(WORKER), json.dumps(job)], environment(params, devices, shared)
+        if wrap is not None:
+            words, env = wrap.around(words, env, shared)
         self.child = Child(
             "embed",
-            [str(python), str(WORKER), json.dumps(job)],
+            words,
             log,
-            env=environment(params, devices, shared),
+            env=env,
             cpus=[int(core) for core in devices] if on_cpu else (),
             nice=ENGINE_NICE if on_cpu else 0,
         )
@@ -64,6 +70,8 @@ class EmbedProcess:
         while True:
             try:
                 order(self.handle, "status", timeout_s=5.0)
+                if self.wrap is not None:
+                    self.handle = replace(self.handle, pid=self.wrap.engine_pid())
                 return time.monotonic() - start
             except OSError:
                 waited = time.monotonic() - start

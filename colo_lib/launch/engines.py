@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -28,6 +29,7 @@ from colo_lib.launch.models import resolve_models
 from colo_lib.launch.orders import Handle
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.wrapped import Wrap
 from colo_lib.params import Params
 
 ENGINES_FILE = "COLO_ENGINES"
@@ -73,11 +75,24 @@ def _running(pid: int) -> bool:
         return False
 
 
+def embed_name(number: int) -> str:
+    """`embed` of the first embedding process, `embed-1` of the second."""
+    return f"embed-{number}" if number else "embed"
+
+
 class Engines:
     """Owns the engines of one placement; `start` before use, `stop` always."""
 
-    def __init__(self, params: Params, placement: Placement, runtime: Path, logs: Path) -> None:
+    def __init__(
+        self,
+        params: Params,
+        placement: Placement,
+        runtime: Path,
+        logs: Path,
+        wraps: Mapping[str, Wrap] = MappingProxyType({}),
+    ) -> None:
         self.params, self.placement, self.runtime, self.logs = params, placement, runtime, logs
+        self.wraps = wraps  # by `gen` and `embed_name`
         self.gen: GenServer | None = None
         self.embeds: list[EmbedProcess] = []
         self.mechanism: Mechanism | None = None
@@ -100,7 +115,8 @@ class Engines:
         if want_gen and self.gen is None:
             log = self.logs / f"gen-{name}.log"
             model = models.gen.source(self.params.weights)
-            self.gen = GenServer(params, self.placement, models.gen_python, model, log, self._shared("gen"))
+            python, shared, wrap = models.gen_python, self._shared("gen"), self.wraps.get("gen")
+            self.gen = GenServer(params, self.placement, python, model, log, shared, wrap)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
             for number, devices in enumerate(self.placement.embed_devices):
@@ -108,7 +124,8 @@ class Engines:
                 socket.unlink(missing_ok=True)
                 python, model = models.embed_python, models.embed.source(self.params.weights)
                 shared, held = self._shared("embed", number), self.mechanism.embed_job() if self.mechanism else {}
-                self.embeds.append(EmbedProcess(params, devices, python, model, log, socket, shared, held))
+                wrap = self.wraps.get(embed_name(number))
+                self.embeds.append(EmbedProcess(params, devices, python, model, log, socket, shared, held, wrap))
                 self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
         self._attach()
         return self.handles()

@@ -12,13 +12,14 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.placement import Placement
 from colo_lib.launch.process import Child, engine_environment
+from colo_lib.launch.wrapped import Wrap
 from colo_lib.params import Params
 
 SERVED_NAME = "gen"
@@ -137,14 +138,18 @@ class GenServer:
         model: str,
         log: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
+        wrap: Wrap | None = None,
     ) -> None:
-        self.params = params
+        self.params, self.wrap = params, wrap
         key, port = run_key(), free_port(params.gen_port)
+        words, env = command(params, python, model, port, placement), environment(params, placement, key, shared)
+        if wrap is not None:
+            words, env = wrap.around(words, env, shared)
         self.child = Child(
             "gen",
-            command(params, python, model, port, placement),
+            words,
             log,
-            env=environment(params, placement, key, shared),
+            env=env,
             cpus=[int(core) for core in placement.gen_devices] if params.device == "cpu" else (),
             nice=ENGINE_NICE if params.device == "cpu" else 0,
         )
@@ -164,6 +169,8 @@ class GenServer:
                 )
             tick(f"gen starts, {waited:.0f} s")
             time.sleep(READY_POLL_S)
+        if self.wrap is not None:
+            self.handle = replace(self.handle, pid=self.wrap.engine_pid())
         return time.monotonic() - start
 
     def stop(self) -> None:

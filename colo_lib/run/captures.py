@@ -15,7 +15,7 @@ import psutil
 
 from colo_lib.capture.nsys import conflicting_words, find_nsys
 from colo_lib.capture.record import capture_step, write_absent
-from colo_lib.capture.session import Session
+from colo_lib.capture.session import JointFailed, Session
 from colo_lib.errors import ColoError, InputError
 from colo_lib.launch.placement import Placement, place
 from colo_lib.launch.runtime import runtime_folder
@@ -25,6 +25,7 @@ from colo_lib.run.folder import trial_status
 from colo_lib.run.progress import Progress
 
 Say = Callable[[str], None]
+LOGS = Path("logs") / "captures"
 NO_NSYS = "nsys is not on PATH: install Nsight Systems; without it throughput is measured and kernel overlap is not"
 # What else subscribes to CUPTI or takes a GPU's counters, by the name of the process.
 RIVALS = {"nv-hostengine": "DCGM's host engine", "dcgm-exporter": "DCGM's exporter", "ncu": "Nsight Compute"}
@@ -91,28 +92,47 @@ def record_captures(params: Params, folder: Path, steps: list[str], say: Say) ->
 
 
 def _record_group(params: Params, folder: Path, group: list[Placement], binary: Path, say: Say) -> list[str]:
-    """Captures of steps that share engines: one session as long as it holds, another one after a failure."""
+    """Captures of steps that share engines: one session as long as it holds, another one after a failure.
+
+    A step that one session cannot hold is captured again with one for each engine, as are those that come after it.
+    """
     missing: list[str] = []
+    joint_reason: str | None = None
     # As in the trials: what idles in memory is the same in every step.
-    gen, embed = any(one.runs_gen for one in group), any(one.runs_embed for one in group)
+    wanted = any(one.runs_gen for one in group), any(one.runs_embed for one in group)
     with runtime_folder() as runtime:
         session: Session | None = None
         try:
             for placement in group:
                 say(f"{placement.step}: capture of {params.capture_s:g} s, {placement.mechanism}")
-                target = capture_folder(folder, placement.step)
                 try:
-                    if session is None or session.handles is None:
-                        session = Session(binary, params, runtime, folder / "logs" / "captures")
-                        session.launch(placement, gen, embed, Progress(5.0, say))
-                    capture_step(params, placement, session, target)
+                    session = session or Session(binary, params, runtime, folder / LOGS, joint_reason)
+                    try:
+                        _capture(session, placement, wanted, folder, say)
+                    except JointFailed as error:
+                        session.close()
+                        joint_reason = str(error)
+                        say(f"{placement.step}: one session does not hold it, once more with one for each engine")
+                        session = Session(binary, params, runtime, folder / LOGS, joint_reason)
+                        _capture(session, placement, wanted, folder, say)
                 except (ColoError, OSError) as error:
                     missing.append(f"no capture of {placement.step}: {error}")
-                    if capture_status(folder, placement.step) is None:
-                        write_absent(params, placement, target, str(error), "failed")
                     if session is not None:
                         session.close()
+                    session = None
         finally:
             if session is not None:
                 session.close()
     return missing
+
+
+def _capture(session: Session, placement: Placement, wanted: tuple[bool, bool], folder: Path, say: Say) -> None:
+    """One attempt at a step; whatever it raises is in the step's capture.json."""
+    target = capture_folder(folder, placement.step)
+    try:
+        if session.handles is None:
+            session.launch(placement, *wanted, Progress(5.0, say))
+    except (ColoError, OSError) as error:
+        write_absent(session.params, placement, target, str(error), "failed", session.joint_reason)
+        raise
+    capture_step(session.params, placement, session, target)

@@ -17,7 +17,6 @@ import pytest
 
 from colo_lib.capture import session as session_module
 from colo_lib.capture.manifest import capture_records
-from colo_lib.capture.record import EXPORT, REPORT
 from colo_lib.launch import loads
 from colo_lib.params import Params, check
 from colo_lib.paths import CAPTURE, REPOSITORY, capture_folder
@@ -76,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_capture_says_what_was_recorded(run: Any, tmp_path: Path) -> None:
     told, missing = run()
     assert missing == []
-    assert (told["status"], told["exports"], told["nsys_version"]) == ("done", [EXPORT], "2024.2.3.38")
+    assert (told["status"], told["exports"], told["nsys_version"]) == ("done", ["trace.sqlite"], "2024.2.3.38")
     start_ns, end_ns = told["window_ns"]
     assert end_ns - start_ns == 400_000_000
     assert told["pids"]["gen"] == []
@@ -84,8 +83,9 @@ def test_a_capture_says_what_was_recorded(run: Any, tmp_path: Path) -> None:
     assert told["profiled"]["embed_sequences_per_s"] > 0
     assert told["profiled"]["gen_tokens_per_s"] is None
     assert told["command"][1] == "launch"
-    assert (folder(tmp_path) / EXPORT).exists()
-    assert (folder(tmp_path) / REPORT).exists()
+    assert (told["sessions"], told["joint_reason"]) == ("joint", None)
+    assert (folder(tmp_path) / "trace.sqlite").exists()
+    assert (folder(tmp_path) / "trace.nsys-rep").exists()
     assert capture_records(tmp_path / "run.partial")[0]["status"] == "done"
 
 
@@ -101,7 +101,6 @@ def test_a_done_capture_is_not_repeated_and_a_failed_one_is(run: Any, tmp_path: 
     ("behaviour", "words"),
     [
         ({"fail": {"version": "error"}}, "stand-in: version does not work"),
-        ({"fail": {"launch": "refuse"}}, "not allowed in this state"),
         ({"fail": {"start": "error"}}, "nsys start ended with exit code 1"),
         ({"fail": {"start": "hang"}}, "nsys start did not end within"),
         ({"fail": {"stop": "error"}}, "stand-in: stop does not work"),

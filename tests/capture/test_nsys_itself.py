@@ -12,7 +12,7 @@ import pytest
 
 from colo_lib.capture import nsys
 from colo_lib.capture.export_check import events_by_pid
-from colo_lib.capture.host import LEFT_BEHIND
+from colo_lib.launch.wrapped_start import LEFT_BEHIND
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.run.captures import record_captures
 from tests.launch.test_faults import nano

@@ -1,4 +1,7 @@
-"""In place of `colo_lib.capture.host`: no engines, one process that answers an embedding worker's orders at once."""
+"""In place of `colo_lib.capture.host`: no engines, one process that answers an embedding worker's orders at once.
+
+With `wraps` that process is started below nsys, by itself; `capture_host.py SOCKET` is it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.wrapped import NOTES, Wrap
 
 ROWS = array.array("q")
 
@@ -35,19 +41,44 @@ class Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
 
+def below(runtime: Path, words: list[str], path: str) -> tuple[Child, int]:
+    """The engine's process below nsys, and its pid once it serves."""
+    wrap = Wrap(tuple(words), {"TMPDIR": str(runtime)}, runtime / NOTES.format("embed"))
+    command, env = wrap.around([sys.executable, __file__, path], child_environment({}), {})
+    child = Child("embed", command, runtime / "embed.log", env=env)
+    while not Path(path).exists():
+        if not child.running():
+            raise RuntimeError(child.tail())
+        time.sleep(0.02)
+    return child, wrap.engine_pid()
+
+
 def main() -> None:
     """Serve orders, publish the handles, wait."""
     job = json.loads(sys.argv[1])
     path = str(Path(job["runtime"]) / "embed0.sock")
-    threading.Thread(target=Server(path, Orders).serve_forever, daemon=True).start()
-    embed = {"socket": path, "pid": os.getpid(), "log": os.devnull}
+    Path(path).unlink(missing_ok=True)
+    pid, child = os.getpid(), None
+    if words := job["wraps"].get("embed"):
+        child, pid = below(Path(job["runtime"]), words, path)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    else:
+        threading.Thread(target=Server(path, Orders).serve_forever, daemon=True).start()
+    embed = {"socket": path, "pid": pid, "log": os.devnull}
     handles = {"key": "stand-in", "owner_pid": os.getpid(), "gen": None, "embeds": [embed]}
     left = sorted(value for name, value in os.environ.items() if name == "QUADD_INJECTION_CONFIG")
     out = Path(job["out"])
     out.with_suffix(".new").write_text(json.dumps({"handles": handles, "left_behind": left}))
     out.with_suffix(".new").rename(out)
-    signal.pause()
+    try:
+        signal.pause()
+    finally:
+        if child is not None:
+            child.stop()
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1].startswith("{"):
+        main()
+    else:
+        Server(sys.argv[1], Orders).serve_forever()
