@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from colo_lib.plot.style import (
     BOUND_COLOUR,
@@ -77,6 +78,9 @@ def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
         # Tokens that came in one chunk would stretch the axis over decades in which nothing happens.
         low = min(np.quantile(group["ms"], 0.02) for _, group in samples.groupby("step"))
         axes.set_xlim(left=max(float(low) / 2, 1e-3))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _plain_ticks(axes)
     axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)

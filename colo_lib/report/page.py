@@ -35,7 +35,7 @@ NO_CAPTURE = (
 )
 NO_SWEEP = (
     "One run has one value of everything. `colo sweep PARAMS --over gen_concurrency=1,2,4` repeats it over a grid; "
-    "notebooks 31-36 draw thread percentage, concurrency, batch size, eager against graphs, prefill share and memory pressure."
+    "notebooks 31-36 draw thread percentage, concurrency, batch size, eager against graphs, prefill share and memory."
 )
 CONTENTS = {
     "steps": "Steps side by side",

@@ -172,7 +172,7 @@ def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[st
     section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
     assert section.count("data:image/png;base64,") == 5
     assert "This part is missing" not in section
-    assert "Inside the GPU" not in page.render(opened, [])
+    assert page.text(page.NO_CAPTURE) in page.render(opened, [])
 
 
 def test_a_notebook_reads_bare_exports_and_shows_the_example_where_there_is_nothing(tmp_path: Path) -> None:
