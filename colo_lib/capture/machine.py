@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from colo_lib import __version__
-from colo_lib.launch.process import vllm_settings
+from colo_lib.launch.process import child_environment, vllm_settings
 from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
 
@@ -97,8 +97,11 @@ def own_versions() -> dict[str, str]:
 def engine_versions(python: Path) -> dict[str, str]:
     """Versions of the engines, asked of their interpreter's package records (nothing is imported)."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        command = [str(python), "-I", "-c", ASK_VERSIONS, *ENGINE_PACKAGES]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        # PYTHONPATH counts, as it does for the engines: a host without a network may have vLLM there.
+        command = [str(python), "-c", ASK_VERSIONS, *ENGINE_PACKAGES]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=True, env=child_environment({}), cwd="/"
+        )
         found: dict[str, str] = json.loads(done.stdout)
         return found
     return {}
