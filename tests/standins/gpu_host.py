@@ -16,6 +16,8 @@ words = sys.argv[1:]
 env = os.environ | {{"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1",
                     "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "",
                     "COLO_SEES": os.environ.get("CUDA_VISIBLE_DEVICES", "")}}
+# Engines yield, as on cores: NVIDIA's programs do not share them with the engines on a true host.
+os.nice(5)
 if "vllm.entrypoints.openai.api_server" in words:
     for flag in ("--gpu-memory-utilization", "--kv-cache-memory-bytes"):
         if flag in words:
@@ -43,7 +45,9 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("nvidia-cuda-mps-control", "pynvml.py", "cuda_probe.py", "sm_hold.py"):
-        (folder / name).write_bytes((STANDINS / name).read_bytes())
+        # Straight to an interpreter: a version manager's shim takes many times as long as the order itself.
+        source = (STANDINS / name).read_text().replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1)
+        (folder / name).write_text(source)
         (folder / name).chmod(0o755)
     (folder / "behaviour.json").write_text(json.dumps({"live": True} | dict(nvml or {})))
     probe, hold = str(folder / "cuda_probe.py"), str(folder / "sm_hold.py")
