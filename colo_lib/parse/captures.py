@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from colo_lib.errors import InputError
 from colo_lib.params import STEPS
 from colo_lib.parse.export import read_launches
 from colo_lib.parse.exports import clock_shift, concatenated, read_exports
+from colo_lib.parse.json_file import read_object
 from colo_lib.traces import Capture, Launches
 
 DEFAULT_EXPORT = "trace.sqlite"
@@ -113,12 +113,4 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _capture_facts(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(facts, dict):
-        raise InputError(f"{file}: holds no JSON object")
-    return facts
+    return read_object(file) if file.is_file() else {}

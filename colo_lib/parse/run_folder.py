@@ -21,6 +21,7 @@ from pyarrow import ArrowException
 from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.params import RUN_ID, STEPS, Params, check
+from colo_lib.parse.json_file import read_object
 from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES, SCHEMA_VERSION
 
@@ -150,9 +151,7 @@ def _folders(runs_dir: str | Path) -> list[Path]:
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise InputError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is")
-    manifest = _read_json(file)
+    manifest = read_object(file, MAX_MANIFEST_BYTES)
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"{file}: schema version {version!r}, this workbook reads {SCHEMA_VERSION}")
@@ -194,18 +193,8 @@ def _trial_records(root: Path, manifest: Mapping[str, Any]) -> list[dict[str, An
             raise InputError(
                 f"{root.name}: {step} trial {trial} counts as done but its {paths.TRIAL} is not in the manifest"
             )
-        record = _read_json(file) if listed else {}
+        record = read_object(file) if listed else {}
         # The stricter of the two words holds: what either of them rules out does not count.
         status = row.get("status") if record.get("status", "done") == "done" else record["status"]
         records.append({**record, **row, "status": status, "reason": row.get("reason") or record.get("reason")})
     return records
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{file}: holds no JSON object")
-    return loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.params import Params, check
+from colo_lib.parse.json_file import read_object
 from colo_lib.parse.run_folder import Run, find_runs, open_run
 from colo_lib.schema import SCHEMA_VERSION
 
@@ -57,7 +57,7 @@ class Sweep:
 def open_sweep(folder: str | Path) -> Sweep:
     """Open a sweep, finished or not; raises InputError for a folder that is none or a cell that is damaged."""
     root = Path(folder)
-    plan = _read(root / paths.SWEEP)
+    plan = read_object(root / paths.SWEEP, MAX_PLAN_BYTES)
     if plan.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{root}: schema version {plan.get('schema_version')!r}, this workbook reads {SCHEMA_VERSION}")
     try:
@@ -73,7 +73,7 @@ def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
     found = []
     for file in Path(sweeps_dir).glob(f"*/{paths.SWEEP}"):
         try:
-            found.append((str(_read(file).get("created_utc", "")), file.parent))
+            found.append((str(read_object(file, MAX_PLAN_BYTES).get("created_utc", "")), file.parent))
         except InputError:
             continue
     return [folder for _, folder in sorted(found, reverse=True)]
@@ -83,21 +83,9 @@ def _open_cell(root: Path, name: str, changes: dict[str, Any]) -> SweepCell:
     folder = paths.cell_folder(root, name)
     if not (folder / paths.CELL).is_file():
         return SweepCell(name, changes, "not run", None, None)
-    record = _read(folder / paths.CELL)
+    record = read_object(folder / paths.CELL, MAX_PLAN_BYTES)
     status, runs = str(record.get("status")), find_runs(paths.cell_runs(folder))
     if status == "done" and not runs:
         raise InputError(f"{root.name}: {name} counts as done but holds no finished run")
     run = open_run(runs[0]) if status == "done" else None
     return SweepCell(name, changes, status, record.get("reason"), run)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > MAX_PLAN_BYTES:
-            raise InputError(f"{file}: larger than {MAX_PLAN_BYTES} bytes, which no such file is")
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{file}: holds no JSON object")
-    return loaded
