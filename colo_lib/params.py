@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from colo_lib.errors import InputError
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-STEPS = ("step1", "step2", "step3", "step4", "mps-alone", "configA", "configB", "mig", "sm-partition")
+STEPS = (
+    "step1", "step2", "step3", "step4", "mps-alone", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone",
+    "mig", "sm-partition",
+)  # fmt: skip
 MAX_PARAMS_BYTES = 64 * 1024
 CELL_HEADING = "# Parameters, the same in every notebook: `colo run`, `papermill -f` and you may change them."
 INJECTED_HEADING = "# Parameters"
@@ -58,6 +61,9 @@ class Params(BaseModel):
     embed_python: str = Field("auto", description="interpreter that has torch and transformers; auto: as gen_python")
     # --- gen: vLLM -------------------------------------------------------------------------------------
     gen_concurrency: int = Field(2, ge=1, le=4096, description="requests in flight, closed loop")
+    gen_max_num_seqs: int = Field(
+        0, ge=0, le=4096, description="vLLM max_num_seqs; 0: gen_concurrency. Set, engines serve several concurrencies"
+    )
     gen_prompt_tokens: int = Field(32, ge=1, le=1_000_000, description="prompt length, tokens")
     gen_output_tokens: int = Field(32, ge=2, le=1_000_000, description="output length, tokens (ignore_eos)")
     gen_max_model_len: int = Field(512, ge=8, le=10_000_000, description="vLLM max_model_len, tokens")
@@ -94,6 +100,7 @@ class Params(BaseModel):
     embed_micro_batch_size: int = Field(0, ge=0, le=65536, description="sequences a forward pass; 0: the batch")
     # --- Nsight Systems --------------------------------------------------------------------------------
     capture_s: float = Field(0.0, ge=0, le=600, description="length of each step's capture, seconds; 0: no capture")
+    capture_steps: str = Field("", description="steps that are captured, by comma; empty: every step of the run")
     capture_graph_trace: Literal["node", "graph"] = Field("node", description="kernels of CUDA graphs, or graphs whole")
     # --- measuring -------------------------------------------------------------------------------------
     blocks: int = Field(3, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
@@ -137,6 +144,23 @@ class Params(BaseModel):
         if not split_list(value):
             raise ValueError("no step named; give at least one of " + ", ".join(STEPS))
         return value
+
+    @field_validator("capture_steps")
+    @classmethod
+    def _known_capture_steps(cls, value: str) -> str:
+        for name in split_list(value):
+            if name not in STEPS:
+                raise ValueError(f"unknown step {name!r}; {suggest(name, STEPS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _room_for_every_request(self) -> Params:
+        if 0 < self.gen_max_num_seqs < self.gen_concurrency:
+            raise ValueError(
+                f"gen_max_num_seqs = {self.gen_max_num_seqs} is less than gen_concurrency = {self.gen_concurrency}: "
+                "requests would queue; raise it, or leave it at 0"
+            )
+        return self
 
     def step_names(self) -> list[str]:
         """The steps of the run, in the order of `STEPS`."""

@@ -71,6 +71,9 @@ STEP_TITLES = {
     "mps-alone": "gen alone, as an MPS client",
     "configA": "dedicated, one device each",
     "configB": "sharded over two devices and co-located",
+    "configB-one": "sharded over two devices, embed on one of them",
+    "tp2-mps-alone": "gen alone, sharded, as an MPS client",
+    "tp2-alone": "gen alone, sharded over two devices",
     "mig": "both, an instance each",
     "sm-partition": "both, embed held to its SMs",
 }
@@ -82,6 +85,9 @@ STEP_NOTEBOOKS = {
     "mps-alone": "17-mps-alone",
     "configA": "21-dedicated",
     "configB": "22-sharded-co-located",
+    "configB-one": "23-embed-on-one",
+    "tp2-mps-alone": "24-sharded-mps-alone",
+    "tp2-alone": "25-sharded-alone",
     "mig": "15-mig",
     "sm-partition": "16-sm-partition",
 }
@@ -95,12 +101,21 @@ MECHANISMS = {
     "mps-alone": {"cpu": "none", "cuda": "mps"},
     "configA": {"cpu": "none", "cuda": "none"},
     "configB": {"cpu": "cpu-shared", "cuda": "mps"},
+    "configB-one": {"cpu": "cpu-shared", "cuda": "mps"},
+    "tp2-mps-alone": {"cpu": "none", "cuda": "mps"},
+    "tp2-alone": {"cpu": "none", "cuda": "none"},
     # Cores have neither: skipped there, with the reason.
     "mig": {"cpu": "mig", "cuda": "mig"},
     "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
 }
 # The steps in which both workloads share what dedicated devices would give to each.
-CO_LOCATED = ("step2", "step3", "configB", "mig", "sm-partition")
+CO_LOCATED = ("step2", "step3", "configB", "configB-one", "mig", "sm-partition")
+# The steps that need two devices, and those of them that shard gen over both.
+SHARDED = ("configB", "configB-one", "tp2-mps-alone", "tp2-alone")
+TWO_DEVICES = ("configA", *SHARDED)
+# The steps that run gen alone, or embed alone.
+GEN_ALONE = ("step1", "mps-alone", "tp2-mps-alone", "tp2-alone")
+EMBED_ALONE = ("step4",)
 # The step against which a shared step's kept fractions are taken: (for gen, for embed)
 BASELINES = {
     "step1": ("step1", None),
@@ -110,6 +125,10 @@ BASELINES = {
     "mps-alone": ("step1", None),
     "configA": ("configA", "configA"),
     "configB": ("configA", "configA"),
+    "configB-one": ("configA", "configA"),
+    # Of one device's rate: what sharding gains.
+    "tp2-mps-alone": ("configA", None),
+    "tp2-alone": ("configA", None),
     "mig": ("step1", "step4"),
     "sm-partition": ("step1", "step4"),
 }

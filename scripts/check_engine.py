@@ -31,7 +31,9 @@ def import_all() -> list[str]:
     try:
         torch, transformers, vllm = (importlib.import_module(name) for name in ("torch", "transformers", "vllm"))
         importlib.import_module("vllm.entrypoints.openai.api_server")
-        importlib.import_module("vllm._C")  # fails where libnuma.so.1 is missing; vLLM itself would only warn
+        importlib.import_module("vllm._custom_ops")  # loads the library of kernels that this processor can run
+        if not hasattr(torch.ops._C, "rms_norm"):  # vLLM itself only warns
+            return ["vLLM's kernels did not load; without libnuma.so.1 they do not"]
         platform = importlib.import_module("vllm.platforms").current_platform
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]

@@ -131,7 +131,7 @@ def test_the_cpu_build_of_vllm_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
     [
         (EngineLook(Path("p"), {}, {"": "no answer within 3 s"}, False), "could not look", "no answer"),
         (EngineLook(Path("p"), {}, {"vllm": "No module"}, True), "missing", "No module"),
-        (EngineLook(Path("p"), {}, {"vllm._C": "libnuma.so.1: cannot open"}, True), "missing", "libnuma"),
+        (EngineLook(Path("p"), {}, {"vllm._custom_ops": "libnuma.so.1: cannot open"}, True), "missing", "libnuma"),
     ],
 )
 def test_an_engine_that_does_not_come_up_is_told(

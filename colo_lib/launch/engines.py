@@ -130,6 +130,19 @@ class Engines:
         self._attach()
         return self.handles()
 
+    def change_embed(self, params: Params, tick: Tick = silent) -> Handles:
+        """The embedding processes anew with what `params` say of them; gen and the mechanism stay up.
+
+        Raises StepFailed as `start` does.
+        """
+        for process in self.embeds:
+            process.stop()
+        self.embeds, self.params = [], params
+        self.ready_s.pop("embed", None)
+        if self.mechanism is not None:
+            self.mechanism.change(params)
+        return self.start(self.gen is not None, True, tick)
+
     def _shared(self, workload: str, number: int = 0) -> dict[str, str]:
         return self.mechanism.environment(workload, number) if self.mechanism else {}
 

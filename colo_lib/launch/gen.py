@@ -45,7 +45,8 @@ def command(params: Params, python: Path, model: str, port: int, placement: Plac
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     words += ["--model", model, "--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--dtype", params.gen_dtype, "--max-model-len", str(params.gen_max_model_len)]
-    words += ["--max-num-seqs", str(params.gen_concurrency), "--tensor-parallel-size", str(placement.tensor_parallel)]
+    most_requests = params.gen_max_num_seqs or params.gen_concurrency
+    words += ["--max-num-seqs", str(most_requests), "--tensor-parallel-size", str(placement.tensor_parallel)]
     # A cached prefix would turn a repeated prompt into no work at all.
     words += ["--no-enable-prefix-caching", "--seed", str(params.seed), "--disable-uvicorn-access-log"]
     # Prompts go in and out as token ids: no tokenizer is needed, and none can hold the client up.
@@ -102,6 +103,8 @@ def environment(
         additions["CUDA_VISIBLE_DEVICES"] = ",".join(placement.gen_devices)
         # NVLink multicast (NVLS) has put shared hosts out of service; who wants it says so in the environment.
         additions["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
+        # vLLM's other way to it: torch's symmetric memory.
+        additions["VLLM_ALLREDUCE_USE_SYMM_MEM"] = os.environ.get("VLLM_ALLREDUCE_USE_SYMM_MEM", "0")
     return engine_environment(additions | dict(shared))
 
 

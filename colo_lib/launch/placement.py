@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from colo_lib.errors import InputError
 from colo_lib.params import Params, split_list
-from colo_lib.schema import MECHANISMS
+from colo_lib.schema import EMBED_ALONE, GEN_ALONE, MECHANISMS, SHARDED, TWO_DEVICES
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,16 @@ class Placement:
     embed_devices: tuple[tuple[str, ...], ...]
     tensor_parallel: int
     all_devices: tuple[str, ...]
+    embeds_at_work: tuple[int, ...]
+    """Which of the embedding processes get work; the others are up and idle."""
+
+    def embed_devices_at_work(self) -> tuple[tuple[str, ...], ...]:
+        """Devices of each embedding process that gets work."""
+        return tuple(self.embed_devices[number] for number in self.embeds_at_work)
+
+    def devices_record(self) -> dict[str, object]:
+        """A record's `devices`: those of an idle embed where none of its processes works."""
+        return {"gen": self.gen_devices, "embed": self.embed_devices_at_work() or self.embed_devices}
 
     def engine_key(self) -> tuple[object, ...]:
         """Steps with equal keys can use the same running engines: only who is given work differs."""
@@ -44,8 +54,7 @@ def place(step: str, params: Params) -> Placement:
         raise InputError("parameter 'devices' names no device; give cores or GPU indexes, by comma")
     if len(set(devices)) != len(devices):
         raise InputError(f"parameter 'devices' = {params.devices!r} names a device twice")
-    two = step in ("configA", "configB")
-    if two and len(devices) < 2:
+    if step in TWO_DEVICES and len(devices) < 2:
         told = f"parameter 'devices' = {params.devices!r} names one"
         raise InputError(f"{step} needs two devices, {told}: leave the step out of 'steps'")
     one = devices if params.device == "cpu" else devices[:1]
@@ -53,18 +62,22 @@ def place(step: str, params: Params) -> Placement:
     embed: tuple[tuple[str, ...], ...]
     if step == "configA":
         gen, embed, used = devices[:1], (devices[1:2],), devices[:2]
-    elif step == "configB":
+    elif step in SHARDED:
         gen, embed, used = devices[:2], (devices[:1], devices[1:2]), devices[:2]
     else:
         gen, embed, used = one, (one,), one
+    runs_embed = step not in GEN_ALONE
+    at_work = tuple(range(len(embed))) if runs_embed else ()
     return Placement(
         step=step,
         device=params.device,
         mechanism=MECHANISMS[step][params.device],
-        runs_gen=step != "step4",
-        runs_embed=step not in ("step1", "mps-alone"),
+        runs_gen=step not in EMBED_ALONE,
+        runs_embed=runs_embed,
         gen_devices=gen,
         embed_devices=embed,
-        tensor_parallel=2 if step == "configB" else 1,
+        tensor_parallel=2 if step in SHARDED else 1,
         all_devices=used,
+        # The second device: what one disturbed rank does to the other shows on the first.
+        embeds_at_work=at_work[1:] if step == "configB-one" else at_work,
     )

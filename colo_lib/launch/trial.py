@@ -44,7 +44,7 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
         "mechanism": placement.mechanism, "status": "failed", "reason": None,
-        "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices},
+        "devices": placement.devices_record(),
         "pids": handles.pids(), "latency_clock": "client", "pacing": pacing_record(params, placement),
     }  # fmt: skip
     try:
@@ -67,7 +67,7 @@ def skip_trial(placement: Placement, folder: Path, trial: int, reason: str) -> N
     record = {
         "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
         "mechanism": placement.mechanism, "status": "skipped", "reason": reason,
-        "devices": {"gen": placement.gen_devices, "embed": placement.embed_devices},
+        "devices": placement.devices_record(),
     }  # fmt: skip
     write_json(folder / TRIAL, record)
 

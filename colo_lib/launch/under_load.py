@@ -28,7 +28,7 @@ def connect(
     params: Params, placement: Placement, handles: Handles, runtime: Path, folder: Path, stack: ExitStack
 ) -> Loads:
     """Everything that will be under load, ready for orders and at rest; the stack ends what was started for it."""
-    loads = Loads(None, handles.embeds if placement.runs_embed else ())
+    loads = Loads(None, tuple(handles.embeds[number] for number in placement.embeds_at_work))
     if placement.runs_gen:
         loads.client = start_client(params, handles, runtime, folder, stack)
     return loads

@@ -24,6 +24,9 @@ STEP_COLOURS = {
     "mps-alone": "#D55E00",
     "configA": "#56B4E9",
     "configB": "#000000",
+    "configB-one": "#44AA99",
+    "tp2-mps-alone": "#AA4499",
+    "tp2-alone": "#661100",
     "mig": "#882255",
     "sm-partition": "#999933",
 }
@@ -35,6 +38,9 @@ STEP_LINES = {
     "mps-alone": (0, (1, 1)),
     "configA": (0, (5, 1)),
     "configB": (0, (3, 1, 1, 1)),
+    "configB-one": (0, (5, 1, 1, 1, 1, 1)),
+    "tp2-mps-alone": (0, (2, 1)),
+    "tp2-alone": (0, (6, 2)),
     "mig": (0, (7, 2, 1, 2)),
     "sm-partition": (0, (2, 3)),
 }

@@ -19,7 +19,7 @@ from colo_lib.capture.session import JointFailed, Session
 from colo_lib.errors import ColoError, InputError
 from colo_lib.launch.placement import Placement, place
 from colo_lib.launch.runtime import runtime_folder
-from colo_lib.params import Params
+from colo_lib.params import Params, split_list
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.run.folder import trial_status
 from colo_lib.run.progress import Progress
@@ -46,7 +46,8 @@ def missing_captures(params: Params, folder: Path, steps: list[str]) -> list[Pla
     if not params.capture_s:
         return []
     # What this machine cannot carry out cannot be captured either: its trials say why.
-    carried_out = [step for step in steps if trial_status(folder, step, 1) != "skipped"]
+    asked = set(split_list(params.capture_steps)) or set(steps)
+    carried_out = [step for step in steps if step in asked and trial_status(folder, step, 1) != "skipped"]
     placements = [place(step, params) for step in carried_out if capture_status(folder, step) != "done"]
     keys = list(dict.fromkeys(placement.engine_key() for placement in placements))
     return sorted(placements, key=lambda placement: keys.index(placement.engine_key()))

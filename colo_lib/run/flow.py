@@ -13,20 +13,20 @@ from typing import Any
 
 from colo_lib.capture.manifest import seal, trial_records, write_json
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
+from colo_lib.launch.engines import ENGINES_FILE
+from colo_lib.launch.placement import Placement
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import TRIAL, trial_folder
 from colo_lib.run.captures import record_captures
 from colo_lib.run.folder import counts, held, trial_status
+from colo_lib.run.keeper import EngineKeeper
 from colo_lib.run.notebooks import NotebookHost, notebook_host
 from colo_lib.run.plan import PlannedTrial, plan_trials, seconds_left
-from colo_lib.run.progress import Progress
 from colo_lib.schema import STEP_NOTEBOOKS, STEP_TITLES
 
 Say = Callable[[str], None]
-FIRST_ENGINE_START_S = 40.0
 
 
 @dataclass
@@ -36,57 +36,6 @@ class Outcome:
     folder: Path
     failures: list[str]
     missing: list[str]
-
-
-class EngineKeeper:
-    """Keeps one set of engines up and changes it only when the next trial needs another."""
-
-    def __init__(self, params: Params, plan: list[PlannedTrial], runtime: Path, logs: Path) -> None:
-        self.params, self.plan, self.runtime, self.logs = params, plan, runtime, logs
-        self.engines: Engines | None = None
-        self.start_s = FIRST_ENGINE_START_S
-        self.skipped: dict[object, str] = {}
-
-    @property
-    def key(self) -> object:
-        """Key of the engines that are up, None when none are."""
-        return self.engines.placement.engine_key() if self.engines else None
-
-    @property
-    def file(self) -> Path:
-        """Where notebooks find the handles."""
-        return self.runtime / "engines.json"
-
-    def ready_for(self, trial: PlannedTrial, say: Say) -> Handles:
-        """The engines of a trial, started if they are not up.
-
-        Raises StepFailed when they cannot be, StepSkipped when this machine lacks the mechanism: asked once a run.
-        """
-        if trial.placement.engine_key() in self.skipped:
-            raise StepSkipped(self.skipped[trial.placement.engine_key()])
-        if self.key != trial.placement.engine_key():
-            self.stop()
-            sharing = [one.placement for one in self.plan if one.placement.engine_key() == trial.placement.engine_key()]
-            self.engines = Engines(self.params, trial.placement, self.runtime, self.logs)
-            began = time.monotonic()
-            # Both are up, if any step on these engines needs both: what idles in memory is the same in every trial.
-            gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
-            try:
-                publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
-            except StepSkipped as skipped:
-                self.skipped[trial.placement.engine_key()] = str(skipped)
-                self.stop()
-                raise
-            self.start_s = time.monotonic() - began
-        assert self.engines is not None
-        return self.engines.handles()
-
-    def stop(self) -> None:
-        """End the engines that are up."""
-        if self.engines is not None:
-            self.file.unlink(missing_ok=True)
-            self.engines.stop()
-            self.engines = None
 
 
 def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
@@ -103,14 +52,15 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
         # Also of a sitting that is interrupted: the share of measured time is over all of them.
         stack.callback(lambda: note_seconds(folder, time.monotonic() - began))
         runtime = stack.enter_context(runtime_folder())
-        keeper = EngineKeeper(params, plan, runtime, folder / "logs")
+        keeper = EngineKeeper(runtime, folder / "logs")
         stack.callback(keeper.stop)
         environment = {ENGINES_FILE: str(keeper.file)}
         host = stack.enter_context(notebook_host(runtime, folder / "logs" / "notebooks.log", environment))
         for number, trial in enumerate(plan, 1):
             if counts(trial_status(folder, trial.step, trial.block)):
                 continue
-            failure = carry_out_trial(params, folder, trial, keeper, host, say)
+            sharing = [one.placement for one in plan if one.placement.engine_key() == trial.placement.engine_key()]
+            failure = carry_out_trial(params, folder, trial, sharing, keeper, host, say)
             if failure:
                 failures.append(f"{trial.step}, trial {trial.block}: {failure}")
             left = seconds_left(params, plan[number:], keeper.start_s, keeper.key)
@@ -136,13 +86,19 @@ def note_seconds(folder: Path, seconds: float) -> None:
 
 
 def carry_out_trial(
-    params: Params, folder: Path, trial: PlannedTrial, keeper: EngineKeeper, host: NotebookHost, say: Say
+    params: Params,
+    folder: Path,
+    trial: PlannedTrial,
+    sharing: list[Placement],
+    keeper: EngineKeeper,
+    host: NotebookHost,
+    say: Say,
 ) -> str | None:
     """One trial through its step's notebook; None when it left a record that counts, else the cause."""
     complaint: str | None = None
     try:
         say(f"{trial.step} ({STEP_TITLES[trial.step]}), block {trial.block}: {trial.placement.mechanism}")
-        keeper.ready_for(trial, say)
+        keeper.ready_for(params, trial.placement, sharing, say)
         notebook = STEP_NOTEBOOKS[trial.step]
         out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
         told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
@@ -165,10 +121,15 @@ def progress_line(
 ) -> str:
     """What a person reads after each trial."""
     left = f"about {left_s // 60:.0f} min {left_s % 60:02.0f} s left" if left_s else "last trial done"
-    head = f"[{number}/{total}] {trial.step}, block {trial.block}: "
+    told = trial_line(trial_folder(folder, trial.step, trial.block), failure)
+    return f"[{number}/{total}] {trial.step}, block {trial.block}: {told}  ({left})"
+
+
+def trial_line(folder: Path, failure: str | None) -> str:
+    """What became of a trial: its rates and doubts, or why it failed."""
     if failure:
-        return f"{head}FAILED: {failure}  ({left})"
-    record = json.loads((trial_folder(folder, trial.step, trial.block) / TRIAL).read_text())
+        return f"FAILED: {failure}"
+    record = json.loads((folder / TRIAL).read_text())
     rates = [
         f"{name} {record[field]:.1f} {unit}"
         for name, field, unit in (
@@ -178,7 +139,7 @@ def progress_line(
         if record.get(field) is not None
     ]
     doubt = f" {record['status'].upper()}: {record['reason']}" if record["status"] != "done" else ""
-    return f"{head}{', '.join(rates)}{doubt}  ({left})"
+    return f"{', '.join(rates)}{doubt}"
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class CellRecord:
     total_s: float
 
 
-def begin(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell]) -> Path:
+def begin(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell], jointly: bool = False) -> Path:
     """A new sweep folder under `params.sweeps_dir`, with its plan; raises InputError when it cannot be made."""
     name = f"{params.run_name}-{axes[0].names[0]}"[:48] + time.strftime("-%Y%m%d-%H%M%S", time.gmtime())
     folder = Path(params.sweeps_dir) / check_run_id(name)
@@ -54,6 +54,7 @@ def begin(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell]) -> Pa
         "sweep_id": folder.name,
         "created_utc": now_utc(),
         "params": params.model_dump(),
+        "jointly": jointly,
         "over": [asdict(axis) for axis in axes],
         "cells": [{"cell": cell.name, "changes": cell.changes} for cell in cells],
     }
@@ -72,6 +73,12 @@ def read_plan(folder: Path) -> tuple[Params, list[GridCell]]:
         return check(plan["params"], str(file)), cells
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
+
+
+def is_joint(folder: Path) -> bool:
+    """Whether the cells of a sweep are measured together, on shared engines."""
+    plan: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    return bool(plan.get("jointly"))
 
 
 def find(told: str, sweeps_dir: str) -> Path:

@@ -14,7 +14,9 @@ from colo_lib.parse.run_folder import open_run
 from colo_lib.parse.trials import trials_frame
 from colo_lib.plot.latency import stalls
 from colo_lib.run import flow
+from colo_lib.run import keeper as keeper_module
 from colo_lib.run.folder import begin, trial_status
+from colo_lib.run.keeper import EngineKeeper
 from colo_lib.run.plan import plan_trials
 from colo_lib.run.steps import record_step
 from colo_lib.schema import MECHANISMS
@@ -49,13 +51,13 @@ def test_a_run_asks_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def stop(self) -> None:
             """Nothing was started."""
 
-    monkeypatch.setattr(flow, "Engines", Absent)
+    monkeypatch.setattr(keeper_module, "Engines", Absent)
     params = check(NANO | {"runs_dir": str(tmp_path), "gen_python": "/bin/true", "steps": "mig"}, "test")
     folder = begin(params, say=lambda _: None)
     plan = plan_trials(params)
-    keeper = flow.EngineKeeper(params, plan, tmp_path, folder / "logs")
+    keeper = EngineKeeper(tmp_path, folder / "logs")
     for number, trial in enumerate(plan, 1):
-        assert flow.carry_out_trial(params, folder, trial, keeper, None, told.append) is None  # type: ignore[arg-type]
+        assert flow.carry_out_trial(params, folder, trial, [trial.placement], keeper, None, told.append) is None  # type: ignore[arg-type]
         told.append(flow.progress_line(number, 2, folder, trial, None, 0.0))
         assert trial_status(folder, trial.step, trial.block) == "skipped"
     assert len(asked) == 1

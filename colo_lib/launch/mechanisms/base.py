@@ -46,6 +46,12 @@ class Mechanism:
         """The parameters that the engines are started with."""
         return params
 
+    def change(self, params: Params) -> None:
+        """Take other limits for the embedding processes that are started next; those that run keep theirs.
+
+        Raises StepFailed when they cannot be had.
+        """
+
     def embed_job(self) -> dict[str, Any]:
         """Additions to the embedding process's job."""
         return {}

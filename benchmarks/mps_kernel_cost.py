@@ -1,0 +1,150 @@
+"""What being an MPS client costs a kernel: chains of dependent kernels in a CUDA graph, with MPS and without.
+
+    python benchmarks/mps_kernel_cost.py            (needs a GPU, nvidia-cuda-mps-control and torch in this interpreter)
+
+A decode step is a graph of some hundred to a thousand short kernels, each waiting for the one before it. Here such
+graphs are replayed by a process of its own for every condition, one after the other on the same GPU: the time from one
+kernel to the next, in us, and its ratio to the same graph without MPS. The daemon is our own, in a private folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# kind -> float32 elements of the vector that each kernel adds one to: one block, every SM a block, a stream of memory.
+ELEMENTS = {"one block": 256, "a block an SM": 132 * 1024, "64 MiB": 16 * 2**20}
+KERNELS = 1000
+REPLAYS = 30
+# condition -> (under MPS, a second client beside it: None, "idle", additions to the environment)
+CONDITIONS: dict[str, tuple[bool, str | None, dict[str, str]]] = {
+    "no MPS": (False, None, {}),
+    "MPS, alone": (True, None, {}),
+    "MPS, idle client beside": (True, "idle", {}),
+    "MPS, 99 % of the SMs": (True, None, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "99"}),
+    "MPS, 50 % of the SMs": (True, None, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50"}),
+    "MPS, 1 connection": (True, None, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}),
+    "MPS, 32 connections": (True, None, {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}),
+    "MPS, below-normal priority": (True, None, {"CUDA_MPS_CLIENT_PRIORITY": "1"}),
+    "no MPS, 1 connection": (False, None, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}),
+    "no MPS, again": (False, None, {}),
+}
+
+
+def measure() -> dict[str, float]:
+    """In a process of its own: us from kernel to kernel, median over replays; graphs by kind, and launches by hand."""
+    import statistics
+
+    import torch
+
+    found = {}
+    for kind, elements in ELEMENTS.items():
+        count = KERNELS if elements < 2**20 else 100
+        vector = torch.zeros(elements, device="cuda")
+        for _ in range(3):
+            vector.add_(1)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(count):
+                vector.add_(1)
+        for name, run in ((kind, graph.replay), (f"{kind}, launched", lambda: [vector.add_(1) for _ in range(count)])):  # noqa: B023
+            times_us = []
+            for _ in range(REPLAYS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                run()
+                end.record()
+                torch.cuda.synchronize()
+                times_us.append(start.elapsed_time(end) * 1e3 / count)
+            found[name] = statistics.median(times_us)
+    return found
+
+
+def idle() -> None:
+    """A client that holds a context and does nothing until its standard input closes."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+def under(environment: dict[str, str], beside: str | None) -> dict[str, float]:
+    """`measure` in a child with these additions to the environment."""
+    env = os.environ | environment
+    words = [sys.executable, __file__]
+    neighbour = None
+    if beside:
+        neighbour = subprocess.Popen(
+            [*words, "--as", beside], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert neighbour.stdout is not None
+        neighbour.stdout.readline()
+    try:
+        done = subprocess.run([*words, "--as", "measure"], env=env, capture_output=True, check=True, timeout=120)
+    finally:
+        if neighbour is not None:
+            neighbour.communicate(timeout=30)
+    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def all_conditions(folder: Path) -> dict[str, dict[str, float]]:
+    """Every condition, its MPS daemon started once and ended at the end."""
+    pipes = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "log")}
+    for path in pipes.values():
+        Path(path).mkdir()
+    control = "nvidia-cuda-mps-control"
+    daemon = subprocess.Popen([control, "-f"], env=os.environ | pipes, stdout=subprocess.DEVNULL)
+    found = {}
+    try:
+        for name, (mps, beside, additions) in CONDITIONS.items():
+            try:
+                found[name] = under(additions | (pipes if mps else {}), beside)
+            except (subprocess.SubprocessError, OSError) as error:
+                said = getattr(error, "stderr", b"") or b""
+                print(f"{name}: {error} {said[-500:].decode(errors='replace')}", file=sys.stderr)
+    finally:
+        subprocess.run([control], input=b"quit\n", env=os.environ | pipes, timeout=60, check=False)
+        daemon.terminate()
+        daemon.wait()
+    return found
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """A row a condition: us a kernel and, in brackets, the ratio to the first condition."""
+    first = next(iter(found.values()))
+    lines = ["| condition | " + " | ".join(first) + " |", "| --- |" + " ---: |" * len(first)]
+    lines += [
+        f"| {name} | " + " | ".join(f"{us:.2f} ({us / first[kind]:.2f})" for kind, us in row.items()) + " |"
+        for name, row in found.items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table; `--json FILE` keeps the numbers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--as", dest="role", choices=["measure", "idle"], help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    options = parser.parse_args()
+    if options.role == "measure":
+        print(json.dumps(measure()))
+    elif options.role == "idle":
+        idle()
+    else:
+        with tempfile.TemporaryDirectory(dir="/tmp", prefix="mps-") as folder:
+            found = all_conditions(Path(folder))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1))
+        print(table(found))
+
+
+if __name__ == "__main__":
+    main()
