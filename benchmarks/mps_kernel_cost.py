@@ -81,9 +81,7 @@ def under(environment: dict[str, str], beside: str | None) -> dict[str, float]:
     words = [sys.executable, __file__]
     neighbour = None
     if beside:
-        neighbour = subprocess.Popen(
-            [*words, "--as", beside], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        neighbour = subprocess.Popen([*words, "--as", beside], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert neighbour.stdout is not None
         neighbour.stdout.readline()
     try:
