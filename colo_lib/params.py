@@ -79,9 +79,6 @@ class Params(BaseModel):
     embed_sequence_tokens: int = Field(128, ge=1, le=1_000_000, description="tokens a sequence")
     embed_pooling: Literal["mean", "last"] = Field("mean", description="how token states become one vector")
     embed_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="weights of embed")
-    embed_cuda_graphs: bool = Field(
-        False, description="GPU: replay a captured forward pass; launched by hand, a small one waits for its host"
-    )
     # --- sharing ---------------------------------------------------------------------------------------
     slice_ms: float = Field(50.0, gt=0, le=60_000, description="cpu-alternating: length of one workload's slice")
     mps_gen_thread_percentage: int = Field(100, ge=1, le=100, description="MPS: share of the SMs gen may use, %")

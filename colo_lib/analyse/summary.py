@@ -101,6 +101,11 @@ def notes(view: View) -> list[str]:
         )
     if view.device.sm_count is None:
         told.append("the export does not say how many SMs the device has: no occupancy")
+    if any(not export.get("devices_told", True) and len(export.get("gpus", ())) > 1 for export in view.capture.exports):
+        told.append(
+            "the export describes several GPUs and does not say which of them a process calls its device 0: what is "
+            "told of a device holds only if every process sees all GPUs in the same order"
+        )
     if len(view.capture.devices) > 1:
         told.append(f"work ran on {len(view.capture.devices)} devices; this is device {view.device.number} alone")
     if len(view.others[0]):

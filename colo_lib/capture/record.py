@@ -46,7 +46,7 @@ def blank(params: Params, placement: Placement) -> dict[str, Any]:
         "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
         "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},
         "pacing": pacing_record(params, placement),
-        "mechanism_evidence": None, "exports": [], "nsys_version": None, "command": [],
+        "visible_devices": {}, "mechanism_evidence": None, "exports": [], "nsys_version": None, "command": [],
         "sessions": None, "joint_reason": None,
     }  # fmt: skip
 
@@ -125,10 +125,19 @@ def _recorded(
     session.stop(names)
     told = measure(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
     return {
-        "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids, "context_switches": context_switches,
+        "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids,
+        "visible_devices": visible_devices(placement, handles), "context_switches": context_switches,
         "mechanism_evidence": evidence,
         "profiled": {name: told[name] for name in ("gen_tokens_per_s", "embed_sequences_per_s")},
     }  # fmt: skip
+
+
+def visible_devices(placement: Placement, handles: Handles) -> dict[str, tuple[str, ...]]:
+    """pid -> the devices that the process sees, in its own order, for every process of every engine's tree."""
+    pids = handles.pids()
+    roots = [(root, placement.gen_devices) for root in pids["gen"]]
+    roots += list(zip(pids["embed"], placement.embed_devices, strict=False))
+    return {str(pid): devices for root, devices in roots for pid in tree(root)}
 
 
 def clock_pair() -> dict[str, int]:

@@ -1,10 +1,11 @@
-"""Make a finished run fit to share: frames whole, captures cut to milliseconds and redacted, no logs, no paths.
+"""Make a finished run or a sweep fit to share: frames whole, captures cut to milliseconds, redacted; no logs, no paths.
 
 The copy is a run like any other: every reading notebook and `colo report` take it. Kernel and model names are kept.
 
 examples:
   colo share h200-20261124-101500 recorded
   colo share runs/h200-20261124-101500 recorded --capture-ms 50
+  colo share sweeps/h100-gen_concurrency-20261126-183618 recorded
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `colo share`."""
-    parser.add_argument("run", metavar="RUN", help="a finished run folder, or the name of one in --runs-dir")
+    parser.add_argument(
+        "run", metavar="RUN", help="a finished run folder, the name of one in --runs-dir, or a sweep's folder"
+    )
     parser.add_argument("parent", metavar="FOLDER", type=Path, help="the copy is made in here, under the run's name")
     parser.add_argument("--capture-ms", type=float, default=50.0, help="kept of each capture, ms (default: 50)")
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
@@ -25,11 +28,16 @@ def carry_out(options: argparse.Namespace) -> int:
     """Write the copy and list what was left out; 0 done, 2 for a run that cannot be read or is there already."""
     from colo_lib.errors import InputError
     from colo_lib.parse.choose import named_run
-    from colo_lib.report.share import share
+    from colo_lib.paths import SWEEP
+    from colo_lib.report.share import share, share_sweep
 
     if not 0 < options.capture_ms <= 60_000:
         raise InputError(f"--capture-ms {options.capture_ms:g}: give milliseconds, more than 0 and at most 60,000")
-    folder, told = share(named_run(options.run, options.runs_dir), options.parent, options.capture_ms)
+    source = Path(options.run)
+    if (source / SWEEP).is_file():
+        folder, told = share_sweep(source, options.parent, options.capture_ms)
+    else:
+        folder, told = share(named_run(options.run, options.runs_dir), options.parent, options.capture_ms)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB. Left out:")
     print("\n".join(f"  {line}" for line in told))

@@ -91,7 +91,6 @@ def job(params: Params, devices: tuple[str, ...], model: str) -> dict[str, Any]:
         "batch_size": params.embed_batch_size,
         "sequence_tokens": params.embed_sequence_tokens,
         "pooling": params.embed_pooling,
-        "cuda_graphs": params.embed_cuda_graphs and not on_cpu,
         "seed": params.seed,
     }
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import importlib
 import importlib.util
 import json
 import os
@@ -23,7 +22,6 @@ import socket
 import sys
 import threading
 import time
-from functools import partial
 from typing import Any
 
 INPUT_VARIANTS = 8
@@ -120,7 +118,6 @@ class Worker:
         self.pacing = Pacing()
         self.error: str | None = None
         self.known: dict[str, Any] = {}
-        self.replays: dict[int, Any] = {}  # by sequences in a pass
 
     def embed_batch(self, number: int) -> None:
         """One batch, in forward passes of `micro_batch_size`, a rest after each; a row when its last pass is done."""
@@ -138,23 +135,12 @@ class Worker:
 
     def forward(self, inputs: Any) -> Any:
         """(sequences, tokens) ids to (sequences, width) unit vectors, back on the host."""
-        if self.job["cuda_graphs"]:
-            return self.replay(len(inputs))(inputs)
         with self.torch.inference_mode():
             device = self.job["torch_device"]
             ids = inputs.to(device, non_blocking=True)
             mask = self.mask[: len(inputs)].to(device)
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             return pool(states, mask, self.job["pooling"]).cpu()
-
-    def replay(self, sequences: int) -> Any:
-        """The captured pass over so many sequences; captured when first asked for."""
-        if sequences not in self.replays:
-            kind = importlib.import_module("embed_replay").Replay  # a file beside this one
-            self.replays[sequences] = kind(
-                self.model, self.inputs[0][:sequences], partial(pool, how=self.job["pooling"])
-            )
-        return self.replays[sequences]
 
     def rest(self, busy_s: float, passes_left: int) -> None:
         """Rest after a pass, by the duty as it is now, not as it was when the rest began; an order to stop ends it."""

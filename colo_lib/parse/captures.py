@@ -15,6 +15,7 @@ from colo_lib.params import STEPS
 from colo_lib.parse.export import read_launches
 from colo_lib.parse.exports import clock_shift, concatenated, read_exports
 from colo_lib.parse.json_file import read_object
+from colo_lib.parse.visible_devices import on_their_gpus
 from colo_lib.traces import Capture, Launches
 
 DEFAULT_EXPORT = "trace.sqlite"
@@ -76,7 +77,8 @@ def read_capture(run_folder: str | Path, step: str) -> StepCapture:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{step} of {Path(run_folder).name} has no capture: {', '.join(missing)} is not in {folder}")
-    return StepCapture(step, read_exports(files), facts, files)
+    capture = on_their_gpus(read_exports(files), facts.get("visible_devices") or {})
+    return StepCapture(step, capture, facts, files)
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:

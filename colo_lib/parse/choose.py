@@ -7,7 +7,8 @@ from pathlib import Path
 
 from colo_lib import paths
 from colo_lib.params import Params
-from colo_lib.parse.run_folder import Run, newest_run, open_run
+from colo_lib.parse.json_file import read_object
+from colo_lib.parse.run_folder import Run, find_runs, newest_run, open_run
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
@@ -48,6 +49,25 @@ def example_run() -> Run:
     run = open_run(write_run(Path(folder.name), Plan(run_id="example-simulated")))
     print("EXAMPLE: no finished run was found, so this notebook shows a SIMULATED one. `colo run` measures a real one.")
     return run
+
+
+def alike(params: Params, pair: Params, steps: tuple[str, ...]) -> Run | None:
+    """A run that has `steps` and `pair`'s models and concurrency: of here, of a sweep, or a recorded one; or None.
+
+    The newest of the first of these places that has one.
+    """
+    wanted = ("gen_model", "embed_model", "weights", "gen_concurrency", "device")
+    for root in (paths.from_checkout(params.runs_dir), paths.from_checkout(params.sweeps_dir), paths.RECORDED):
+        folders = [
+            *find_runs(root),
+            *(run for cell in sorted(Path(root).glob("*/cells/*/runs")) for run in find_runs(cell)),
+        ]
+        for folder in folders:
+            own = read_object(folder / paths.MANIFEST).get("params", {})
+            has = set(steps) <= set(str(own.get("steps", "")).split(","))
+            if has and all(own.get(name) == getattr(pair, name) for name in wanted):
+                return open_run(folder)
+    return None
 
 
 def _told(run: Run) -> Run:

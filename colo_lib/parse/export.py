@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,8 @@ def _facts(reader: Reader) -> dict[str, Any]:
         "session_start_utc_ns": start if isinstance(start, int) and 0 < start < NO_TIME else None,
         "normalised": meta.get("EXPORT_PARAM_TIME_NORMALIZE") == "true",
         "time_shift_ns": int(shift) if shift.lstrip("-").isdigit() else 0,
+        "gpus": [asdict(gpu) for gpu in (reader.device_map.known or {}).values()],
+        "devices_told": bool(reader.device_map.numbers),
     }
 
 

@@ -26,6 +26,8 @@ from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES, SCHEMA_VERSION
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+# Reports of Nsight Systems: large, kept for its own window, never read here; who removes them loses no number.
+REMOVABLE = ".nsys-rep"
 MANIFEST_KEYS = {
     "run_id": str,
     "params": dict,
@@ -170,6 +172,8 @@ def _check_files(root: Path, files: Mapping[str, Any]) -> None:
             raise InputError(f"{root.name}: the manifest names {name!r}, which is outside the run folder")
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
             raise InputError(f"{root.name}: the manifest has no size and sha256 for {name}")
+        if not file.exists() and file.suffix == REMOVABLE:
+            continue
         if not file.is_file():
             raise InputError(f"{root.name}: {name} is missing, though the manifest lists it")
         if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:

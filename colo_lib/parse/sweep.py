@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from colo_lib.parse.json_file import read_object
 from colo_lib.parse.run_folder import Run, find_runs, open_run
 from colo_lib.schema import SCHEMA_VERSION
 
+NOT_RUN = "not run"
+# Which steps a cell has, and what is captured of them, changes none of their trials.
+WITHOUT_EFFECT = ("steps", "capture_s", "capture_steps", "capture_graph_trace", "blocks")
 MAX_PLAN_BYTES = 16 * 1024 * 1024
 
 
@@ -42,6 +45,23 @@ class Sweep:
     def runs(self) -> dict[str, Run]:
         """Cell -> its finished run."""
         return {cell.name: cell.run for cell in self.cells if cell.run is not None}
+
+    @property
+    def steps(self) -> set[str]:
+        """Steps that any of its runs has."""
+        return {step for run in self.runs.values() for step in run.params.step_names()}
+
+    def along(self, names: Sequence[str]) -> Sweep:
+        """The cells that differ from the first one in `names` alone; what no trial depends on may differ too.
+
+        A sweep that changes one thing at a time holds several such lines. `names` of what is left are those that the
+        sweep varies.
+        """
+        own = tuple(name for name in self.names if name in names)
+        others = [name for name in self.names if name not in own and name not in WITHOUT_EFFECT]
+        first = self.cells[0].changes
+        line = [cell for cell in self.cells if all(cell.changes[name] == first[name] for name in others)]
+        return replace(self, cells=line, names=own)
 
     @property
     def simulated(self) -> bool:
@@ -82,7 +102,7 @@ def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
 def _open_cell(root: Path, name: str, changes: dict[str, Any]) -> SweepCell:
     folder = paths.cell_folder(root, name)
     if not (folder / paths.CELL).is_file():
-        return SweepCell(name, changes, "not run", None, None)
+        return SweepCell(name, changes, NOT_RUN, None, None)
     record = read_object(folder / paths.CELL, MAX_PLAN_BYTES)
     status, runs = str(record.get("status")), find_runs(paths.cell_runs(folder))
     if status == "done" and not runs:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from colo_lib.analyse.steps_table import with_interval
+from colo_lib.analyse import operating_point
+from colo_lib.analyse.steps_table import number, with_interval
 from colo_lib.analyse.sweep import SweepMeasures
 from colo_lib.parse.sweep import Sweep
 
@@ -34,6 +35,26 @@ def cells(measures: SweepMeasures) -> pd.DataFrame:
         values = [told.get((cell.cell, *key), NONE) for key in SHOWN]
         rows.append((*(str(getattr(cell, name)) for name in measures.names), status, *values))
     return pd.DataFrame(rows, columns=[*measures.names, "Status", *SHOWN.values()])
+
+
+def settings(found: pd.DataFrame) -> pd.DataFrame:
+    """`operating_point.settings` for reading: a row a numbered setting."""
+    return pd.DataFrame(
+        {
+            "No.": found["number"].astype(str),
+            "Embed": found["setting"],
+            "Mechanism": found["mechanism"],
+            "In flight": found["concurrency"].astype(str),
+            "gen kept": [operating_point.told(row, "gen") for _, row in found.iterrows()],
+            "embed kept": [operating_point.told(row, "embed") for _, row in found.iterrows()],
+            "aggregate": [operating_point.told(row, "aggregate") for _, row in found.iterrows()],
+            "p99 gap grows by": [f"{value:.0%}" if value == value else NONE for value in found["gap_growth"]],
+            "gen kept, embed idle": [number(value) for value in found["idle_neighbour"].astype("float64")],
+            "SM clock (MHz)": [number(value) for value in found["sm_clock_mhz"].astype("float64")],
+            "Power (W)": [number(value) for value in found["power_w"].astype("float64")],
+            "DRAM in use (%)": [number(value) for value in found["dram_active"].astype("float64")],
+        }
+    )
 
 
 def labelled(sweep: Sweep, sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""A run fit to share: the frames whole, captures cut to a few milliseconds and redacted, no logs, no paths."""
+"""A run or a sweep fit to share: frames whole, captures cut to a few milliseconds and redacted, no logs, no paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from colo_lib.parse.captures import StepCapture, read_capture
 from colo_lib.parse.exports import clock_shift
 from colo_lib.parse.redact import HIDDEN, PATH, redact
 from colo_lib.parse.run_folder import open_run
-from colo_lib.paths import CAPTURE, MANIFEST, PARTIAL, TRIAL
+from colo_lib.parse.sweep import NOT_RUN, open_sweep
+from colo_lib.paths import CAPTURE, CELL, MANIFEST, PARTIAL, SWEEP, TRIAL, cell_folder, cell_runs
 
 NS_PER_MS = 1_000_000
 # Of the start record: what names one machine and says nothing about the measurement.
@@ -47,6 +48,35 @@ def share(run: Path, parent: Path, capture_ms: float) -> tuple[Path, list[str]]:
     return final, told
 
 
+def share_sweep(sweep: Path, parent: Path, capture_ms: float) -> tuple[Path, list[str]]:
+    """`share` for a sweep: its plan, and the run of every cell that is done; (the new folder, what was left out).
+
+    Raises InputError as `share` does, and for a sweep of which no cell is done.
+    """
+    found = open_sweep(sweep)
+    target = parent / found.sweep_id
+    if target.exists():
+        raise InputError(f"{target} is there already: remove it, or name another folder")
+    if not found.runs:
+        raise InputError(f"{sweep}: no cell of this sweep is done: there is nothing to share")
+    told: list[str] = []
+    for name, run in found.runs.items():
+        into = cell_runs(cell_folder(target, name))
+        into.mkdir(parents=True)
+        _, left = share(run.folder, into, capture_ms)
+        told += [line for line in left if line not in told]
+    for cell in found.cells:
+        folder = cell_folder(target, cell.name)
+        record = json.loads((cell_folder(sweep, cell.name) / CELL).read_text()) if cell.status != NOT_RUN else None
+        if record is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            reason = record["reason"] and PATH.sub(HIDDEN, record["reason"].splitlines()[0])
+            write_json(folder / CELL, record | {"host": "", "reason": reason})
+    plan = json.loads((sweep / SWEEP).read_text())
+    write_json(target / SWEEP, plan | {"params": plan["params"] | {"runs_dir": "runs", "sweeps_dir": "sweeps"}})
+    return target, [*told, "what each cell's run said, its host, its params file"]
+
+
 def _start(source: Path, told: list[str]) -> dict[str, Any]:
     """The start record without what names the machine or its paths."""
     start = json.loads((source / START).read_text())
@@ -58,7 +88,7 @@ def _start(source: Path, told: list[str]) -> dict[str, Any]:
         "vllm_settings": {name: value for name, value in settings.items() if not value.startswith("/")},
     }
     told.append("the GPU's UUID, the boot id, vLLM settings that are paths")
-    params = start["params"] | {"runs_dir": "runs"}
+    params = start["params"] | {"runs_dir": "runs", "sweeps_dir": "sweeps"}
     return start | {"machine": machine, "params": params, "shared": {"left_out": told}}
 
 

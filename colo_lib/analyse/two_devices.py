@@ -1,0 +1,155 @@
+"""What two devices are best used for: what sharding gains, what MPS and neighbours take, and the work per device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from colo_lib.analyse.capacity import Unit
+from colo_lib.analyse.estimate import Estimate, estimate
+from colo_lib.analyse.kept import RATES, by_block, paired
+
+GEN = RATES["gen"]
+# what -> (its step, the step it is measured against): a chain from one device to both shared, by gen's rate.
+CHAIN: Mapping[str, tuple[str, str]] = {
+    "sharding over two devices gains": ("tp2-alone", "configA"),
+    "MPS itself leaves of that": ("tp2-mps-alone", "tp2-alone"),
+    "embed on one device leaves of that": ("configB-one", "tp2-mps-alone"),
+    "embed on both devices leaves of that": ("configB", "tp2-mps-alone"),
+    "in all: config B against config A": ("configB", "configA"),
+}
+NEAR_LINEAR = 1.8  # of two devices: nine tenths of what perfect scaling would give
+
+
+def chain(counted: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """what, step, baseline, ratio, low, high, blocks: gen's rate in one step over another's, paired by block."""
+    rows = []
+    for what, (step, baseline) in CHAIN.items():
+        values = paired(counted, step, baseline, GEN).to_numpy()
+        if len(values):
+            found = estimate(values, seed)
+            rows.append((what, step, baseline, found.mean, found.low, found.high, found.blocks))
+    return pd.DataFrame(rows, columns=["what", "step", "baseline", "ratio", "low", "high", "blocks"])
+
+
+def over_config_a(counted: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """step, ratio, low, high: gen's rate over config A's, paired by block; config A itself is 1 by definition."""
+    rows = [("configA", 1.0, 1.0, 1.0)] if len(by_block(counted, "configA", GEN)) else []
+    for step in dict.fromkeys(step for step, _ in CHAIN.values()):
+        values = paired(counted, step, "configA", GEN).to_numpy()
+        if len(values):
+            found = estimate(values, seed)
+            rows.append((step, found.mean, found.low, found.high))
+    return pd.DataFrame(rows, columns=["step", "ratio", "low", "high"])
+
+
+def all_over_config_a(counted: Mapping[int, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """`over_config_a` of every concurrency, with a column concurrency."""
+    parts = [over_config_a(own, seed).assign(concurrency=key) for key, own in counted.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def mechanisms(counted: Mapping[int, pd.DataFrame]) -> dict[str, str]:
+    """step -> its mechanism."""
+    return {step: name for own in counted.values() for step, name in zip(own["step"], own["mechanism"], strict=True)}
+
+
+def activity(summary: pd.DataFrame) -> pd.DataFrame:
+    """step, device, and the means of SM activity, DRAM, tensor cores, NVLink and power: a row a step and device.
+
+    `summary`: `telemetry.summary`; a metric that was not sampled is null.
+    """
+    metrics = ["sm_active", "dram_active", "tensor_active", "nvlink_gib_s", "power_w"]
+    mine = summary[(summary["scope"] == "device") & summary["metric"].isin(metrics)]
+    table = mine.pivot_table(index=["step", "name"], columns="metric", values="mean").reindex(columns=metrics)
+    return table.reset_index().rename(columns={"name": "device"})
+
+
+def prediction(predicted: Unit | None, counted: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """workload, predicted, low, high, measured, measured_low, measured_high, error: config B, in rates.
+
+    `predicted`: the unit that `capacity.units` made of a single-GPU run; error = measured / predicted - 1.
+    """
+    rows = []
+    for workload, column in RATES.items():
+        values = by_block(counted, "configB", column).to_numpy()
+        if predicted is None or not len(values):
+            continue
+        told, found = getattr(predicted, workload), estimate(values, seed)
+        rows.append((workload, told.mean, told.low, told.high, found.mean, found.low, found.high,
+                     found.mean / told.mean - 1))  # fmt: skip
+    columns = ["workload", "predicted", "low", "high", "measured", "measured_low", "measured_high", "error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def other_loads(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Parameters of the load in which two runs differ, in words: a prediction across them compares two things."""
+    names = ("gen_model", "embed_model", "weights", "gen_concurrency", "gen_prompt_tokens", "gen_output_tokens",
+             "gen_quantization", "gen_enforce_eager", "embed_batch_size", "embed_sequence_tokens", "embed_pacing",
+             "embed_micro_batch_size", "mps_embed_thread_percentage")  # fmt: skip
+    return [f"{name} {one.get(name)} against {other.get(name)}" for name in names if one.get(name) != other.get(name)]
+
+
+def outcomes(found: pd.DataFrame, per_device: pd.DataFrame, met: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
+
+    `found`: `chain`; `per_device`: `kept_fractions`; `met`: step -> `collectives.summarise`.
+    """
+    ratios = {row.what: row for row in found.itertuples()}
+    return [_scaling(ratios), _exchange(met), _neighbours(ratios), _work(per_device)]
+
+
+def _scaling(ratios: Mapping[str, Any]) -> str:
+    row = ratios.get("sharding over two devices gains")
+    if row is None:
+        return "Does sharding scale nearly linearly? Not measured: it needs the steps configA and tp2-alone."
+    answer = "nearly linear" if row.low >= NEAR_LINEAR else "not nearly linear" if row.high < NEAR_LINEAR else "open"
+    told = f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
+    mps = ratios.get("MPS itself leaves of that")
+    return told + (f", of which MPS with idle neighbours leaves {_told(mps)}." if mps is not None else ".")
+
+
+def _exchange(met: Mapping[str, Mapping[str, float]]) -> str:
+    alone = met.get("tp2-alone") or met.get("tp2-mps-alone")
+    if not alone:
+        return "What do the collectives cost? Not measured: it needs a capture of tp2-alone or tp2-mps-alone."
+    told = (
+        f"What do the collectives cost? {alone['collectives_per_token']:.0f} a token, {alone['exchange_p50_us']:.1f} "
+        f"us each once both ranks are there: {alone['exchange_us_per_token'] / 1e3:.2f} ms a token; the ranks arrive "
+        f"{alone['skew_p50_us']:.1f} us apart (median)"
+    )
+    beside = met.get("configB")
+    return told + (f", with embed on both {beside['skew_p50_us']:.1f} us." if beside else ".")
+
+
+def _neighbours(ratios: Mapping[str, Any]) -> str:
+    row = ratios.get("embed on both devices leaves of that")
+    if row is None:
+        return "Is headroom left for embed? Not measured: it needs the steps configB and tp2-mps-alone."
+    one = ratios.get("embed on one device leaves of that")
+    beside = f"; embed on one device alone leaves {_told(one)}" if one is not None else ""
+    return (
+        f"Is headroom left for embed? Beside embed on both devices gen keeps {_told(row)} of its sharded rate{beside}."
+    )
+
+
+def _work(per_device: pd.DataFrame) -> str:
+    rows = per_device[
+        (per_device["quantity"] == "aggregate_per_device") & per_device["step"].isin(["configB", "configB-one"])
+    ]
+    if rows.empty:
+        return "Does config B do more work per device than config A? Not measured."
+    told = []
+    for row in rows.itertuples():
+        answer = "more" if row.low > 1 else "less" if row.high < 1 else "not settled"
+        told.append(f"{row.step} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] ({answer})")
+    return f"Does it do more work per device than config A, which is 1? {'; '.join(told)}."
+
+
+def _told(row: Any) -> str:
+    values = dataclasses.astuple(Estimate(row.ratio, row.low, row.high, row.blocks, "", np.nan))[:3]
+    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"

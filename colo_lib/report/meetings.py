@@ -1,0 +1,41 @@
+"""How gen's two ranks met, of every captured step of some runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from colo_lib.analyse.collectives import Meetings, meetings, summarise
+from colo_lib.parse.captures import captured_steps, read_capture
+from colo_lib.parse.run_folder import Run
+
+
+@dataclass(frozen=True)
+class StepMeetings:
+    """A step's collectives and their numbers (`collectives.summarise`)."""
+
+    found: Meetings
+    summary: Mapping[str, float]
+
+    @property
+    def apart_us(self) -> np.ndarray:
+        """|difference of the ranks' arrivals| of each collective, us."""
+        return np.abs(self.found.skew_ns) / 1e3
+
+
+def meetings_of(runs: Iterable[Run]) -> dict[str, StepMeetings]:
+    """step -> its meetings, of the first run that captured it with two ranks of gen."""
+    told: dict[str, StepMeetings] = {}
+    for run in runs:
+        for step in captured_steps(run.folder):
+            if step in told:
+                continue
+            one = read_capture(run.folder, step)
+            pids = (one.facts.get("pids") or {}).get("gen") or []
+            found = meetings(one.capture, pids, one.window_s)
+            if found is not None:
+                rate = (one.facts.get("profiled") or {}).get("gen_tokens_per_s")
+                told[step] = StepMeetings(found, summarise(found, rate))
+    return told
