@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -30,7 +32,7 @@ STEP_COLOURS = {
     "mig": "#882255",
     "sm-partition": "#999933",
 }
-STEP_LINES = {
+STEP_LINES: dict[str, Any] = {
     "step1": "-",
     "step2": "--",
     "step3": "-.",

@@ -179,3 +179,13 @@ def test_a_named_run_is_read_even_if_a_newer_one_exists(run: Path) -> None:
 def test_devices_of_several_processes_are_counted_once(recorded: object, read: tuple[str, ...]) -> None:
     row = {"step": "configB", "trial": 1, "status": "failed", "devices": {"gen": ["0"], "embed": recorded}}
     assert trials_frame([row])["embed_devices"].iloc[0] == read
+
+
+def test_a_run_of_the_same_models_is_found_also_among_the_recorded(tmp_path: Path) -> None:
+    (pair,) = paths.RECORDED.glob("h100-x2-*/cells/cell-001/runs/*")
+    nothing = Params(runs_dir=str(tmp_path / "none"), sweeps_dir=str(tmp_path / "none"))
+    found = choose.alike(nothing, open_run(pair).params, ("step1", "step2", "step4"))
+    assert found is not None
+    assert found.folder.is_relative_to(next(paths.RECORDED.glob("h100-llama-*")))
+    other = open_run(pair).params.model_copy(update={"gen_model": "qwen3-30b-a3b"})
+    assert choose.alike(nothing, other, ("step1", "step2", "step4")) is None

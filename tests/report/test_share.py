@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from colo_lib import paths
@@ -18,7 +19,8 @@ from colo_lib.examples.captures import simulated_capture
 from colo_lib.params import check
 from colo_lib.parse.captures import read_capture
 from colo_lib.parse.run_folder import open_run
-from colo_lib.report.share import share
+from colo_lib.parse.sweep import open_sweep
+from colo_lib.report.share import share, share_sweep
 from tests.run_folders import add_capture, change_manifest, reseal
 
 RECORDED = paths.RECORDED / "h200-qwen3-30b-qwen3-embedding-8b-20261124-204241"
@@ -104,3 +106,28 @@ def test_every_export_of_a_capture_is_cut_on_its_own_clock_and_redacted(tmp_path
     assert any(line.startswith("step2 trace-embed: ") for line in told)
     assert cut.facts["joint_reason"] == "nsys launch: (removed)"
     assert chosen.verdict_overlap(chosen.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
+
+
+SWEEP = next(iter(paths.RECORDED.glob("h100-llama-*")))
+
+
+def test_a_shared_sweep_is_read_as_the_sweep_was(tmp_path: Path) -> None:
+    folder, told = share_sweep(SWEEP, tmp_path, capture_ms=5.0)
+    before, after = open_sweep(SWEEP), open_sweep(folder)
+    assert [cell.changes for cell in after.cells] == [cell.changes for cell in before.cells]
+    for name, run in before.runs.items():
+        pd.testing.assert_frame_equal(after.runs[name].trials, run.trials)
+    assert any("host" in line for line in told)
+    texts = [file.read_text() for file in folder.rglob("*.json")]
+    assert not any("/opt/" in text or "/tmp/" in text for text in texts)
+    with pytest.raises(InputError, match="there already"):
+        share_sweep(SWEEP, tmp_path, capture_ms=5.0)
+
+
+def test_a_sweep_without_a_finished_cell_is_not_shared(tmp_path: Path) -> None:
+    empty = tmp_path / SWEEP.name
+    empty.mkdir()
+    (empty / paths.SWEEP).write_bytes((SWEEP / paths.SWEEP).read_bytes())
+    with pytest.raises(InputError, match="nothing to share"):
+        share_sweep(empty, tmp_path / "out", capture_ms=5.0)
+    assert not (tmp_path / "out").exists()

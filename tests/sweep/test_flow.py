@@ -125,3 +125,19 @@ def test_a_notebook_reads_the_newest_sweep_over_its_parameter(tmp_path: Path, ca
 
 def test_recorded_is_none_before_a_cell_ends(tmp_path: Path) -> None:
     assert recorded(begun(tmp_path), "cell-001") is None
+
+
+def test_without_a_sweep_of_ones_own_the_recorded_one_is_read_along_its_parameter(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    nothing = Params(sweeps_dir=str(tmp_path / "none"))
+    line = choose_sweep(nothing, ("gen_concurrency",), "concurrency")
+    assert [cell.run.params.gen_concurrency for cell in line.cells if cell.run] == [1, 8, 32]
+    assert {cell.run.params.mps_embed_thread_percentage for cell in line.cells if cell.run} == {100}
+    assert "EXAMPLE" in capsys.readouterr().out
+    caps = choose_sweep(nothing, ("mps_embed_thread_percentage",), "threads")
+    assert sorted(cell.changes["mps_embed_thread_percentage"] for cell in caps.cells) == [10, 25, 50, 100]
+    whole = choose_sweep(nothing, ("mps_embed_thread_percentage",), "threads", whole=True)
+    assert len(whole.cells) == 13
+    two = choose_sweep(nothing, ("gen_concurrency",), "concurrency", ("configB",))
+    assert "configB" in two.steps
