@@ -31,11 +31,13 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
     if output is None and f"{run.run_id}.html" in index.RESERVED:
         raise InputError(f"run {run.run_id}: its page would replace another in {reports_dir}; name it with -o FILE")
     if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
-        os.environ |= {parts.FIGURES: str(figures.resolve()), parts.FIGURES_END: figures_end(run)}
+        keep_figures(run, figures)
     executed = reports_dir / run.run_id
     executed.mkdir(parents=True, exist_ok=True)
-    lifted = {name: execute(name, run, executed / f"{name}.ipynb") for name in notebooks_of(run)}
+    told, timeout_s = {"run": str(run.folder)}, int(max(1, run.params.cell_timeout_s))
+    lifted = {
+        name: execute(name, run.run_id, told, timeout_s, executed / f"{name}.ipynb") for name in notebooks_of(run)
+    }
     html = page.render(run, [part for found in lifted.values() for part in found])
     if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
         raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
@@ -44,6 +46,12 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
     if output is None:
         index.write_index(reports_dir)
     return target
+
+
+def keep_figures(run: Run, figures: Path) -> None:
+    """Have every notebook that is executed from now on keep its figures in a folder too."""
+    figures.mkdir(parents=True, exist_ok=True)
+    os.environ |= {parts.FIGURES: str(figures.resolve()), parts.FIGURES_END: figures_end(run)}
 
 
 def figures_end(run: Run) -> str:
@@ -59,8 +67,8 @@ def notebooks_of(run: Run) -> tuple[str, ...]:
     return NOTEBOOKS + (TRACE_NOTEBOOKS if captured_steps(run.folder) else ())
 
 
-def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
-    """Execute one notebook on the run into `target` and give its parts.
+def execute(name: str, run_id: str, told: dict[str, str], timeout_s: int, target: Path) -> list[dict[str, Any]]:
+    """Execute one notebook with the parameters `told` into `target` and give its parts; `run_id`: the run or sweep.
 
     Papermill's own word is not taken: a dead kernel or `sys.exit(0)` look like success in the file it leaves. The
     notebook's last cell must have said that it is done, for this run. Raises StepFailed with its last lines otherwise.
@@ -70,20 +78,20 @@ def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
         raise InputError(f"no notebook {source.name}: the report needs the checkout's notebooks/ beside the package")
     target.unlink(missing_ok=True)
     fresh = target.with_name(f".new-{target.name}")
-    failure = _papermill(source, fresh, run)
+    failure = _papermill(source, fresh, told, timeout_s)
     notebook = json.loads(fresh.read_text(encoding="utf-8")) if fresh.is_file() else {}
     fresh.unlink(missing_ok=True)
     write(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
     found = parts.lift(notebook)
     last = found[-1] if found else {}
-    if failure or (last.get("kind"), last.get("notebook"), last.get("run_id")) != ("done", name, run.run_id):
+    if failure or (last.get("kind"), last.get("notebook"), last.get("run_id")) != ("done", name, run_id):
         raise StepFailed(
-            f"notebook {name} did not reach its end for {run.run_id}: {failure or 'no record of its last cell'}"
+            f"notebook {name} did not reach its end for {run_id}: {failure or 'no record of its last cell'}"
         )
     return found
 
 
-def _papermill(source: Path, target: Path, run: Run) -> str:
+def _papermill(source: Path, target: Path, told: dict[str, str], timeout_s: int) -> str:
     import papermill
 
     try:
@@ -91,11 +99,11 @@ def _papermill(source: Path, target: Path, run: Run) -> str:
             str(source),
             # Papermill takes an output path for a format string.
             str(target.resolve()).replace("{", "{{").replace("}", "}}"),
-            parameters={"run": str(run.folder)},
+            parameters=told,
             kernel_name="python3",
             progress_bar=False,
             start_timeout=120,
-            execution_timeout=int(max(1, run.params.cell_timeout_s)),
+            execution_timeout=timeout_s,
             cwd=str(paths.REPOSITORY),
             extra_arguments=["--log-level=40"],  # its warnings are about its own sockets
         )

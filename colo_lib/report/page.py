@@ -131,7 +131,7 @@ def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
         verdict_line(str(verdict.get("status", "inconclusive"))),
         paragraph(verdict.get("sentence", "No verdict was recorded."), "lead"),
         paragraph(provenance.in_one_line(run), "note"),
-        _part(found, "kept"),
+        part(found, "kept"),
         cautions(verdict.get("warnings", [])),
     ]
     if verdict.get("missing"):
@@ -143,21 +143,21 @@ def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
 
 def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
     bodies = {
-        "steps": _part(found, "steps")
-        + _part(found, "pays")
-        + details("Kept fractions", _part(found, "kept-table"), opened=False),
-        "latency": _part(found, "latency") + _part(found, "stalls") + _part(found, "bounds") + _clocks(run),
-        "clauses": _part(found, "clauses") + _part(found, "null") + _part(found, "time"),
+        "steps": part(found, "steps")
+        + part(found, "pays")
+        + details("Kept fractions", part(found, "kept-table"), opened=False),
+        "latency": part(found, "latency") + part(found, "stalls") + part(found, "bounds") + _clocks(run),
+        "clauses": part(found, "clauses") + part(found, "null") + part(found, "time"),
         "traces": traces(found) if "kernel-timeline" in found else paragraph(NO_CAPTURE, "note"),
         "sweeps": paragraph(NO_SWEEP, "note"),
         **_across(found),
-        "telemetry": _part(found, "telemetry")
-        + _part(found, "telemetry-absent")
-        + details("Means by step", _part(found, "telemetry-table"), opened=False)
-        + details("Why a value is missing", _part(found, "telemetry-reasons"), opened=False)
-        + "".join(_part(found, name) for name in ("pacing", "pacing-table") if name in found),
-        "memory": _part(found, "memory") + details("Numbers", _part(found, "memory-table"), opened=False),
-        "not-counted": _part(found, "not-counted", "None: every trial counts."),
+        "telemetry": part(found, "telemetry")
+        + part(found, "telemetry-absent")
+        + details("Means by step", part(found, "telemetry-table"), opened=False)
+        + details("Why a value is missing", part(found, "telemetry-reasons"), opened=False)
+        + "".join(part(found, name) for name in ("pacing", "pacing-table") if name in found),
+        "memory": part(found, "memory") + details("Numbers", part(found, "memory-table"), opened=False),
+        "not-counted": part(found, "not-counted", "None: every trial counts."),
         "provenance": provenance.blocks(run),
     }
     return "\n".join(section(name, title, bodies[name]) for name, title in CONTENTS.items())
@@ -172,30 +172,30 @@ def traces(found: dict[str, dict[str, Any]]) -> str:
         "kernel-durations": ("kernel-durations-table", "kernel-durations-one-sided"),
         "categories": ("categories-table", "top-kernels", "copies"),
     }
-    body = _part(found, "kernel-overlap-notes")
+    body = part(found, "kernel-overlap-notes")
     for figure_name, tables in shown.items():
-        body += _part(found, figure_name)
-        body += details("Numbers", "".join(_part(found, name) for name in tables), opened=False)
+        body += part(found, figure_name)
+        body += details("Numbers", "".join(part(found, name) for name in tables), opened=False)
     return body
 
 
 def _across(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     """The sections of the notebooks that look beyond the steps: gen's loss, the plan, the published runs."""
     return {
-        "gen-loss": _part(found, "gen-loss")
-        + _part(found, "gen-loss-mechanism")
-        + _part(found, "gen-loss-needs")
-        + details("Numbers", _part(found, "gen-loss-table"), opened=False)
-        + details("By kernel category", _part(found, "gen-loss-categories"), opened=False),
-        "capacity": _part(found, "capacity")
-        + _part(found, "capacity-answer")
-        + _part(found, "capacity-layouts")
-        + details("What each unit gives", _part(found, "capacity-units"), opened=False)
-        + details("What the plan takes for granted", _part(found, "capacity-assumptions"), opened=False),
-        "published": _part(found, "beside-kept")
-        + _part(found, "unlike-words")
-        + details("Metric by metric", _part(found, "beside"), opened=False)
-        + details("What differs", _part(found, "unlike"), opened=False),
+        "gen-loss": part(found, "gen-loss")
+        + part(found, "gen-loss-mechanism")
+        + part(found, "gen-loss-needs")
+        + details("Numbers", part(found, "gen-loss-table"), opened=False)
+        + details("By kernel category", part(found, "gen-loss-categories"), opened=False),
+        "capacity": part(found, "capacity")
+        + part(found, "capacity-answer")
+        + part(found, "capacity-layouts")
+        + details("What each unit gives", part(found, "capacity-units"), opened=False)
+        + details("What the plan takes for granted", part(found, "capacity-assumptions"), opened=False),
+        "published": part(found, "beside-kept")
+        + part(found, "unlike-words")
+        + details("Metric by metric", part(found, "beside"), opened=False)
+        + details("What differs", part(found, "unlike"), opened=False),
     }
 
 
@@ -208,12 +208,12 @@ def _clocks(run: Run) -> str:
     return paragraph(told)
 
 
-def _part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> str:
-    part = found.get(name)
-    if part is None:
+def part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> str:
+    own = found.get(name)
+    if own is None:
         return paragraph(f"This part is missing: its notebook showed no {name}. `colo report RUN` executes it.", "note")
-    if part["kind"] == "figure":
-        return figure(part)
-    if part["kind"] == "table":
-        return table(part) if part["rows"] else paragraph(empty, "note")
-    return paragraph(part.get("text", ""))
+    if own["kind"] == "figure":
+        return figure(own)
+    if own["kind"] == "table":
+        return table(own) if own["rows"] else paragraph(empty, "note")
+    return paragraph(own.get("text", ""))

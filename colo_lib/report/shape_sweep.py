@@ -57,6 +57,17 @@ def settings(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def states(sweep: Sweep) -> pd.DataFrame:
+    """A row a cell: what it varies, and what became of it."""
+    rows = []
+    for cell in sweep.cells:
+        counted = "" if cell.run is None else f": {int((cell.run.trials['status'] == 'done').sum())} trials count"
+        why = f": {cell.reason}" if cell.reason and cell.run is None else ""
+        changes = {name: str(cell.changes[name]) for name in sweep.names}
+        rows.append({"Cell": cell.name, **changes, "Status": f"{cell.status}{counted}{why}"})
+    return pd.DataFrame(rows)
+
+
 def labelled(sweep: Sweep, sentence: str) -> str:
     """The sentence under the label that its data ask for."""
     if sweep.simulated:

@@ -1,0 +1,122 @@
+"""The page of a sweep: what its notebooks show, the sentences first, as one self-contained file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from colo_lib import __version__
+from colo_lib.analyse.operating_point import LEVERS, STEPS
+from colo_lib.errors import InputError
+from colo_lib.parse.run_folder import Run
+from colo_lib.parse.sweep import Sweep, open_sweep
+from colo_lib.report import index, page, provenance
+from colo_lib.report.blocks import definitions, figure, frame, heading, paragraph, section, text
+from colo_lib.report.make import execute, keep_figures, write
+from colo_lib.report.shape_sweep import states
+
+# notebook -> (its question, parameters of which the sweep varies one, steps of which it has one)
+NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "37-operating-point": ("Where embedding comes nearest to free", tuple(LEVERS), STEPS),
+    "55-two-devices": ("Two GPUs: one each, or sharded with embedding beside", ("gen_concurrency",), ("configB",)),
+    "31-thread-percentage": (
+        "How much of the GPU embed may take",
+        ("mps_embed_thread_percentage", "mps_gen_thread_percentage"),
+        ("step2",),
+    ),
+    "32-concurrency": ("Sharing when gen is busier", ("gen_concurrency",), ("step2",)),
+    "33-batch-more": ("Why not just batch more", ("gen_concurrency",), ("step2",)),
+    "34-eager-vs-graphs": ("CUDA graphs or eager", ("gen_enforce_eager",), ("step2",)),
+    "35-prefill-share": ("Long prompts", ("gen_prompt_tokens", "gen_output_tokens"), ("step2",)),
+    "36-memory-pressure": ("What fits", ("gen_kv_cache_gib", "embed_batch_size"), ("step2",)),
+}
+
+
+def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = None, figures: Path | None = None) -> Path:
+    """Execute the notebooks that a sweep has something for, write its page and give its path.
+
+    `output` and `figures` as in `make_report`. Raises InputError for a sweep that cannot be read, or of which no
+    notebook has anything to show.
+    """
+    sweep = open_sweep(folder)
+    wanted = notebooks_of(sweep)
+    if not wanted:
+        raise InputError(f"{folder}: fewer than two cells of this sweep were measured in a step that a notebook reads")
+    first = next(iter(sweep.runs.values()))
+    if figures is not None:
+        keep_figures(first, figures)
+    executed = reports_dir / sweep.sweep_id
+    executed.mkdir(parents=True, exist_ok=True)
+    timeout_s = int(max(1, sweep.params.cell_timeout_s))
+    told = {"sweep": str(sweep.folder.resolve())}
+    found = {name: execute(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted}
+    target = output or reports_dir / f"{sweep.sweep_id}.html"
+    write(target, render(sweep, first, found))
+    if output is None:
+        index.write_index(reports_dir)
+    return target
+
+
+def notebooks_of(sweep: Sweep) -> list[str]:
+    """The notebooks that this sweep has something for, the most telling first."""
+    return [
+        name
+        for name, (_, names, steps) in NOTEBOOKS.items()
+        if set(names) & set(sweep.names) and set(steps) & sweep.steps and len(sweep.along(names).runs) > 1
+    ]
+
+
+def render(sweep: Sweep, first: Run, found: dict[str, list[dict[str, Any]]]) -> str:
+    """The page as HTML; `first`: a run of it; `found`: the parts that each notebook showed."""
+    name, opening = next(iter(found.items()))
+    lead = [part for part in opening if part["kind"] in ("text", "figure")]
+    rest = found | {name: [part for part in opening if part not in lead]}
+    about = page.summary(first, {}) | {
+        "run_id": sweep.sweep_id,
+        "status": "sweep",
+        "sentence": " ".join(part["text"] for part in lead if part["kind"] == "text"),
+    }
+    bodies = [section(name, NOTEBOOKS[name][0], _shown(parts)) for name, parts in rest.items()]
+    bodies.append(section("cells", "Every cell", frame(states(sweep), "What each cell varies, and what became of it.")))
+    bodies.append(section("provenance", "Provenance", provenance.blocks(first)))
+    names = {name: NOTEBOOKS[name][0] for name in found} | {"cells": "Every cell", "provenance": "Provenance"}
+    return page.document(
+        f"Co-location: {sweep.sweep_id}",
+        about,
+        _first_screen(sweep, first, lead, names),
+        "\n".join(bodies),
+        f"Made by colo {__version__} from sweep {sweep.sweep_id}. Every interval is 95 %.",
+        (next(iter(found)), "Skip to the first answer"),
+    )
+
+
+def _first_screen(sweep: Sweep, first: Run, lead: list[dict[str, Any]], names: dict[str, str]) -> str:
+    banner = page.SIMULATED if sweep.simulated else page.STAND_IN if sweep.stand_in else ""
+    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in names.items())
+    told = [
+        heading(1, page.QUESTION),
+        f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
+        *(paragraph(part["text"], "lead") for part in lead if part["kind"] == "text"),
+        paragraph(provenance.in_one_line(first), "note"),
+        *(figure(part) for part in lead if part["kind"] == "figure"),
+        heading(2, "What was run, on what"),
+        definitions(_cells(sweep)),
+        paragraph("Of the first cell; the others differ in what the sweep varies.", "note"),
+        definitions(provenance.what_was_run(first)),
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
+    ]
+    return "\n".join(told)
+
+
+def _cells(sweep: Sweep) -> list[tuple[str, object]]:
+    trials = [run.trials for run in sweep.runs.values()]
+    counted = sum(int((own["status"] == "done").sum()) for own in trials)
+    whole = f"{len(sweep.runs)} of {len(sweep.cells)} cells, {counted} of {sum(map(len, trials))} trials count"
+    return [("Sweep", whole), ("Varied", ", ".join(sweep.names))]
+
+
+def _shown(parts: list[dict[str, Any]]) -> str:
+    """A notebook's figures and sentences, then its tables."""
+    order = {"figure": 0, "text": 1, "table": 2}
+    shown = sorted((part for part in parts if part["kind"] in order), key=lambda part: order[part["kind"]])
+    return "".join(page.part({part["name"]: part}, part["name"]) for part in shown)
