@@ -4,13 +4,18 @@ BIN := .venv/bin
 export PYTHON
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-gpu lint hooks notebooks doctor env engine clean-env
+.PHONY: help run figures test test-fast test-gpu lint hooks notebooks doctor env engine clean-env
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 run: env engine  ## run PARAMS (params/cpu.yaml) through the notebooks and print the report's path
 	@$(BIN)/colo run $(PARAMS)
+
+figures: env  ## redraw figures/ and the pages in recorded/ from what was recorded, without a GPU
+	@for each in $(wildcard recorded/h*-*[0-9]); do \
+		$(BIN)/colo report $$each --figures figures --reports-dir .cache/reports -o $$each.html || exit; done
+	@rm -f figures/capacity--* figures/published-loss--*
 
 doctor: env  ## what this machine can run, with the remedy for what it cannot
 	@$(BIN)/colo doctor $(PARAMS)

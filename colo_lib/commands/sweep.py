@@ -1,7 +1,7 @@
 """Repeat the run of a params file over a grid of values; each cell is a run folder of its own.
 
 Exit codes: 0 every cell was measured, 1 a cell failed, was lost, or cannot run here (its models do not fit),
-2 wrong input; nothing has started then. Notebooks 31-36 read the sweep's folder.
+2 wrong input; nothing has started then. Notebooks 31-37 and 55 read the sweep's folder.
 
 examples:
   colo sweep params/cpu.yaml --over gen_concurrency=1,2,4,8
