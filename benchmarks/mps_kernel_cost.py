@@ -21,7 +21,7 @@ from pathlib import Path
 
 # kind -> float32 elements of the vector that each kernel adds one to: one block, every SM a block, a stream of memory.
 ELEMENTS = {"one block": 256, "a block an SM": 132 * 1024, "64 MiB": 16 * 2**20}
-# kind -> (rows, columns) of the bf16 matrix that a token's vector is multiplied with: Llama-3.1-8B's output of attention
+# kind -> (rows, columns) of the bf16 matrix that a token's vector is multiplied with: Llama-3.1-8B's attention output
 # and its gate and up projection, 34 and 235 MB; each product reads another matrix, as layers do.
 PRODUCTS = {"product, 34 MB": (4096, 4096), "product, 235 MB": (4096, 28672)}
 KERNELS, LARGE_KERNELS = 1000, 100
