@@ -1,7 +1,7 @@
 """The page: one self-contained HTML file, built from a run's manifest and from what its notebooks show.
 
-No script, no outside address; the style is allowed by its hash alone, images are embedded. Every string that comes
-from a run is escaped in `blocks`.
+No outside address; style and script are the package's own files, allowed by their hashes alone, images are embedded.
+Every string that comes from a run is escaped in `blocks`, and the script shows it as text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from colo_lib import __version__
 from colo_lib.parse.run_folder import Run
-from colo_lib.report import provenance
+from colo_lib.report import provenance, scripts
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
 from colo_lib.schema import STEP_TITLES
 
@@ -68,9 +68,12 @@ def render(run: Run, found: list[dict[str, Any]]) -> str:
 
 def document(title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str]) -> str:
     """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it."""
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + scripts.style()
+    script = scripts.script()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -79,8 +82,13 @@ def document(title: str, about: dict[str, Any], header: str, main: str, footer: 
         f'<meta name="{ABOUT}" content="{text(json.dumps(about))}">\n'
         f"<title>{text(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#{text(skip[0])}">{text(skip[1])}</a>\n'
-        f"<header>{header}</header>\n<main>\n{main}</main>\n<footer>{paragraph(footer)}</footer>\n</body>\n</html>\n"
+        f"<header>{header}</header>\n<main>\n{main}</main>\n<footer>{paragraph(footer)}</footer>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
 
 
 def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from colo_lib.report import scripts
+
 KEY = "colo"
 # Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
 FIGURES, FIGURES_END = "COLO_FIGURES", "COLO_FIGURES_END"
@@ -43,11 +45,15 @@ def _keep(figure: Figure, stem: Path) -> None:
 
 
 def show_table(frame: pd.DataFrame, name: str, caption: str) -> None:
-    """Display a frame whose cells are already shown as they are to be read; every cell is escaped."""
+    """Display a frame whose cells are already shown as they are to be read; every cell is escaped.
+
+    A click on a heading sorts by its column; without scripts it is a table as any other.
+    """
     columns = [str(column) for column in frame.columns]
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
     part = {"kind": "table", "name": name, "caption": caption, "columns": columns, "rows": rows}
-    _publish({"text/html": table_html(part), "text/plain": frame.to_string(index=False)}, part)
+    html = f"<style>{scripts.style()}</style>{table_html(part)}<script>{scripts.script()}</script>"
+    _publish({"text/html": html, "text/plain": frame.to_string(index=False)}, part)
 
 
 def show_text(name: str, text: str) -> None:
@@ -82,7 +88,7 @@ def table_html(part: dict[str, Any]) -> str:
         + "</tr>"
         for row in part["rows"]
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="{scripts.TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def lift(notebook: dict[str, Any]) -> list[dict[str, Any]]:
