@@ -14,7 +14,7 @@ from typing import Any
 
 from colo_lib import __version__
 from colo_lib.parse.run_folder import Run
-from colo_lib.report import provenance, scripts
+from colo_lib.report import provenance, scripts, zoom
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
 from colo_lib.schema import STEP_TITLES
 
@@ -63,13 +63,19 @@ def render(run: Run, found: list[dict[str, Any]]) -> str:
         _sections(run, by_name),
         f"Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.",
         ("steps", "Skip to the table of steps"),
+        zooming="kernel-zoom" in by_name,
     )
 
 
-def document(title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str]) -> str:
-    """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it."""
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + scripts.style()
-    script = scripts.script()
+def document(
+    title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str], zooming: bool = False
+) -> str:
+    """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it.
+
+    `zooming`: a timeline to zoom is among it.
+    """
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + scripts.style(zooming)
+    script = scripts.script(zooming)
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -183,6 +189,7 @@ def traces(found: dict[str, dict[str, Any]]) -> str:
     body = _part(found, "kernel-overlap-notes")
     for figure_name, tables in shown.items():
         body += _part(found, figure_name)
+        body += _part(found, "kernel-zoom") if figure_name == "kernel-timeline" else ""
         body += details("Numbers", "".join(_part(found, name) for name in tables), opened=False)
     return body
 
@@ -224,4 +231,6 @@ def _part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> 
         return figure(part)
     if part["kind"] == "table":
         return table(part) if part["rows"] else paragraph(empty, "note")
+    if part["kind"] == "timeline":
+        return zoom.body(part, table({**part, "caption": "By stretch of time."}))
     return paragraph(part.get("text", ""))

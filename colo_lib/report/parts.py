@@ -1,4 +1,4 @@
-"""What a notebook shows, as parts that the report can lift: figures, tables, texts and the word that it is done.
+"""What a notebook shows, as parts that the report can lift: figures, timelines, tables, texts, and that it is done.
 
 A part rides in the metadata of an ordinary display output, so the notebook looks as usual in JupyterLab. The report
 builds its page from the part's plain strings and PNG bytes and never from HTML found in a notebook.
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from colo_lib.report import scripts
+from colo_lib.report import scripts, zoom
 
 KEY = "colo"
 # Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
@@ -42,6 +42,15 @@ def _keep(figure: Figure, stem: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "colo"}):
         figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
     figure.savefig(f"{stem}.png", dpi=200, metadata={"Software": None})
+
+
+def show_timeline(shown: dict[str, Any], name: str, caption: str, alt: str) -> None:
+    """Display a timeline to zoom, as `zoom.of_view` gives one; `alt` says in words what it shows."""
+    part = {"kind": "timeline", "name": name, "caption": f"{caption} {shown['words']}", "alt": alt}
+    part |= {key: shown[key] for key in ("packed", "columns", "rows")}
+    html = f"<style>{scripts.style(zooming=True)}</style>{zoom.body(part, table_html(part))}"
+    html += f"<script>{scripts.script(zooming=True)}</script>"
+    _publish({"text/html": html, "text/plain": f"{alt} {part['caption']}"}, part)
 
 
 def show_table(frame: pd.DataFrame, name: str, caption: str) -> None:

@@ -73,10 +73,14 @@ def read(hostile_page: Path) -> Reader:
     return Reader(hostile_page.read_text(encoding="utf-8"))
 
 
-def only_own_script(html: str) -> bool:
+def only_own_script(html: str, zooming: bool = False) -> bool:
     """Whether what runs on a page is the package's script and nothing else."""
     tags = [tag for tag, _ in Reader(html).tags]
-    return tags.count("script") == 1 and html.count(f"<script>{scripts.script()}</script>") == 1 and not NEVER & {*tags}
+    return (
+        tags.count("script") == 1
+        and html.count(f"<script>{scripts.script(zooming)}</script>") == 1
+        and not NEVER & {*tags}
+    )
 
 
 def test_nothing_is_fetched_and_nothing_but_our_script_runs(hostile_page: Path, read: Reader) -> None:
@@ -87,8 +91,9 @@ def test_nothing_is_fetched_and_nothing_but_our_script_runs(hostile_page: Path, 
             assert str(attributes[name]).startswith(("data:image/png;base64,", "#")), (tag, name)
 
 
-def test_our_script_fetches_nothing_and_makes_no_html_of_words() -> None:
-    text = scripts.script()
+@pytest.mark.parametrize("zooming", [False, True])
+def test_our_script_fetches_nothing_and_makes_no_html_of_words(zooming: bool) -> None:
+    text = scripts.script(zooming)
     for word in ("</script", "<!--", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(",
                  "fetch(", "XMLHttpRequest", "import(", "http:", "https:"):  # fmt: skip
         assert word not in text, word
@@ -235,7 +240,7 @@ def test_a_hostile_kernel_name_is_shown_as_text(tmp_path: Path) -> None:
     html = page.render(run, found)
     reader = Reader(html)
     assert HOSTILE[:70] in reader.words
-    assert only_own_script(html)
+    assert only_own_script(html, zooming=True)
 
 
 def test_html_found_in_a_notebook_is_never_taken() -> None:
