@@ -61,8 +61,8 @@ def fit(view: View, centre_ns: int, most_characters: int = MOST_CHARACTERS) -> P
     """
     most_bytes = most_characters // 4 * 3
     levels = _fitting_levels(view, int(most_bytes * BINS_SHARE))
-    every = sum(len(active.rows) for active in view.workloads.values())
-    most = every
+    # No kernel takes less than a byte: of ten million, most need not be tried.
+    most = min(sum(len(active.rows) for active in view.workloads.values()), most_bytes)
     while True:
         stretch = pyramid.stretch_of(view, centre_ns, most)
         found = _deflated(view, levels, stretch)
