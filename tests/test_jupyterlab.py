@@ -72,9 +72,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def lab_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(lab_root: Path) -> Iterator[str]:
     """A JupyterLab over a copy of the notebooks beside the package; gives the address of a notebook with '{}'."""
-    root = tmp_path_factory.mktemp("lab")
+    root = lab_root
     shutil.copytree(NOTEBOOKS, root / "notebooks")
     for name in RECORDING:
         _shrink(root / "notebooks" / name, {**NANO, "runs_dir": str(root / "runs")})
@@ -138,6 +143,63 @@ def _cells(name: str) -> list[str]:
     notebook = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return [re.sub('"(step[1-4]|config[AB]|mps-alone)"', '"STEP"', source) for source in code]
+
+
+def test_a_timeline_takes_its_keys_before_jupyterlab_does_and_a_table_is_sorted(browser: Any, lab: str) -> None:
+    """In a notebook the letter b is a new cell; with the timeline it is nothing."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    _run_all(browser, lab.format("41-kernel-overlap.ipynb"), 60)
+    box = browser.find_element(By.CSS_SELECTOR, ".colo-timeline")
+    assert wait_until(lambda: box.get_attribute("data-state") == "ready", 20)
+    stage = box.find_element(By.CSS_SELECTOR, ".colo-stage")
+    span = lambda: [float(box.get_attribute(f"data-{edge}-ns")) for edge in ("from", "to")]  # noqa: E731
+    whole = span()
+    stage.send_keys("++++")
+    assert span()[1] - span()[0] == pytest.approx(whole[1] / 16)
+    stage.send_keys("nn")
+    assert "us, lasts " in box.find_element(By.CSS_SELECTOR, ".colo-status").text
+    count = "return window.jupyterapp.shell.currentWidget.content.widgets.length"
+    cells = browser.execute_script(count)
+    stage.send_keys("b00")
+    box.find_element(By.CSS_SELECTOR, ".colo-tools button").send_keys("b" + Keys.ENTER + "0")
+    assert span() == whole
+    value = next(head for head in browser.find_elements(By.CSS_SELECTOR, ".colo-table button") if head.text == "Value")
+    value.send_keys(Keys.ENTER)
+    assert value.find_element(By.XPATH, "..").get_attribute("aria-sort") == "ascending"
+    assert browser.execute_script(count) == cells
+
+
+def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
+    browser: Any, lab: str, lab_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colo_lib.report import parts
+
+    shown: list[Any] = []
+    monkeypatch.setattr(parts, "_publish", lambda data, part: shown.append(data))
+    parts.show_timeline(_packed(), "kernel-zoom", "A caption.", "It in words.")
+    output = {"output_type": "display_data", "data": shown[0], "metadata": {}}
+    cell = {"cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1, "outputs": [output]}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (lab_root / "notebooks" / "sent.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    browser.get(lab.format("sent.ipynb"))
+    told = "const area = document.querySelector('.jp-OutputArea-output'); return area ? area.innerText : '';"
+    assert wait_until(lambda: "It in words." in browser.execute_script(told), 60)
+    assert "no script ran: in JupyterLab, trust the notebook" in browser.execute_script(told)
+    assert not browser.execute_script("return document.querySelector('.jp-OutputArea-output canvas')")
+
+
+def _packed() -> dict[str, Any]:
+    """A timeline of the built-in example."""
+    from colo_lib.analyse import chosen
+    from colo_lib.params import Params
+    from colo_lib.parse.choose_trace import choose_trace
+    from colo_lib.report import zoom
+
+    captured = choose_trace(Params(runs_dir="none")).captured
+    view = chosen.view_of(captured.capture, captured.facts, Params())
+    return zoom.of_view(view, sum(view.window) // 2)
 
 
 def _run_all(browser: Any, address: str, allowed_s: float) -> None:

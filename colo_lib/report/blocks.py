@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from colo_lib.report.scripts import TABLE
+
 INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
 PNG = b"\x89PNG\r\n\x1a\n"
 STATUS_CLASSES = {
@@ -79,7 +81,7 @@ def table(part: dict[str, Any]) -> str:
     label = caption or "Table"
     return (
         f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<table class="{TABLE}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from colo_lib import __version__
 from colo_lib.report import page
 from colo_lib.report.blocks import cell, heading, items, link, paragraph, text
+from colo_lib.report.scripts import TABLE
 
 NAME = "index.html"
 RESERVED = (NAME, "side-by-side.html")
@@ -84,7 +85,8 @@ def _table(told: list[tuple[str, dict[str, str]]]) -> str:
     head = "".join(f'<th scope="col">{text(column)}</th>' for column in COLUMNS)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Reports with their verdicts">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(_row(*pair) for pair in told)}</tbody></table></div>"
+        f'<table class="{TABLE}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(_row(*pair) for pair in told)}</tbody></table></div>"
     )
 
 

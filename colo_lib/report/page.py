@@ -1,7 +1,7 @@
 """The page: one self-contained HTML file, built from a run's manifest and from what its notebooks show.
 
-No script, no outside address; the style is allowed by its hash alone, images are embedded. Every string that comes
-from a run is escaped in `blocks`.
+No outside address; style and script are the package's own files, allowed by their hashes alone, images are embedded.
+Every string that comes from a run is escaped in `blocks`, and the script shows it as text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from colo_lib import __version__
 from colo_lib.parse.run_folder import Run
-from colo_lib.report import provenance
+from colo_lib.report import provenance, scripts, zoom
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
 from colo_lib.schema import STEP_TITLES
 
@@ -35,7 +35,8 @@ NO_CAPTURE = (
 )
 NO_SWEEP = (
     "One run has one value of everything. `colo sweep PARAMS --over gen_concurrency=1,2,4` repeats it over a grid; "
-    "notebooks 31-36 draw thread percentage, concurrency, batch size, eager against graphs, prefill share and memory."
+    "`colo report SWEEP` makes a page of the thread percentage, concurrency, batch size, eager against graphs, prefill "
+    "share, memory, and of the operating point among them."
 )
 CONTENTS = {
     "steps": "Steps side by side",
@@ -63,14 +64,23 @@ def render(run: Run, found: list[dict[str, Any]]) -> str:
         _sections(run, by_name),
         f"Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.",
         ("steps", "Skip to the table of steps"),
+        zooming="kernel-zoom" in by_name,
     )
 
 
-def document(title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str]) -> str:
-    """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it."""
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+def document(
+    title: str, about: dict[str, Any], header: str, main: str, footer: str, skip: tuple[str, str], zooming: bool = False
+) -> str:
+    """A whole page. `header` and `main` are HTML made by `blocks`; `about` is what an index of pages tells of it.
+
+    `zooming`: a timeline to zoom is among it.
+    """
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + scripts.style(zooming)
+    script = scripts.script(zooming)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -79,8 +89,13 @@ def document(title: str, about: dict[str, Any], header: str, main: str, footer: 
         f'<meta name="{ABOUT}" content="{text(json.dumps(about))}">\n'
         f"<title>{text(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#{text(skip[0])}">{text(skip[1])}</a>\n'
-        f"<header>{header}</header>\n<main>\n{main}</main>\n<footer>{paragraph(footer)}</footer>\n</body>\n</html>\n"
+        f"<header>{header}</header>\n<main>\n{main}</main>\n<footer>{paragraph(footer)}</footer>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
 
 
 def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +190,7 @@ def traces(found: dict[str, dict[str, Any]]) -> str:
     body = part(found, "kernel-overlap-notes")
     for figure_name, tables in shown.items():
         body += part(found, figure_name)
+        body += part(found, "kernel-zoom") if figure_name == "kernel-timeline" else ""
         body += details("Numbers", "".join(part(found, name) for name in tables), opened=False)
     return body
 
@@ -216,4 +232,6 @@ def part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> s
         return figure(own)
     if own["kind"] == "table":
         return table(own) if own["rows"] else paragraph(empty, "note")
+    if own["kind"] == "timeline":
+        return zoom.body(own, table({**own, "caption": "By stretch of time."}))
     return paragraph(own.get("text", ""))

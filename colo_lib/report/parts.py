@@ -1,4 +1,4 @@
-"""What a notebook shows, as parts that the report can lift: figures, tables, texts and the word that it is done.
+"""What a notebook shows, as parts that the report can lift: figures, timelines, tables, texts, and that it is done.
 
 A part rides in the metadata of an ordinary display output, so the notebook looks as usual in JupyterLab. The report
 builds its page from the part's plain strings and PNG bytes and never from HTML found in a notebook.
@@ -15,6 +15,8 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+from colo_lib.report import scripts, zoom
 
 KEY = "colo"
 # Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
@@ -42,12 +44,25 @@ def _keep(figure: Figure, stem: Path) -> None:
     figure.savefig(f"{stem}.png", dpi=200, metadata={"Software": None})
 
 
+def show_timeline(shown: dict[str, Any], name: str, caption: str, alt: str) -> None:
+    """Display a timeline to zoom, as `zoom.of_view` gives one; `alt` says in words what it shows."""
+    part = {"kind": "timeline", "name": name, "caption": f"{caption} {shown['words']}", "alt": alt}
+    part |= {key: shown[key] for key in ("packed", "columns", "rows")}
+    html = f"<style>{scripts.style(zooming=True)}</style>{zoom.body(part, table_html(part))}"
+    html += f"<script>{scripts.script(zooming=True)}</script>"
+    _publish({"text/html": html, "text/plain": f"{alt} {part['caption']}"}, part)
+
+
 def show_table(frame: pd.DataFrame, name: str, caption: str) -> None:
-    """Display a frame whose cells are already shown as they are to be read; every cell is escaped."""
+    """Display a frame whose cells are already shown as they are to be read; every cell is escaped.
+
+    A click on a heading sorts by its column; without scripts it is a table as any other.
+    """
     columns = [str(column) for column in frame.columns]
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
     part = {"kind": "table", "name": name, "caption": caption, "columns": columns, "rows": rows}
-    _publish({"text/html": table_html(part), "text/plain": frame.to_string(index=False)}, part)
+    html = f"<style>{scripts.style()}</style>{table_html(part)}<script>{scripts.script()}</script>"
+    _publish({"text/html": html, "text/plain": frame.to_string(index=False)}, part)
 
 
 def show_text(name: str, text: str) -> None:
@@ -82,7 +97,7 @@ def table_html(part: dict[str, Any]) -> str:
         + "</tr>"
         for row in part["rows"]
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="{scripts.TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def lift(notebook: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,22 +20,32 @@ FLAGS = [
 ALLOWED_S = 90
 
 
+class Press(str):
+    """A key to press, as a person would, where an expression could stand: 'Enter', '+', 'ArrowLeft'."""
+
+    __slots__ = ()
+
+
 def find() -> str | None:
     """The path of an installed Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-def load(file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None = None) -> dict[str, Any]:
-    """Load `file` at `width` px; gives the value of each JavaScript expression of `asked`, and `complaints`.
+def load(
+    file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None = None, scripts: bool = True
+) -> dict[str, Any]:
+    """Load `file` at `width` px; gives the value of each JavaScript expression of `asked`, in order, and `complaints`.
 
     A promise is waited for. The debugger's own expressions are not held to the page's policy.
 
-    `complaints`: console errors, exceptions, and every address that the page tried to fetch.
+    Without `scripts` the page's own do not run. `complaints`: console errors, exceptions, and every address that the
+    page tried to fetch.
     """
-    return asyncio.run(asyncio.wait_for(_load(file, width, dark, asked, shot), ALLOWED_S))
+    look = (file, width, dark, asked, shot, scripts)
+    return asyncio.run(asyncio.wait_for(_load(look), ALLOWED_S))
 
 
-async def _load(file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None) -> dict[str, Any]:
+async def _load(look: tuple[Path, int, bool, dict[str, str], Path | None, bool]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = await asyncio.create_subprocess_exec(
             str(find()), *FLAGS, f"--user-data-dir={profile}", "about:blank",
@@ -50,7 +60,7 @@ async def _load(file: Path, width: int, dark: bool, asked: dict[str, str], shot:
                 async with session.get(f"http://127.0.0.1:{port}/json/list") as reply:
                     pages = [page for page in await reply.json() if page["type"] == "page"]
                 async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                    return await _look(_Page(socket), file, width, dark, asked, shot)
+                    return await _look(_Page(socket), *look)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 browser.kill()
@@ -86,7 +96,7 @@ class _Page:
 
 
 async def _look(
-    page: _Page, file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None
+    page: _Page, file: Path, width: int, dark: bool, asked: dict[str, str], shot: Path | None, scripts: bool
 ) -> dict[str, Any]:
     for domain in ("Page", "Runtime", "Log", "Network"):
         await page.call(f"{domain}.enable")
@@ -98,13 +108,25 @@ async def _look(
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     await page.call("Emulation.setEmulatedMedia", features=[scheme])
+    await page.call("Emulation.setScriptExecutionDisabled", value=not scripts)
     await page.call("Page.navigate", url=file.resolve().as_uri())
     await page.until_loaded()
     found = {}
     for name, expression in asked.items():
+        if isinstance(expression, Press):
+            await _press(page, expression)
+            continue
         reply = await page.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         found[name] = reply["result"].get("value")
     if shot is not None:
         reply = await page.call("Page.captureScreenshot", captureBeyondViewport=True)
         shot.write_bytes(base64.b64decode(reply["data"]))
     return found | {"complaints": page.complaints}
+
+
+async def _press(page: _Page, key: str) -> None:
+    text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+    code = {"Enter": 13}.get(key, 0)
+    for kind in ("keyDown", "keyUp"):
+        more = {"text": text} if text and kind == "keyDown" else {}
+        await page.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)

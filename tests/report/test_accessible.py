@@ -19,6 +19,8 @@ pytestmark = [
 AXE = Path(__file__).parents[1] / "vendor" / "axe-core" / "axe.min.js"
 # Folded parts are opened: what a reader can unfold is the page too.
 ASKED = {
+    "drawn": """new Promise(done => { const look = () => document.querySelector('.colo-timeline[data-state=reading]')
+        ? setTimeout(look, 20) : done(document.querySelectorAll('.colo-stage canvas').length); look(); })""",
     "opened": "[...document.querySelectorAll('details')].forEach(part => part.open = true)",
     "axe": "{source}; 'loaded'",
     "found": """axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']})
@@ -40,7 +42,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     plan = Plan(run_id="other", blocks=2, window_s=2.0, stall_s={"step3": 1.2}, invalid={("step2", 2): "strangers"})
     both = side_by_side.make_side_by_side([recorded, write_run(root, plan)], root)
     run = open_run(recorded)
-    names = ("51-verdict", "47-memory")
+    names = ("51-verdict", "47-memory", "41-kernel-overlap")
     found = [part for name in names for part in make.execute(name, run, root / f"{name}.ipynb")]
     (root / "run.html").write_text(page.render(run, found), encoding="utf-8")
     return {"run": root / "run.html", "side by side": both, "index": index.write_index(root)}
@@ -54,7 +56,7 @@ def test_nothing_stands_in_a_reader_s_way(pages: dict[str, Path], name: str, wid
     told = chromium.load(pages[name], width, dark, asked)
     assert told["found"] == []
     assert {"color-contrast", "html-has-lang", "landmark-one-main", "heading-order"} <= set(told["checked"])
-    assert (told["scopes"], told["wide"]) == (True, True)
+    assert (told["scopes"], told["wide"], told["drawn"]) == (True, True, int(name == "run"))
 
 
 def test_the_check_finds_what_it_is_for(tmp_path: Path) -> None:

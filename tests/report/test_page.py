@@ -22,14 +22,13 @@ from colo_lib.commands import list as list_command
 from colo_lib.commands import report as report_command
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.parse.run_folder import open_run
-from colo_lib.report import blocks, make, page, parts
+from colo_lib.report import blocks, make, page, parts, scripts
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><b onmouseover=alert(3)>& \x07</style>"
 ADDRESS_ATTRIBUTES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background", "formaction"}
-HARMLESS_TAGS_ONLY = {
-    "script",
+NEVER = {
     "iframe",
     "object",
     "embed",
@@ -74,20 +73,43 @@ def read(hostile_page: Path) -> Reader:
     return Reader(hostile_page.read_text(encoding="utf-8"))
 
 
-def test_nothing_is_fetched_and_nothing_runs(read: Reader) -> None:
-    assert not HARMLESS_TAGS_ONLY & {tag for tag, _ in read.tags}
+def only_own_script(html: str, zooming: bool = False) -> bool:
+    """Whether what runs on a page is the package's script and nothing else."""
+    tags = [tag for tag, _ in Reader(html).tags]
+    return (
+        tags.count("script") == 1
+        and html.count(f"<script>{scripts.script(zooming)}</script>") == 1
+        and not NEVER & {*tags}
+    )
+
+
+def test_nothing_is_fetched_and_nothing_but_our_script_runs(hostile_page: Path, read: Reader) -> None:
+    assert only_own_script(hostile_page.read_text(encoding="utf-8"))
     for tag, attributes in read.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
         for name in ADDRESS_ATTRIBUTES & set(attributes):
             assert str(attributes[name]).startswith(("data:image/png;base64,", "#")), (tag, name)
 
 
-def test_the_policy_lets_in_this_style_alone(hostile_page: Path, read: Reader) -> None:
+@pytest.mark.parametrize("zooming", [False, True])
+def test_our_script_fetches_nothing_and_makes_no_html_of_words(zooming: bool) -> None:
+    text = scripts.script(zooming)
+    for word in ("</script", "<!--", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(",
+                 "fetch(", "XMLHttpRequest", "import(", "http:", "https:"):  # fmt: skip
+        assert word not in text, word
+
+
+def test_the_policy_lets_in_this_style_and_this_script_alone(hostile_page: Path, read: Reader) -> None:
     policy = next(attributes["content"] for tag, attributes in read.tags if attributes.get("http-equiv"))
-    css = re.search(r"<style>(.*?)</style>", hostile_page.read_text(encoding="utf-8"), re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    found = {
+        tag: re.search(rf"<{tag}>(.*?)</{tag}>", hostile_page.read_text("utf-8"), re.DOTALL)[1]
+        for tag in ("style", "script")
+    }
+    digest = {tag: base64.b64encode(hashlib.sha256(own.encode()).digest()).decode() for tag, own in found.items()}
+    css = found["style"]
     assert policy == (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest['style']}'; "
+        f"script-src 'sha256-{digest['script']}'; base-uri 'none'; form-action 'none'"
     )
     assert "url(" not in css
     assert "@import" not in css
@@ -151,7 +173,7 @@ def test_a_real_browser_shows_it_offline(hostile_page: Path, tmp_path: Path, wid
     found = chromium.load(hostile_page, width, dark, asked, tmp_path / "page.png")
     assert found["complaints"] == []
     assert found["wide"] <= found["room"], "the page scrolls sideways"
-    assert (found["images"], found["scripts"], found["light"]) == (True, 0, not dark)
+    assert (found["images"], found["scripts"], found["light"]) == (True, 1, not dark)
 
 
 def _contrast(first: str, second: str) -> float:
@@ -215,9 +237,10 @@ def test_a_hostile_kernel_name_is_shown_as_text(tmp_path: Path) -> None:
     run = open_run(folder)
     names = (make.TRACE_NOTEBOOKS[0], make.TRACE_NOTEBOOKS[-1])
     found = [part for name in names for part in make.execute(name, run, tmp_path / f"{name}.ipynb")]
-    reader = Reader(page.render(run, found))
+    html = page.render(run, found)
+    reader = Reader(html)
     assert HOSTILE[:70] in reader.words
-    assert not HARMLESS_TAGS_ONLY & {tag for tag, _ in reader.tags}
+    assert only_own_script(html, zooming=True)
 
 
 def test_html_found_in_a_notebook_is_never_taken() -> None:
