@@ -34,10 +34,7 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
         keep_figures(run, figures)
     executed = reports_dir / run.run_id
     executed.mkdir(parents=True, exist_ok=True)
-    told, timeout_s = {"run": str(run.folder)}, int(max(1, run.params.cell_timeout_s))
-    lifted = {
-        name: execute(name, run.run_id, told, timeout_s, executed / f"{name}.ipynb") for name in notebooks_of(run)
-    }
+    lifted = {name: execute(name, run, executed / f"{name}.ipynb") for name in notebooks_of(run)}
     html = page.render(run, [part for found in lifted.values() for part in found])
     if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
         raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
@@ -67,7 +64,13 @@ def notebooks_of(run: Run) -> tuple[str, ...]:
     return NOTEBOOKS + (TRACE_NOTEBOOKS if captured_steps(run.folder) else ())
 
 
-def execute(name: str, run_id: str, told: dict[str, str], timeout_s: int, target: Path) -> list[dict[str, Any]]:
+def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
+    """`execute_with` on a run: its folder, and as long as its own parameters allow."""
+    timeout_s = int(max(1, run.params.cell_timeout_s))
+    return execute_with(name, run.run_id, {"run": str(run.folder)}, timeout_s, target)
+
+
+def execute_with(name: str, run_id: str, told: dict[str, str], timeout_s: int, target: Path) -> list[dict[str, Any]]:
     """Execute one notebook with the parameters `told` into `target` and give its parts; `run_id`: the run or sweep.
 
     Papermill's own word is not taken: a dead kernel or `sys.exit(0)` look like success in the file it leaves. The

@@ -12,7 +12,7 @@ from colo_lib.parse.run_folder import Run
 from colo_lib.parse.sweep import Sweep, open_sweep
 from colo_lib.report import index, page, provenance
 from colo_lib.report.blocks import definitions, figure, frame, heading, paragraph, section, text
-from colo_lib.report.make import execute, keep_figures, write
+from colo_lib.report.make import execute_with, keep_figures, write
 from colo_lib.report.shape_sweep import states
 
 # notebook -> (its question, parameters of which the sweep varies one, steps of which it has one)
@@ -49,7 +49,7 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
     executed.mkdir(parents=True, exist_ok=True)
     timeout_s = int(max(1, sweep.params.cell_timeout_s))
     told = {"sweep": str(sweep.folder.resolve())}
-    found = {name: execute(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted}
+    found = {name: execute_with(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted}
     target = output or reports_dir / f"{sweep.sweep_id}.html"
     write(target, render(sweep, first, found))
     if output is None:
