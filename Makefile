@@ -9,8 +9,9 @@ MAKEFLAGS += --no-print-directory
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-run: env engine  ## run PARAMS (params/cpu.yaml) through the notebooks and print the report's path
-	@$(BIN)/colo run $(PARAMS)
+run: env  ## run PARAMS (params/cpu.yaml) through the notebooks and print the report's path; of a folder, redraw its figures
+	@if [ -d "$(PARAMS)" ]; then $(BIN)/colo report "$(PARAMS)" --figures figures; \
+	else $(MAKE) engine && $(BIN)/colo run $(PARAMS); fi
 
 figures: env  ## redraw figures/ and the pages in recorded/ from what was recorded, without a GPU
 	@for each in $(wildcard recorded/h*-*[0-9]); do \
