@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from colo_lib.errors import InputError
 
@@ -137,22 +137,14 @@ class Params(BaseModel):
         0.0, ge=0, description="54: sequences/s wanted; 0: what a quarter of the GPUs give alone"
     )
 
-    @field_validator("steps")
+    @field_validator("steps", "capture_steps")
     @classmethod
-    def _known_steps(cls, value: str) -> str:
+    def _known_steps(cls, value: str, info: ValidationInfo) -> str:
         for name in split_list(value):
             if name not in STEPS:
                 raise ValueError(f"unknown step {name!r}; {suggest(name, STEPS)}")
-        if not split_list(value):
+        if info.field_name == "steps" and not split_list(value):
             raise ValueError("no step named; give at least one of " + ", ".join(STEPS))
-        return value
-
-    @field_validator("capture_steps")
-    @classmethod
-    def _known_capture_steps(cls, value: str) -> str:
-        for name in split_list(value):
-            if name not in STEPS:
-                raise ValueError(f"unknown step {name!r}; {suggest(name, STEPS)}")
         return value
 
     @model_validator(mode="after")
