@@ -62,40 +62,51 @@ class JointCell:
 def carry_out_jointly(orders: list[Order], say: Say) -> Iterator[CellRecord]:
     """Carry out all cells at once on this machine; gives their records at the end, in the grid's order.
 
-    A cell that cannot be begun is refused and takes no other with it. Whatever interrupts us ends the engines and
-    leaves the runs `.partial`, to be taken up again.
+    A cell that cannot be begun is refused and takes no other with it. A capture that cannot be had is told, and its
+    cell counts as done: what it measured is complete. Whatever interrupts us ends the engines and leaves the runs
+    `.partial`, to be taken up again.
     """
-    began, cells, records = time.monotonic(), dict[str, JointCell](), dict[str, CellRecord]()
-
-    def record(order: Order, status: str, reason: str | None) -> CellRecord:
-        seconds = time.monotonic() - began
-        return CellRecord(order.cell.name, status, reason, order.attempt, socket.gethostname(), seconds)
-
+    began = time.monotonic()
+    told: dict[str, tuple[str, str | None]] = {}
     with ExitStack() as stack:
-        for order in orders:
-            try:
-                if finished_run(cell_runs(cell_folder(order.folder, order.cell.name))):
-                    records[order.cell.name] = record(order, DONE, None)
-                    continue
-                cell = _open_cell(order)
-                stack.enter_context(held(cell.run))
-                cells[order.cell.name] = cell
-            except InputError as error:
-                records[order.cell.name] = record(order, REFUSED, str(error))
+        cells = _open_cells(orders, stack, told)
         try:
             _measure(cells, stack.enter_context(runtime_folder()), say)
-            for cell in cells.values():
-                if not cell.failures:
-                    cell.missing = record_captures(cell.params, cell.run, cell.params.step_names(), say)
+            _capture(cells, say)
         except KeyboardInterrupt:
             for cell in cells.values():
                 note_seconds(cell.run, time.monotonic() - began)
             raise
         for name, cell in cells.items():
             cell.close(time.monotonic() - began)
-            told = "; ".join(cell.failures or cell.missing) or None
-            records[name] = record(cell.order, FAILED if cell.failures else DONE, told)
-    yield from (records[order.cell.name] for order in orders)
+            told[name] = (FAILED if cell.failures else DONE, "; ".join(cell.failures or cell.missing) or None)
+    seconds, host = time.monotonic() - began, socket.gethostname()
+    yield from (CellRecord(one.cell.name, *told[one.cell.name], one.attempt, host, seconds) for one in orders)
+
+
+def _open_cells(orders: list[Order], stack: ExitStack, told: dict[str, tuple[str, str | None]]) -> dict[str, JointCell]:
+    """The cells that are to be measured, each held until the stack ends; what became of the others goes into `told`."""
+    cells = {}
+    for order in orders:
+        try:
+            if finished_run(cell_runs(cell_folder(order.folder, order.cell.name))):
+                told[order.cell.name] = (DONE, None)
+                continue
+            cell = _open_cell(order)
+            stack.enter_context(held(cell.run))
+            cells[order.cell.name] = cell
+        except InputError as error:
+            told[order.cell.name] = (REFUSED, str(error))
+    return cells
+
+
+def _capture(cells: dict[str, JointCell], say: Say) -> None:
+    """The captures that cells want, after all trials: each starts engines of its own below nsys."""
+    for name, cell in cells.items():
+        if not cell.failures:
+            cell.missing = record_captures(cell.params, cell.run, cell.params.step_names(), say)
+            for sentence in cell.missing:
+                say(f"{name}: {sentence}")
 
 
 def _open_cell(order: Order) -> JointCell:

@@ -8,7 +8,8 @@ import pytest
 
 from colo_lib import paths
 from colo_lib.parse.run_folder import newest_run, open_run
-from colo_lib.report import index, make, page, side_by_side
+from colo_lib.parse.sweep import open_sweep
+from colo_lib.report import index, make, page, side_by_side, sweep_page
 from tests.report import chromium
 from tests.run_folders import Plan, write_run
 
@@ -44,12 +45,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = open_run(recorded)
     names = ("51-verdict", "47-memory", "41-kernel-overlap")
     found = [part for name in names for part in make.execute(name, run, root / f"{name}.ipynb")]
+    levers = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
+    told = {"sweep": str(levers.folder)}
+    shown = make.execute_with("37-operating-point", levers.sweep_id, told, 300, root / "37-operating-point.ipynb")
+    first = next(iter(levers.runs.values()))
+    (root / "sweep.html").write_text(sweep_page.render(levers, first, {"37-operating-point": shown}), encoding="utf-8")
     (root / "run.html").write_text(page.render(run, found), encoding="utf-8")
-    return {"run": root / "run.html", "side by side": both, "index": index.write_index(root)}
+    names = {"run": root / "run.html", "sweep": root / "sweep.html", "side by side": both}
+    return names | {"index": index.write_index(root)}
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-@pytest.mark.parametrize("name", ["run", "side by side", "index"])
+@pytest.mark.parametrize("name", ["run", "sweep", "side by side", "index"])
 def test_nothing_stands_in_a_reader_s_way(pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
     source = AXE.read_text(encoding="utf-8")
     asked = {key: expression.replace("{source}", source) for key, expression in ASKED.items()}
