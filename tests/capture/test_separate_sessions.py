@@ -15,7 +15,11 @@ import pytest
 
 from colo_lib.capture import nsys
 from colo_lib.capture.export_check import events_by_pid
+from colo_lib.capture.record import visible_devices
 from colo_lib.capture.session import recorded_names
+from colo_lib.launch.engines import Handles
+from colo_lib.launch.gen import GenHandle
+from colo_lib.launch.orders import Handle
 from colo_lib.launch.placement import place
 from colo_lib.launch.wrapped import Wrap
 from colo_lib.params import check
@@ -145,3 +149,19 @@ def test_both_engines_have_a_session_each(
     assert not set(in_embed) & set(gen)
     assert not [line for line in token_carriers().values() if "nsys" in line]
     assert leftovers() == before
+
+
+def test_a_capture_says_which_gpus_each_process_sees() -> None:
+    two = check({"devices": "0,1", "steps": "configB"}, "test")
+    waiting = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(3)]
+    gen, *embeds = waiting
+    try:
+        handles = Handles(
+            key="", owner_pid=os.getpid(), gen=GenHandle(1, "key", gen.pid, "log"),
+            embeds=tuple(Handle("socket", one.pid, "log") for one in embeds),
+        )  # fmt: skip
+        told = visible_devices(place("configB", two), handles)
+        assert told == {str(gen.pid): ("0", "1"), str(embeds[0].pid): ("0",), str(embeds[1].pid): ("1",)}
+    finally:
+        for one in waiting:
+            one.communicate(b"\n")

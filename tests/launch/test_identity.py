@@ -1,0 +1,61 @@
+"""Which trials can use the same engines: decided by what the processes are really started with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from colo_lib.launch.identity import identity_of
+from colo_lib.launch.placement import place
+from colo_lib.params import Params, check
+from tests.conftest import MODELS
+
+BASE: dict[str, Any] = {
+    "gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "gen_python": "/bin/true",
+    "device": "cuda", "devices": "0,1", "gen_max_num_seqs": 8,
+}  # fmt: skip
+
+
+def identities(step: str, **change: Any) -> tuple[Any, Any]:
+    one, other = Params(**BASE), check(BASE | change, "test")
+    return identity_of(one, place(step, one)), identity_of(other, place(step, other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"gen_concurrency": 4}, {"gen_output_tokens": 8}, {"embed_pacing": "slo"}, {"embed_duty": 0.1},
+     {"embed_micro_batch_size": 2}, {"window_s": 1.0}, {"blocks": 9}, {"capture_s": 1.0}],
+)  # fmt: skip
+def test_what_only_the_load_decides_keeps_both_engines(change: dict[str, Any]) -> None:
+    one, other = identities("step2", **change)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "change", [{"embed_batch_size": 2}, {"embed_dtype": "float16"}, {"mps_embed_priority": "below-normal"}]
+)
+def test_what_embed_is_started_with_changes_embed_alone(change: dict[str, Any]) -> None:
+    one, other = identities("step2", **change)
+    assert one.gen == other.gen
+    assert one.embed != other.embed
+
+
+@pytest.mark.parametrize(
+    "change", [{"gen_max_num_seqs": 16}, {"gen_enforce_eager": False}, {"gen_kv_cache_gib": 2.0}, {"seed": 5},
+               {"gen_extra_args": "--block-size 32"}, {"devices": "1,0"}],
+)  # fmt: skip
+def test_what_gen_is_started_with_changes_gen(change: dict[str, Any]) -> None:
+    one, other = identities("step2", **change)
+    assert one.gen != other.gen
+
+
+def test_steps_that_share_a_server_share_its_identity() -> None:
+    params = Params(**BASE)
+    told = {
+        step: identity_of(params, place(step, params)) for step in ("step1", "step3", "step4", "step2", "mps-alone")
+    }
+    assert told["step1"] == told["step3"] == told["step4"] != told["step2"] == told["mps-alone"]
+    both = {step: identity_of(params, place(step, params)) for step in ("configB", "configB-one", "tp2-mps-alone")}
+    assert len(set(both.values())) == 1
+    assert identity_of(params, place("tp2-alone", params)) not in both.values()
