@@ -64,6 +64,24 @@ def test_attachment_is_proved_by_pid(nvidia: Nvidia, runtime: Path, tmp_path: Pa
     assert "Creating server" in (tmp_path / "mps-step2.log").read_text()
 
 
+def test_other_limits_are_for_the_embedder_that_is_started_next(
+    nvidia: Nvidia, runtime: Path, tmp_path: Path, tenant: Tenant
+) -> None:
+    with started(nvidia, runtime, tmp_path) as up:
+        gen, embed = both(up, tenant)
+        embed.stop()
+        up.change(up.params.model_copy(update={"mps_embed_thread_percentage": 25}))
+        environment = up.environment("embed")
+        assert environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
+        assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in up.environment("gen")
+        capped = tenant("embed", environment)
+        assert wait_until(lambda: [server for server in up.control.servers() if len(up.control.clients(server)) == 2])
+        evidence = witness(up.facts(), tenants(gen, capped))
+        assert evidence is not None
+        assert evidence["attached"] == {"gen": [gen.pid], "embed": [capped.pid]}, "gen stayed the client that it was"
+        assert evidence["limits"]["embed"]["thread_percentage"] == 25
+
+
 def test_an_engine_that_did_not_attach_voids_the_trial(
     nvidia: Nvidia, runtime: Path, tmp_path: Path, tenant: Tenant
 ) -> None:
