@@ -75,7 +75,7 @@ def test_levers_are_told_only_where_they_act() -> None:
 
 
 def test_the_recorded_frontier_meets_no_bound_and_mps_alone_says_why() -> None:
-    (folder,) = RECORDED.glob("h100-llama-*")
+    (folder,) = RECORDED.glob("h100-llama-*[0-9]")
     sweep = open_sweep(folder)
     found = operating_point.settings(collect(sweep.cells, sweep.names, 1), sweep.cells, 0.95, 0.10)
     assert len(found) == 14

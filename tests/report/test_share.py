@@ -108,7 +108,7 @@ def test_every_export_of_a_capture_is_cut_on_its_own_clock_and_redacted(tmp_path
     assert chosen.verdict_overlap(chosen.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
 
 
-SWEEP = next(iter(paths.RECORDED.glob("h100-llama-*")))
+SWEEP = next(iter(paths.RECORDED.glob("h100-llama-*[0-9]")))
 
 
 def test_a_shared_sweep_is_read_as_the_sweep_was(tmp_path: Path) -> None:
