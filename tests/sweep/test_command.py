@@ -62,8 +62,8 @@ def test_wrong_input_starts_nothing(tmp_path: Path, engine_python: Path, words: 
 def test_a_joint_sweep_keeps_engines_up_and_measures_a_common_baseline_once(
     tmp_path: Path, engine_python: Path
 ) -> None:
-    file = params_file(tmp_path, steps="step1,step2,step4", blocks=1, sweeps_dir=str(tmp_path / "sweeps"))
-    words = ("sweep", str(file), "--jointly", "--set", "embed_pacing=duty", "--over", "embed_duty=0.2,1.0")
+    file = params_file(tmp_path, steps="step1,step2,step4", blocks=1, window_s=4.0, sweeps_dir=str(tmp_path / "sweeps"))
+    words = ("sweep", str(file), "--jointly", "--set", "embed_pacing=duty", "--over", "embed_duty=0.1,1.0")
     process = colo(*words, cwd=tmp_path)
     seen = read_until(process, r"^\[2/4\]")
     folder = Path(re.search(r"^sweep folder: (\S+)", seen, re.M).group(1))  # type: ignore[union-attr]
@@ -90,7 +90,7 @@ def test_a_joint_sweep_keeps_engines_up_and_measures_a_common_baseline_once(
     assert records["cell-002", "step1"] == records["cell-001", "step1"]
     assert "measured_in" not in records["cell-002", "step2"]
     slow, fast = (records[cell, "step2"]["embed_sequences_per_s"] for cell in ("cell-001", "cell-002"))
-    assert slow < 0.5 * fast, "the cells' own parameter had no effect"
+    assert slow < 0.7 * fast, "the cells' own parameter had no effect"
     sitting = {json.dumps(record["pids"]) for record in records.values()}
     assert len(sitting) <= 2, "engines were started anew between cells of one sitting"
 
@@ -98,7 +98,7 @@ def test_a_joint_sweep_keeps_engines_up_and_measures_a_common_baseline_once(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["{file}", "--over", "embed_duty=0.2,1.0", "--jointly", "--ray"], "leave one of them out"),
+        (["{file}", "--over", "embed_duty=0.1,1.0", "--jointly", "--ray"], "leave one of them out"),
         (["--resume", "nothing", "--jointly"], "cannot change"),
     ],
 )
