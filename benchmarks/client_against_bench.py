@@ -6,7 +6,8 @@
 The server is the launcher's, but with a tokenizer, which `vllm bench serve` asks for: one made up of as many words as
 the model has tokens. Each round measures a window with our client, then as many requests with the benchmark's random
 prompts of the same lengths at the same concurrency, `--ignore-eos`. The benchmark counts from its first request to its
-last answer, the beginning and the end included; our window does not.
+last answer, the beginning and the end included; our window does not. A virtual machine whose host takes its cores
+away under load (`st` of `top`) favours the benchmark, which rests while it starts: look at that before the ratio.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def bench(params: Params, python: Path, handles: Handles, tokenizer: Path, reque
     words += ["--model", SERVED_NAME, "--tokenizer", str(tokenizer), "--dataset-name", "random", "--ignore-eos"]
     words += ["--random-input-len", str(params.gen_prompt_tokens), "--random-output-len", str(params.gen_output_tokens)]
     words += ["--num-prompts", str(requests), "--max-concurrency", str(params.gen_concurrency), "--disable-tqdm"]
+    words += ["--temperature", "0"]  # as our client asks; its default samples
     words += ["--save-result", "--result-dir", str(folder), "--result-filename", "bench.json"]
     env = os.environ | {"OPENAI_API_KEY": handles.gen.key, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=BENCH_TIMEOUT_S, check=False)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
-from colo_lib.examples.simulated import Plan, planted_rates, write_run
+from colo_lib.examples.plan import Plan
+from colo_lib.examples.simulated import planted_rates, write_run
 from colo_lib.paths import MANIFEST, capture_folder
 from colo_lib.schema import MECHANISMS
 

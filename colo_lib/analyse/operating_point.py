@@ -123,7 +123,8 @@ def sentence(found: pd.DataFrame, min_gen_kept: float, max_gap_growth: float) ->
     head += f"{place(near)}; there embed keeps {told(near, 'embed')}."
     idle = found["idle_neighbour"].max()
     if idle < min_gen_kept:
-        head += f" As an MPS client with embed idle it keeps {idle:.2f} at most: under MPS no lever on embed can."
+        head += f" As an MPS client with embed idle it keeps {idle:.2f} at most"
+        head += ", so that under MPS no lever on embed meets the bound."
     return head + work
 
 

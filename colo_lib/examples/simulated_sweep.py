@@ -12,7 +12,8 @@ import numpy as np
 
 from colo_lib import paths, schema
 from colo_lib.errors import InputError
-from colo_lib.examples.simulated import Plan, write_run
+from colo_lib.examples.plan import Plan
+from colo_lib.examples.simulated import write_run
 from colo_lib.params import Params, check
 from colo_lib.sweep.grid import GridCell, grid, parse_axis
 

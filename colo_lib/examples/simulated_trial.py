@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from colo_lib.examples.plan import Plan
 from colo_lib.params import Params
 from colo_lib.schema import TELEMETRY
-
-if TYPE_CHECKING:
-    from colo_lib.examples.simulated import Plan
 
 S = 1_000_000_000
 

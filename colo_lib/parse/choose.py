@@ -42,7 +42,8 @@ def example_run() -> Run:
         device = run.manifest["machine"]["device_name"]
         print(f"EXAMPLE: no finished run was found here; this one was recorded on {device}.")
         return run
-    from colo_lib.examples.simulated import Plan, write_run
+    from colo_lib.examples.plan import Plan
+    from colo_lib.examples.simulated import write_run
 
     folder = tempfile.TemporaryDirectory(prefix="colo-example-")
     _kept.append(folder)  # lives as long as this process: frames are read when they are asked for

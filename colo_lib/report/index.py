@@ -14,6 +14,7 @@ from typing import Any
 from colo_lib import __version__
 from colo_lib.report import page
 from colo_lib.report.blocks import cell, heading, items, link, paragraph, text
+from colo_lib.report.page_file import write
 from colo_lib.report.scripts import TABLE
 
 NAME = "index.html"
@@ -24,8 +25,6 @@ COLUMNS = ("Report", "Hypothesis", "In words", "Device", "Models", "Recorded")
 
 def write_index(folder: Path) -> Path:
     """Write `folder`/index.html over the pages that lie in it; gives its path."""
-    from colo_lib.report.make import write
-
     target = folder / NAME
     write(target, render(folder))
     return target

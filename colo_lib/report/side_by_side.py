@@ -14,7 +14,7 @@ from colo_lib.report import compare, page, provenance, shape
 from colo_lib.report.blocks import definitions, details, figure, frame, heading, items, paragraph, section, text
 from colo_lib.report.compare import Compared
 from colo_lib.report.index import write_index
-from colo_lib.report.make import write
+from colo_lib.report.page_file import write
 
 NAME = "side-by-side.html"
 LABELS = {

@@ -12,7 +12,9 @@ from colo_lib.parse.run_folder import Run
 from colo_lib.parse.sweep import Sweep, open_sweep
 from colo_lib.report import index, page, provenance
 from colo_lib.report.blocks import definitions, figure, frame, heading, paragraph, section, text
-from colo_lib.report.make import execute_with, keep_figures, write
+from colo_lib.report.execute import execute_with
+from colo_lib.report.make import keep_figures
+from colo_lib.report.page_file import write
 from colo_lib.report.shape_sweep import states
 
 # notebook -> (its question, parameters of which the sweep varies one, steps of which it has one)

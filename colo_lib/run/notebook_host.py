@@ -39,7 +39,7 @@ def execute(order: dict[str, Any]) -> str | None:
             progress_bar=False,
             execution_timeout=int(order["cell_timeout_s"]),
             cwd=order.get("cwd"),
-            extra_arguments=["--log-level=40"],  # its warnings are about its own sockets
+            extra_arguments=["--log-level=50"],  # what it logs is about its own sockets and its own end
         )
     except CellTimeoutError:
         complaint = f"a cell did not end within cell_timeout_s = {order['cell_timeout_s']:g} s"

@@ -6,7 +6,8 @@ import pytest
 
 from colo_lib.analyse import operating_point
 from colo_lib.analyse.sweep import collect
-from colo_lib.examples.simulated import Plan, write_run
+from colo_lib.examples.plan import Plan
+from colo_lib.examples.simulated import write_run
 from colo_lib.params import Params, check
 from colo_lib.parse.run_folder import open_run
 from colo_lib.parse.sweep import SweepCell, open_sweep

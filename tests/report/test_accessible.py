@@ -9,7 +9,8 @@ import pytest
 from colo_lib import paths
 from colo_lib.parse.run_folder import newest_run, open_run
 from colo_lib.parse.sweep import open_sweep
-from colo_lib.report import index, make, page, side_by_side, sweep_page
+from colo_lib.report import index, page, side_by_side, sweep_page
+from colo_lib.report.execute import execute, execute_with
 from tests.report import chromium
 from tests.run_folders import Plan, write_run
 
@@ -44,10 +45,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     both = side_by_side.make_side_by_side([recorded, write_run(root, plan)], root)
     run = open_run(recorded)
     names = ("51-verdict", "47-memory", "41-kernel-overlap")
-    found = [part for name in names for part in make.execute(name, run, root / f"{name}.ipynb")]
+    found = [part for name in names for part in execute(name, run, root / f"{name}.ipynb")]
     levers = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
     told = {"sweep": str(levers.folder)}
-    shown = make.execute_with("37-operating-point", levers.sweep_id, told, 300, root / "37-operating-point.ipynb")
+    shown = execute_with("37-operating-point", levers.sweep_id, told, 300, root / "37-operating-point.ipynb")
     first = next(iter(levers.runs.values()))
     (root / "sweep.html").write_text(sweep_page.render(levers, first, {"37-operating-point": shown}), encoding="utf-8")
     (root / "run.html").write_text(page.render(run, found), encoding="utf-8")

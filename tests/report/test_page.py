@@ -23,6 +23,7 @@ from colo_lib.commands import report as report_command
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.parse.run_folder import open_run
 from colo_lib.report import blocks, make, page, parts, scripts
+from colo_lib.report.execute import execute
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
@@ -236,7 +237,7 @@ def test_a_hostile_kernel_name_is_shown_as_text(tmp_path: Path) -> None:
     reseal(folder, file.relative_to(folder).as_posix())
     run = open_run(folder)
     names = (make.TRACE_NOTEBOOKS[0], make.TRACE_NOTEBOOKS[-1])
-    found = [part for name in names for part in make.execute(name, run, tmp_path / f"{name}.ipynb")]
+    found = [part for name in names for part in execute(name, run, tmp_path / f"{name}.ipynb")]
     html = page.render(run, found)
     reader = Reader(html)
     assert HOSTILE[:70] in reader.words

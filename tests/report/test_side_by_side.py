@@ -10,6 +10,7 @@ from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.parse.run_folder import newest_run, open_run
 from colo_lib.report import compare, index, make, page, side_by_side
+from colo_lib.report.execute import execute
 from tests.report.test_page import HOSTILE, Reader, carry_out, only_own_script, report_command
 from tests.run_folders import Plan, write_run
 
@@ -60,7 +61,7 @@ def test_hostile_words_are_text_on_the_page_and_in_the_index(both: Path) -> None
 def test_the_page_tells_the_verdict_that_the_notebook_tells(tmp_path: Path) -> None:
     run = open_run(recorded())
     (own,) = compare.compare([run])
-    told = {part["name"]: part for part in make.execute("51-verdict", run, tmp_path / "51.ipynb")}
+    told = {part["name"]: part for part in execute("51-verdict", run, tmp_path / "51.ipynb")}
     assert (own.verdict.status, own.sentence, own.warnings) == (
         told["verdict"]["status"], told["verdict"]["sentence"], told["verdict"]["warnings"]
     )  # fmt: skip

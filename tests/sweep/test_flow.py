@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from colo_lib.errors import InputError
-from colo_lib.examples.simulated import Plan, write_run
+from colo_lib.examples.plan import Plan
+from colo_lib.examples.simulated import write_run
 from colo_lib.params import Params
 from colo_lib.parse.choose_sweep import choose_sweep
 from colo_lib.parse.sweep import open_sweep

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from colo_lib.errors import InputError
-from colo_lib.examples.simulated import Plan, write_run
+from colo_lib.examples.plan import Plan
+from colo_lib.examples.simulated import write_run
 from colo_lib.params import Params
 from colo_lib.parse.sweep import open_sweep
 from colo_lib.paths import REPOSITORY
