@@ -1,8 +1,10 @@
-"""Rates inside a window: events in the half-open [start, end) ns / its seconds (design: throughput)."""
+"""Rates inside a window: what happened in the half-open [start, end) ns / its seconds (design: throughput)."""
 
 from __future__ import annotations
 
 import pandas as pd
+
+from colo_lib.batches import done_inside
 
 NS_PER_S = 1_000_000_000
 
@@ -19,9 +21,13 @@ def token_rate(gen: pd.DataFrame, start_ns: int, end_ns: int) -> tuple[int, floa
 
 
 def sequence_rate(embed: pd.DataFrame, start_ns: int, end_ns: int) -> tuple[int, float]:
-    """(sequences of batches that ended in the window, sequences per second); columns of `schema.EMBED`."""
+    """(sequences of batches that ended in the window, sequences per second); columns of `schema.EMBED`.
+
+    The rate counts a batch that the window cuts by the part of its time inside (`batches.done_inside`).
+    """
     sequences = int(embed.loc[inside(embed["done_ns"], start_ns, end_ns), "sequences"].sum())
-    return sequences, sequences / _seconds(start_ns, end_ns)
+    started, done, sizes = (embed[name].to_numpy() for name in ("started_ns", "done_ns", "sequences"))
+    return sequences, done_inside(started, done, sizes, start_ns, end_ns) / _seconds(start_ns, end_ns)
 
 
 def _seconds(start_ns: int, end_ns: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from colo_lib.batches import done_inside
 from colo_lib.launch.placement import Placement
 from colo_lib.params import Params
 from colo_lib.paths import frame_file
@@ -57,9 +58,13 @@ def measure(params: Params, placement: Placement, folder: Path, window: Window) 
         record |= measure_gen(folder, window, record["drift_fraction"], reasons)
     if placement.runs_embed:
         table = pq.read_table(frame_file(folder, "embed"))
-        stamps, weights = table["done_ns"].to_numpy(), table["sequences"].to_numpy()
-        total, record["drift_fraction"]["embed"] = counts(stamps, weights, window)
-        record |= {"embed_sequences": total, "embed_sequences_per_s": total / window.seconds}
+        started, done, sizes = (table[name].to_numpy() for name in ("started_ns", "done_ns", "sequences"))
+        total, _ = counts(done, sizes, window)
+        middle = (window.start_ns + window.end_ns) // 2
+        first = done_inside(started, done, sizes, window.start_ns, middle)
+        second = done_inside(started, done, sizes, middle, window.end_ns)
+        record["drift_fraction"]["embed"] = abs(second / first - 1) if first else None
+        record |= {"embed_sequences": total, "embed_sequences_per_s": (first + second) / window.seconds}
         if not total:
             reasons.append("no embedding batch was done in the window")
     reasons += doubts(params, record)

@@ -71,6 +71,8 @@ def test_a_recorded_rate_that_its_rows_do_not_give_is_told(measured: Measured) -
     assert findings.disagreements(measured.trials) == []
     lied = measured.trials.assign(recorded_gen_tokens_per_s=measured.trials["recorded_gen_tokens_per_s"] * 1.1)
     assert len(findings.disagreements(lied)) == lied["gen_tokens_per_s"].notna().sum()
+    lied = measured.trials.assign(recorded_embed_sequences_per_s=measured.trials["embed_sequences_per_s"] * 1.1)
+    assert len(findings.disagreements(lied)) == lied["embed_sequences_per_s"].notna().sum()
 
 
 def test_the_table_of_steps_has_the_rows_of_the_experiment(measured: Measured, run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.analyse import latency, starvation, throughput
+from colo_lib.batches import done_inside
 
 MS = 1_000_000
 TIMES = st.lists(st.integers(0, 20_000), max_size=60)
@@ -28,15 +31,33 @@ def test_the_window_is_half_open() -> None:
         throughput.token_rate(gen_frame([0]), 5, 5)
 
 
-def test_a_batch_counts_in_the_window_in_which_it_ended() -> None:
+def test_a_batch_that_the_window_cuts_counts_by_its_part() -> None:
     embed = pd.DataFrame({"started_ns": [0, 900, 1900], "done_ns": [900, 1900, 2500], "sequences": 8, "tokens": 80}) * [
         MS,
         MS,
         1,
         1,
     ]
-    assert throughput.sequence_rate(embed, 0, 2000 * MS) == (16, 8.0)
+    # 8 + 8 sequences ended; of the third batch 100 of 600 ms lie inside.
+    sequences, rate = throughput.sequence_rate(embed, 0, 2000 * MS)
+    assert (sequences, rate) == (16, pytest.approx((16 + 8 / 6) / 2))
     assert list(latency.batch_ms(embed, 0, 2000 * MS)) == [900, 1000]
+
+
+BATCHES = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 800), st.integers(1, 64)), min_size=1, max_size=40)
+
+
+@given(BATCHES, st.lists(st.integers(0, 60_000), max_size=6))
+def test_windows_share_batches_out_without_rest(parts: list[tuple[int, int, int]], cuts: list[int]) -> None:
+    """Whatever the pauses, lengths and sizes, windows that meet hold every sequence once."""
+    pauses, lengths, sizes = (np.array(column, np.int64) for column in zip(*parts, strict=True))
+    done = np.cumsum(pauses + lengths)
+    edges = [0, *sorted(cuts), max(60_000, int(done[-1])) + 1]
+    shares = [done_inside(done - lengths, done, sizes, *edge) for edge in itertools.pairwise(edges)]
+    assert sum(shares) == pytest.approx(sizes.sum())
+    for (start, end), share in zip(itertools.pairwise(edges), shares, strict=True):
+        ended = sizes[(done >= start) & (done < end)].sum()
+        assert abs(share - ended) <= sizes.max() + 1e-9, "off by more than the batch that an edge cuts"
 
 
 @given(TIMES, WINDOWS, st.integers(0, 10_000))
