@@ -68,5 +68,6 @@ def test_run_all_reaches_the_bottom_where_nothing_was_measured(name: str, tmp_pa
     assert ("SIMULATED" if simulated else "recorded on NVIDIA") in json.dumps(executed["cells"][3])
     if name.startswith("3"):
         kinds = [part["kind"] for part in found]
-        assert kinds == ["table", "figure", "text", "done"], "a sweep ends in one picture and one sentence"
+        assert kinds[-3:] == ["figure", "text", "done"], "a sweep ends in one picture and one sentence"
+        assert {*kinds[:-3]} == {"table"}
         assert found[-2]["text"].startswith("SIMULATED") is simulated

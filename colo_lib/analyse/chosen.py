@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from colo_lib.analyse import device_time, overlap
+from colo_lib.analyse.decode_steps import replays, tokens_of
 from colo_lib.analyse.view import View, look, window_of
 from colo_lib.analyse.workloads import WORKLOADS, assign
 from colo_lib.params import Params
@@ -38,19 +41,27 @@ def gen_times(
     recorded_s: tuple[float, float] | None,
     launches: Launches,
     params: Params,
+    concurrency: int,
 ) -> dict[str, Any] | None:
-    """`device_time.decompose` of gen per decoded token, by the rate while profiling, with `clipped`.
+    """`device_time.decompose` of gen per decoded token, with `tokens`, how many those were, and `clipped`.
 
-    `clipped`: no interval holds time in which gen's context was switched out. None for a capture without gen, or whose
-    capture.json has no rate of gen.
+    `concurrency`: the run's requests in flight. `clipped`: no interval holds time in which gen's context was switched
+    out. None for a capture without gen, or whose capture.json has no rate of gen.
     """
     rate = (facts.get("profiled") or {}).get("gen_tokens_per_s")
     view = view_of(capture, facts, params, recorded_s)
     if not rate or "gen" not in view.workloads:
         return None
     alone = len(view.workloads) == 1
-    found = device_time.decompose(view, "gen", launches, rate * view.window_ns / 1e9)
-    return found | {"clipped": alone or not view.upper_bound}
+    tokens = tokens_of(_replays(view), rate * view.window_ns / 1e9, concurrency)
+    found = device_time.decompose(view, "gen", launches, tokens)
+    return found | {"tokens": tokens, "clipped": alone or not view.upper_bound}
+
+
+def _replays(view: View) -> float | None:
+    rows = view.workloads["gen"].rows
+    process = view.capture.kernels.process[rows]
+    return replays(view.capture.kernels, rows[process == np.bincount(process).argmax()])
 
 
 def verdict_overlap(

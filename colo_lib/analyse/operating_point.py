@@ -20,8 +20,8 @@ from colo_lib.schema import BASELINES, CO_LOCATED
 
 # parameter -> how a value of it is told; one that is at its default is not told.
 LEVERS: Mapping[str, Callable[[Any], str]] = {
-    "mps_gen_thread_percentage": lambda value: f"gen on {value} % of the SMs",
-    "mps_embed_thread_percentage": lambda value: f"embed on {value} % of the SMs",
+    "mps_gen_thread_percentage": lambda value: f"gen capped at {value} % of the SMs",
+    "mps_embed_thread_percentage": lambda value: f"embed capped at {value} % of the SMs",
     "mps_embed_priority": lambda value: f"embed {value}",
     "mps_gen_priority": lambda value: f"gen {value}",
     "sm_partition_embed_sms": lambda value: f"embed held to {value} SMs",
@@ -35,7 +35,7 @@ TELEMETRY = ("sm_clock_mhz", "power_w", "dram_active", "sm_active")
 COLUMNS = [
     "number", "cell", "step", "mechanism", "setting", "concurrency", "gen", "gen_low", "gen_high", "embed", "embed_low",
     "embed_high", "aggregate", "aggregate_low", "aggregate_high", "gap_growth", "gap_low", "gap_high",
-    "idle_neighbour", *TELEMETRY, "worth_having", "meets",
+    "idle_neighbour", "idle_low", "idle_high", *TELEMETRY, "worth_having", "meets",
 ]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def settings(
     """A row a cell and shared step with both kept fractions: `COLUMNS`; numbered by concurrency, most of gen first.
 
     gen, embed: kept fractions with 95 % intervals; gap_growth: p99 inter-token gap in the step / alone - 1;
-    idle_neighbour: what gen keeps in `mps-alone` (null where it was not measured or the step is not MPS); telemetry:
+    idle_*: what gen keeps in `mps-alone` (null where it was not measured or the step is not MPS); telemetry:
     means over the step's windows and devices.
     """
     rows = []
@@ -79,7 +79,8 @@ def _setting(cell: Cell, step: str, told: Mapping[tuple[str, str], Any], seen: p
         growth = ratio_gain(alone, beside)
         row |= {"gap_growth": growth.mean, "gap_low": growth.low, "gap_high": growth.high}
     idle = told.get(("mps-alone", "gen_kept"))
-    row["idle_neighbour"] = idle.mean if idle is not None and mechanism in MPS else None
+    if idle is not None and mechanism in MPS:
+        row |= {"idle_neighbour": idle.mean, "idle_low": idle.low, "idle_high": idle.high}
     means = seen[(seen["step"] == step) & (seen["scope"] == "device")].groupby("metric")["mean"].mean()
     return row | {name: means.get(name) for name in TELEMETRY}
 
@@ -121,11 +122,21 @@ def sentence(found: pd.DataFrame, min_gen_kept: float, max_gap_growth: float) ->
         f"None of {len(found)} settings surely meets the bounds ({bounds}). Gen keeps most, {told(near, 'gen')}, with "
     )
     head += f"{place(near)}; there embed keeps {told(near, 'embed')}."
-    idle = found["idle_neighbour"].max()
-    if idle < min_gen_kept:
-        head += f" As an MPS client with embed idle it keeps {idle:.2f} at most"
-        head += ", so that under MPS no lever on embed meets the bound."
-    return head + work
+    return head + _ruled_out(found, min_gen_kept) + work
+
+
+def _ruled_out(found: pd.DataFrame, min_gen_kept: float) -> str:
+    """At which concurrencies MPS with embed idle already takes more than the bound leaves, with confidence."""
+    idle = found[found["idle_neighbour"].notna()].drop_duplicates("concurrency")
+    out = idle[idle["idle_high"] < min_gen_kept]
+    if out.empty:
+        return ""
+    kept = ", ".join(
+        f"{with_interval(row.idle_neighbour, row.idle_low, row.idle_high)} at {row.concurrency}"
+        for row in out.itertuples()
+    )
+    told = f" As an MPS client with embed idle it keeps {kept} in flight"
+    return f"{told}: there no lever on embed under MPS meets the bound."
 
 
 def place(row: Any) -> str:

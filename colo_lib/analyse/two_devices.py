@@ -22,6 +22,10 @@ CHAIN: Mapping[str, tuple[str, str]] = {
     "embed on both devices leaves of that": ("configB", "tp2-mps-alone"),
     "in all: config B against config A": ("configB", "configA"),
 }
+TOKEN_PARTS = {
+    "own_ms": "own kernels", "idle_ms": "nothing of gen running", "waiting_ms": "waiting for the other rank",
+    "exchange_ms": "rest of the collectives",
+}  # fmt: skip
 NEAR_LINEAR = 1.8  # of two devices: nine tenths of what perfect scaling would give
 
 
@@ -97,10 +101,11 @@ def other_loads(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def outcomes(found: pd.DataFrame, per_device: pd.DataFrame, met: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
 
-    `found`: `chain`; `per_device`: `kept_fractions`; `met`: step -> `collectives.summarise`.
+    `found`: `chain`; `per_device`: `kept_fractions`; `met`: step -> `collectives.summarise` and, where known, the means
+    of `collectives.rank_times` over the ranks.
     """
     ratios = {row.what: row for row in found.itertuples()}
-    return [_scaling(ratios), _exchange(met), _neighbours(ratios), _work(per_device)]
+    return [_scaling(ratios), _exchange(met), _neighbours(ratios), _beside(met), _work(per_device)]
 
 
 def _scaling(ratios: Mapping[str, Any]) -> str:
@@ -135,6 +140,19 @@ def _neighbours(ratios: Mapping[str, Any]) -> str:
     return (
         f"Is headroom left for embed? Beside embed on both devices gen keeps {_told(row)} of its sharded rate{beside}."
     )
+
+
+def _beside(met: Mapping[str, Mapping[str, float]]) -> str:
+    asked = "Where does a token's time go beside embed?"
+    alone = next((met[step] for step in ("tp2-mps-alone", "tp2-alone") if "own_ms" in met.get(step, {})), None)
+    both = {step: met[step] for step in ("configB", "configB-one") if "own_ms" in met.get(step, {})}
+    if alone is None or not both:
+        return f"{asked} Not measured: it needs captures of gen sharded without and with embed."
+    told = []
+    for step, own in both.items():
+        parts = [f"{words} {alone[name]:.2f} to {own[name]:.2f}" for name, words in TOKEN_PARTS.items()]
+        told.append(f"{step}: {', '.join(parts)} ms")
+    return f"{asked} Means of the two ranks, from embed idle to {'; '.join(told)}."
 
 
 def _work(per_device: pd.DataFrame) -> str:

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from colo_lib.analyse.collectives import Meetings, meetings, summarise
+from colo_lib.analyse.collectives import Meetings, meetings, rank_times, summarise
+from colo_lib.analyse.two_devices import TOKEN_PARTS
 from colo_lib.parse.captures import captured_steps, read_capture
 from colo_lib.parse.run_folder import Run
 
 
 @dataclass(frozen=True)
 class StepMeetings:
-    """A step's collectives and their numbers (`collectives.summarise`)."""
+    """A step's collectives and their numbers (`collectives.summarise`), with the means over the ranks where known.
+
+    `ranks`: where a token's time went on each (`collectives.rank_times`); empty without a rate while profiling.
+    """
 
     found: Meetings
     summary: Mapping[str, float]
+    ranks: list[dict[str, float]]
+    concurrency: int
 
     @property
     def apart_us(self) -> np.ndarray:
@@ -37,5 +43,8 @@ def meetings_of(runs: Iterable[Run]) -> dict[str, StepMeetings]:
             found = meetings(one.capture, pids, one.window_s)
             if found is not None:
                 rate = (one.facts.get("profiled") or {}).get("gen_tokens_per_s")
-                told[step] = StepMeetings(found, summarise(found, rate))
+                numbers = summarise(found, rate, run.params.gen_concurrency)
+                ranks = rank_times(found, numbers["tokens"]) if rate else []
+                means = {name: float(np.mean([rank[name] for rank in ranks])) for name in TOKEN_PARTS if ranks}
+                told[step] = StepMeetings(found, {**numbers, **means}, ranks, run.params.gen_concurrency)
     return told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from colo_lib.analyse import operating_point
@@ -48,13 +50,24 @@ def settings(found: pd.DataFrame) -> pd.DataFrame:
             "gen kept": [operating_point.told(row, "gen") for _, row in found.iterrows()],
             "embed kept": [operating_point.told(row, "embed") for _, row in found.iterrows()],
             "aggregate": [operating_point.told(row, "aggregate") for _, row in found.iterrows()],
-            "p99 gap grows by": [f"{value:.0%}" if value == value else NONE for value in found["gap_growth"]],
-            "gen kept, embed idle": [number(value) for value in found["idle_neighbour"].astype("float64")],
+            "p99 gap grows by": [_growth(row) for row in found.itertuples()],
+            "gen kept, embed idle": [_idle(row) for row in found.itertuples()],
             "SM clock (MHz)": [number(value) for value in found["sm_clock_mhz"].astype("float64")],
             "Power (W)": [number(value) for value in found["power_w"].astype("float64")],
             "DRAM in use (%)": [number(value) for value in found["dram_active"].astype("float64")],
         }
     )
+
+
+def _growth(row: Any) -> str:
+    if row.gap_growth != row.gap_growth:
+        return NONE
+    return f"{row.gap_growth:.0%} [{row.gap_low:.0%}, {row.gap_high:.0%}]"
+
+
+def _idle(row: Any) -> str:
+    known = row.idle_neighbour is not None and row.idle_neighbour == row.idle_neighbour
+    return with_interval(row.idle_neighbour, row.idle_low, row.idle_high) if known else NONE
 
 
 def states(sweep: Sweep) -> pd.DataFrame:

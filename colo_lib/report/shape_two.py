@@ -9,6 +9,7 @@ import pandas as pd
 
 from colo_lib.analyse.steps_table import number, with_interval
 from colo_lib.analyse.two_devices import CHAIN
+from colo_lib.report.meetings import StepMeetings
 
 NONE = "—"
 ACTIVITY = {
@@ -16,9 +17,17 @@ ACTIVITY = {
     "nvlink_gib_s": "NVLink (GiB/s)", "power_w": "Power (W)",
 }  # fmt: skip
 MEETINGS = {
-    "collectives_per_token": "Collectives a token", "exchange_p50_us": "Exchange, p50 (us)",
+    "tokens": "Tokens seen", "collectives_per_token": "Collectives a token", "exchange_p50_us": "Exchange, p50 (us)",
     "exchange_us_per_token": "Exchange (us a token)", "skew_p50_us": "Apart, p50 (us)",
     "skew_p99_us": "Apart, p99 (us)", "wait_us_per_token": "Waiting (us a token)",
+}  # fmt: skip
+
+
+TOKEN = {
+    "token_ms": "In the capture (ms)", "own_ms": "Its own kernels (ms)",
+    "waiting_ms": "Waiting for the other rank (ms)",
+    "exchange_ms": "Rest of the collectives (ms)",
+    "idle_ms": "Nothing of gen runs (ms)",
 }  # fmt: skip
 
 
@@ -69,6 +78,18 @@ def meetings(met: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
         row = {"Step": step} | {title: number(told[name]) for name, title in MEETINGS.items()}
         rows.append(row | {"Rank 0 is there first": NONE if share != share else f"{share:.0%}"})
     return pd.DataFrame(rows)
+
+
+def token_times(captured: Mapping[str, StepMeetings], counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """A row a captured step and rank: the parts of a token's time, beside 1 / the rate of the step's trials."""
+    rows = []
+    for step, one in captured.items():
+        own = counted[one.concurrency]
+        trials_ms = 1e3 / own.loc[own["step"] == step, "gen_tokens_per_s"].mean()
+        for rank in one.ranks:
+            row = {"Step": step, "GPU": f"{rank['device']:g}", "A token in trials (ms)": f"{trials_ms:.2f}"}
+            rows.append(row | {title: f"{rank[name]:.2f}" for name, title in TOKEN.items()})
+    return pd.DataFrame(rows, columns=["Step", "GPU", "A token in trials (ms)", *TOKEN.values()])
 
 
 def prediction(table: pd.DataFrame) -> pd.DataFrame:

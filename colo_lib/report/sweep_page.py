@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib import __version__
+from colo_lib.analyse.drift import apart
 from colo_lib.analyse.operating_point import LEVERS, STEPS
 from colo_lib.errors import InputError
 from colo_lib.parse.run_folder import Run
@@ -101,6 +102,7 @@ def _first_screen(sweep: Sweep, first: Run, lead: list[dict[str, Any]], names: d
         *(paragraph(part["text"], "lead") for part in lead if part["kind"] == "text"),
         paragraph(provenance.in_one_line(first), "note"),
         *(figure(part) for part in lead if part["kind"] == "figure"),
+        page.cautions(_doubts(sweep)),
         heading(2, "What was run, on what"),
         definitions(_cells(sweep)),
         paragraph("Of the first cell; the others differ in what the sweep varies.", "note"),
@@ -114,7 +116,16 @@ def _cells(sweep: Sweep) -> list[tuple[str, object]]:
     trials = [run.trials for run in sweep.runs.values()]
     counted = sum(int((own["status"] == "done").sum()) for own in trials)
     whole = f"{len(sweep.runs)} of {len(sweep.cells)} cells, {counted} of {sum(map(len, trials))} trials count"
+    measured = len({(row.step, row.window_start_ns) for own in trials for row in own.itertuples()})
+    if measured < sum(map(len, trials)):
+        whole += f"; {measured} were measured, cells share those that are the same for them"
     return [("Sweep", whole), ("Varied", ", ".join(sweep.names))]
+
+
+def _doubts(sweep: Sweep) -> list[str]:
+    """What `drift.apart` says of the cells, each sentence once."""
+    told = [line for run in sweep.runs.values() for line in apart(run.trials[run.trials["status"] == "done"])]
+    return list(dict.fromkeys(told))
 
 
 def _shown(parts: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo_lib.analyse.collectives import Meetings, meetings, paired, summarise
+from colo_lib.analyse.collectives import Meetings, meetings, paired, rank_times, summarise
 from colo_lib.errors import InputError
 from colo_lib.parse.exports import read_exports
 from tests.exports import Kernel, write
@@ -41,7 +41,7 @@ def found(tmp_path: Path, kernels: list[Kernel], window_s: tuple[float, float] |
 def test_who_waits_and_for_how_long_is_what_was_planted(tmp_path: Path) -> None:
     told = found(tmp_path, two_ranks([(10_000, 12_000, 4_000), (40_000, 40_000, 3_000), (90_500, 90_000, 5_000)]))
     assert told is not None
-    assert told.devices == (0, 1)
+    assert [rank.device for rank in told.ranks] == [0, 1]
     assert told.skew_ns.tolist() == [2_000, 0, -500]
     assert told.exchange_ns.tolist() == [4_000, 3_000, 5_000]
     assert told.unpaired == 0
@@ -50,12 +50,24 @@ def test_who_waits_and_for_how_long_is_what_was_planted(tmp_path: Path) -> None:
 def test_numbers_are_per_token_by_the_profiled_rate(tmp_path: Path) -> None:
     told = found(tmp_path, two_ranks([(10_000, 12_000, 4_000), (50_000, 51_000, 4_000)]), (0.0, 100e-6))
     assert told is not None
-    numbers = summarise(told, 10_000.0)  # a token in the window of 100 us
+    numbers = summarise(told, 10_000.0, 1)  # a token in the window of 100 us
     assert numbers["collectives_per_token"] == pytest.approx(2.0)
     assert numbers["wait_us_per_token"] == pytest.approx(3.0)
     assert numbers["exchange_us_per_token"] == pytest.approx(8.0)
     assert numbers["rank0_waits"] == 1.0
-    assert np.isnan(summarise(told, None)["wait_us_per_token"])
+    assert np.isnan(summarise(told, None, 1)["wait_us_per_token"])
+
+
+def test_a_ranks_time_is_shared_out_without_rest(tmp_path: Path) -> None:
+    """Two collectives in a window of 100 us and one token: 2 + 1 us of waiting on rank 0, 4 us each of exchange."""
+    told = found(tmp_path, two_ranks([(10_000, 12_000, 4_000), (50_000, 51_000, 4_000)]), (0.0, 100e-6))
+    assert told is not None
+    first, second = rank_times(told, 1.0)
+    for rank in (first, second):
+        parts = [rank[name] for name in ("own_ms", "waiting_ms", "exchange_ms", "idle_ms")]
+        assert sum(parts) == pytest.approx(rank["token_ms"]) == pytest.approx(0.1)
+        assert (rank["own_ms"], rank["exchange_ms"]) == (pytest.approx(0.006), pytest.approx(0.008))
+    assert (first["waiting_ms"], second["waiting_ms"]) == (pytest.approx(0.003), 0.0)
 
 
 def test_a_collective_cut_by_the_window_is_counted_and_left_out(tmp_path: Path) -> None:

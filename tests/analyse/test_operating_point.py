@@ -43,7 +43,11 @@ def test_settings_are_ranked_and_those_that_another_beats_are_marked(cells: list
     assert found["gen"].round(1).tolist() == [1.0, 0.7, 0.6]
     assert found["number"].tolist() == [1, 2, 3]
     assert found["worth_having"].tolist() == [True, False, True]
-    assert found["setting"].tolist() == ["embed on 25 % of the SMs", "embed on 50 % of the SMs", "flat out"]
+    assert found["setting"].tolist() == [
+        "embed capped at 25 % of the SMs",
+        "embed capped at 50 % of the SMs",
+        "flat out",
+    ]
     for row in found.itertuples():
         gen, embed = next(kept for kept in PLANTED.values() if kept[0] == pytest.approx(row.gen, abs=0.01))
         assert (row.gen, row.embed) == (pytest.approx(gen, abs=0.01), pytest.approx(embed, abs=0.03))
@@ -59,7 +63,7 @@ def test_only_a_setting_that_keeps_both_bounds_with_its_interval_meets_them(cell
 def test_the_sentence_names_the_best_or_the_nearest(cells: list[SweepCell]) -> None:
     good = operating_point.sentence(settings(cells), 0.95, 0.10)
     assert "1 of 3 settings surely meet" in good
-    assert "embed on 25 % of the SMs" in good
+    assert "embed capped at 25 % of the SMs" in good
     none = operating_point.sentence(settings(cells, least=0.99), 0.99, 0.10)
     assert "None of 3 settings surely meets" in none
     assert "The most work in all" in none
@@ -69,7 +73,7 @@ def test_levers_are_told_only_where_they_act() -> None:
     paced = check({"embed_pacing": "duty", "embed_duty": 0.25, "embed_micro_batch_size": 8}, "test")
     assert operating_point.words(paced, "step2") == "passes of 8 sequences, duty 0.25"
     capped = check({"mps_embed_thread_percentage": 25, "sm_partition_embed_sms": 16}, "test")
-    assert operating_point.words(capped, "step2") == "embed on 25 % of the SMs"
+    assert operating_point.words(capped, "step2") == "embed capped at 25 % of the SMs"
     assert operating_point.words(capped, "step3") == "flat out", "time slices know no percentage"
     assert operating_point.words(capped, "sm-partition").endswith("embed held to 16 SMs")
     assert operating_point.words(Params(), "step2") == "flat out"
@@ -81,5 +85,7 @@ def test_the_recorded_frontier_meets_no_bound_and_mps_alone_says_why() -> None:
     found = operating_point.settings(collect(sweep.cells, sweep.names, 1), sweep.cells, 0.95, 0.10)
     assert len(found) == 14
     assert not found["meets"].any()
-    assert found["idle_neighbour"].max() < 0.95
-    assert found["aggregate"].max() == pytest.approx(1.116, abs=0.001)
+    said = operating_point.sentence(found, 0.95, 0.10)
+    assert "keeps 0.910 [0.904, 0.915] at 1, 0.930 [" in said, said
+    assert "at 32" not in said, "its interval reaches the bound"
+    assert found["aggregate"].max() == pytest.approx(1.115, abs=0.002)

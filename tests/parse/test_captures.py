@@ -62,7 +62,7 @@ def test_gens_time_splits_without_rest_and_reaches_the_loss(run: Path) -> None:
     for step in ("step1", "step2", "step3", "step4"):
         one = read_capture(run, step)
         launches = read_step_launches(one.files, one.capture)
-        times[step] = chosen.gen_times(one.capture, one.facts, one.window_s, launches, Params())
+        times[step] = chosen.gen_times(one.capture, one.facts, one.window_s, launches, Params(), 1)
     assert times["step4"] is None
     for step in ("step1", "step2", "step3"):
         own = times[step]
