@@ -10,7 +10,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 run: env  ## run PARAMS (params/cpu.yaml) through the notebooks and print the report's path; of a folder, redraw its figures
-	@if [ -d "$(PARAMS)" ]; then $(BIN)/colo report "$(PARAMS)" --figures figures; \
+	@if [ -d "$(PARAMS)" ]; then $(BIN)/colo report "$(PARAMS)" --figures figures && rm -f figures/capacity--* figures/published-loss--*; \
 	else $(MAKE) engine && $(BIN)/colo run $(PARAMS); fi
 
 figures: env  ## redraw figures/ and the pages in recorded/ from what was recorded, without a GPU
