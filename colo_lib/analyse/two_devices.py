@@ -98,21 +98,23 @@ def other_loads(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [f"{name} {one.get(name)} against {other.get(name)}" for name in names if one.get(name) != other.get(name)]
 
 
-def outcomes(found: pd.DataFrame, per_device: pd.DataFrame, met: Mapping[str, Mapping[str, float]]) -> list[str]:
+def outcomes(
+    found: pd.DataFrame, per_device: Mapping[int, pd.DataFrame], met: Mapping[str, Mapping[str, float]]
+) -> list[str]:
     """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
 
-    `found`: `chain`; `per_device`: `kept_fractions`; `met`: step -> `collectives.summarise` and, where known, the means
-    of `collectives.rank_times` over the ranks.
+    `found`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collectives.summarise` and, where
+    known, the means of `collectives.rank_times` over the ranks.
     """
     ratios = {row.what: row for row in found.itertuples()}
-    return [_scaling(ratios), _exchange(met), _neighbours(ratios), _beside(met), _work(per_device)]
+    return [_work(per_device), _scaling(ratios), _exchange(met), _neighbours(ratios), _beside(met)]
 
 
 def _scaling(ratios: Mapping[str, Any]) -> str:
     row = ratios.get("sharding over two devices gains")
     if row is None:
         return "Does sharding scale nearly linearly? Not measured: it needs the steps configA and tp2-alone."
-    answer = "nearly linear" if row.low >= NEAR_LINEAR else "not nearly linear" if row.high < NEAR_LINEAR else "open"
+    answer = "Yes" if row.low >= NEAR_LINEAR else "No" if row.high < NEAR_LINEAR else "Open"
     told = f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
     mps = ratios.get("MPS itself leaves of that")
     return told + (f", of which MPS with idle neighbours leaves {_told(mps)}." if mps is not None else ".")
@@ -145,27 +147,25 @@ def _neighbours(ratios: Mapping[str, Any]) -> str:
 def _beside(met: Mapping[str, Mapping[str, float]]) -> str:
     asked = "Where does a token's time go beside embed?"
     alone = next((met[step] for step in ("tp2-mps-alone", "tp2-alone") if "own_ms" in met.get(step, {})), None)
-    both = {step: met[step] for step in ("configB", "configB-one") if "own_ms" in met.get(step, {})}
-    if alone is None or not both:
+    step = next((step for step in ("configB", "configB-one") if "own_ms" in met.get(step, {})), None)
+    if alone is None or step is None:
         return f"{asked} Not measured: it needs captures of gen sharded without and with embed."
-    told = []
-    for step, own in both.items():
-        parts = [f"{words} {alone[name]:.2f} to {own[name]:.2f}" for name, words in TOKEN_PARTS.items()]
-        told.append(f"{step}: {', '.join(parts)} ms")
-    return f"{asked} Means of the two ranks, from embed idle to {'; '.join(told)}."
+    told = [f"{words} {alone[name]:.2f} to {met[step][name]:.2f}" for name, words in TOKEN_PARTS.items()]
+    return f"{asked} From embed idle to {step}, means of the two ranks: {', '.join(told)} ms."
 
 
-def _work(per_device: pd.DataFrame) -> str:
-    rows = per_device[
-        (per_device["quantity"] == "aggregate_per_device") & per_device["step"].isin(["configB", "configB-one"])
-    ]
-    if rows.empty:
-        return "Does config B do more work per device than config A? Not measured."
-    told = []
-    for row in rows.itertuples():
-        answer = "more" if row.low > 1 else "less" if row.high < 1 else "not settled"
-        told.append(f"{row.step} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] ({answer})")
-    return f"Does it do more work per device than config A, which is 1? {'; '.join(told)}."
+def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
+    asked = "More work per device than dedicated ones, config A, which is 1?"
+    told: dict[str, list[str]] = {}
+    for concurrency, found in per_device.items():
+        for row in found[found["quantity"] == "aggregate_per_device"].itertuples():
+            if row.step in ("configB", "configB-one"):
+                answer = "more" if row.low > 1 else "less" if row.high < 1 else "not settled"
+                told.setdefault(row.step, []).append(
+                    f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] at {concurrency} in flight ({answer})"
+                )
+    words = "; ".join(f"{step} {', '.join(values)}" for step, values in told.items())
+    return f"{asked} {words or 'Not measured'}."
 
 
 def _told(row: Any) -> str:

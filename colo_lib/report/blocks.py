@@ -27,6 +27,8 @@ STATUS_CLASSES = {
     "not settled": "open",
 }
 
+NUMBER_CHARACTERS = 3  # of a first column that only numbers its rows
+
 
 def text(value: object) -> str:
     """`value` as text that is safe between tags and in double-quoted attributes; control characters are shown."""
@@ -79,9 +81,10 @@ def table(part: dict[str, Any]) -> str:
     rows = "".join(f"<tr>{_row(row)}</tr>" for row in part["rows"])
     caption = text(part.get("caption", ""))
     label = caption or "Table"
+    numbered = " numbered" if all(len(str(row[0])) <= NUMBER_CHARACTERS for row in part["rows"]) else ""
     return (
         f'<p class="caption">{caption}</p><div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f'<table class="{TABLE}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<table class="{TABLE}{numbered}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 

@@ -42,24 +42,27 @@ def test_outcomes_are_answered_by_their_intervals() -> None:
     kept = kept_fractions(block_ratios(frame), 1)
     met = {"tp2-mps-alone": {"collectives_per_token": 65.0, "exchange_p50_us": 3.6, "exchange_us_per_token": 234.0,
                              "skew_p50_us": 0.7}}  # fmt: skip
-    scaling, exchange, headroom, beside, work = two_devices.outcomes(two_devices.chain(frame, 1), kept, met)
-    assert "not nearly linear: 1.50" in scaling
+    work, scaling, exchange, headroom, beside = two_devices.outcomes(two_devices.chain(frame, 1), {1: kept}, met)
+    assert "? No: 1.50" in scaling
     assert "leaves 0.90" in scaling
     assert "65 a token, 3.6 us each once both ranks are there: 0.23 ms a token" in exchange
     assert "gen keeps 0.60" in headroom
     assert "Not measured" in beside
     parts = {"own_ms": 4.29, "idle_ms": 0.69, "waiting_ms": 0.37, "exchange_ms": 0.25}
     met = {"tp2-mps-alone": met["tp2-mps-alone"] | parts, "configB": {"skew_p50_us": 12.8} | parts | {"own_ms": 5.61}}
-    assert "configB: own kernels 4.29 to 5.61" in two_devices.outcomes(two_devices.chain(frame, 1), kept, met)[3]
+    assert (
+        "configB, means of the two ranks: own kernels 4.29 to 5.61"
+        in two_devices.outcomes(two_devices.chain(frame, 1), {1: kept}, met)[4]
+    )
     # config B: (0.81 + 1.0) / 2 of a dedicated GPU's worth, 0.905
-    assert "configB 0.91 [0.91, 0.91] (less)" in work
+    assert "configB 0.91 [0.91, 0.91] at 1 in flight (less)" in work
     linear = counted(RATES | {"tp2-alone": 190.0})
-    assert "nearly linear: 1.90" in two_devices.outcomes(two_devices.chain(linear, 1), kept, met)[0]
+    assert "? Yes: 1.90" in two_devices.outcomes(two_devices.chain(linear, 1), {1: kept}, met)[1]
 
 
 def test_what_was_not_measured_is_said() -> None:
     frame = counted({"configA": 100.0})
-    said = two_devices.outcomes(two_devices.chain(frame, 1), kept_fractions(block_ratios(frame), 1), {})
+    said = two_devices.outcomes(two_devices.chain(frame, 1), {1: kept_fractions(block_ratios(frame), 1)}, {})
     assert all("Not measured" in line for line in said)
 
 
