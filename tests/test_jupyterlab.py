@@ -99,7 +99,11 @@ def lab(lab_root: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}&reset"
     finally:
         server.terminate()
-        server.wait(120)  # it ends a kernel a notebook
+        try:
+            server.wait(60)  # it ends a kernel a notebook
+        except subprocess.TimeoutExpired:  # an idle worker thread of AnyIO can keep a server that has ended all else
+            server.kill()
+            server.wait()
 
 
 def _shrink(file: Path, values: dict[str, Any]) -> None:
