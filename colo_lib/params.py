@@ -113,7 +113,7 @@ class Params(BaseModel):
     window_s: float = Field(6.0, gt=0, le=86_400, description="timed window of a trial, seconds")
     telemetry_hz: float = Field(10.0, gt=0, le=1000, description="telemetry samples a second")
     ready_timeout_s: float = Field(180.0, gt=0, le=86_400, description="an engine must answer within this")
-    stall_timeout_s: float = Field(30.0, gt=0, le=86_400, description="no token or batch for this long fails the trial")
+    stall_timeout_s: float = Field(120.0, gt=0, le=86_400, description="no token or batch for so long fails a trial")
     cell_timeout_s: float = Field(900.0, gt=0, le=864_000, description="a notebook cell must end within this")
     max_drift_fraction: float = Field(0.5, gt=0, description="halves of a window that differ by more make it invalid")
     max_clock_disagreement: float = Field(0.02, gt=0, description="our token rate against vLLM's own counter")
