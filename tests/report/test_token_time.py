@@ -1,0 +1,33 @@
+"""Where a token's time goes in the recorded captures: parts that add up, and the split that the findings rest on."""
+
+from __future__ import annotations
+
+import pytest
+
+from colo_lib import paths
+from colo_lib.params import Params
+from colo_lib.parse.sweep import open_sweep
+from colo_lib.report import token_time
+from colo_lib.report.meetings import meetings_of
+
+
+def test_beside_embed_gen_waits_and_as_an_mps_client_alone_it_does_not() -> None:
+    sweep = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
+    runs = {cell.name: cell.run for cell in sweep.cells if cell.run is not None}
+    told = token_time.of_runs(runs, Params()).set_index("Step")
+    assert {*told.index} == {"step2", "mps-alone"}
+    numbers = told[list(token_time.PARTS.values())].astype(float)
+    whole, *rest = token_time.PARTS.values()
+    assert numbers[rest].sum(axis=1).to_numpy() == pytest.approx(numbers[whole].to_numpy(), abs=0.03)
+    waiting = numbers["Waiting for the device (ms)"]
+    assert waiting["step2"] > 0.5 * numbers.loc["step2", whole] > 10 * waiting["mps-alone"]
+
+
+def test_beside_embed_on_both_each_rank_s_own_kernels_take_longer() -> None:
+    sweep = open_sweep(next(paths.RECORDED.glob("h100-x2-*[0-9]")))
+    met = meetings_of(sweep.runs.values())
+    alone, both = met["tp2-mps-alone"], met["configB"]
+    for one in (alone, both):
+        assert one.summary["collectives_per_token"] == pytest.approx(66, abs=0.5), "65 all-reduces, one all-gather"
+    assert alone.summary["own_ms"] == pytest.approx(4.29, abs=0.01)
+    assert both.summary["own_ms"] == pytest.approx(5.61, abs=0.01)
