@@ -226,13 +226,19 @@ class Worker:
                     connection, _ = listener.accept()
                 except TimeoutError:
                     continue
-                with connection, connection.makefile("rw") as stream:
-                    connection.settimeout(None)
-                    for line in stream:
-                        stream.write(json.dumps(self.answer(json.loads(line))) + "\n")
-                        stream.flush()
-                        if self.over.is_set():
-                            break
+                # Who asked while this process was stopped, and gave up, is no reason to be deaf to the next.
+                with contextlib.suppress(ConnectionError):
+                    self.converse(connection)
+
+    def converse(self, connection: socket.socket) -> None:
+        """Answer one connection's orders, a line each; raises ConnectionError when the other side hung up."""
+        with connection, connection.makefile("rw") as stream:
+            connection.settimeout(None)
+            for line in stream:
+                stream.write(json.dumps(self.answer(json.loads(line))) + "\n")
+                stream.flush()
+                if self.over.is_set():
+                    break
 
 
 def held(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:

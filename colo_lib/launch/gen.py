@@ -208,8 +208,11 @@ def request(
         connection.close()
 
 
-def server_counters(handle: GenHandle) -> dict[str, float]:
-    """vLLM's own account: counters of `/metrics` summed over labels, and `t_ns` of the reading."""
+def server_counters(handle: GenHandle, timeout_s: float) -> dict[str, float]:
+    """vLLM's own account: counters of `/metrics` summed over labels, and `t_ns` of the reading.
+
+    Raises OSError when it cannot be reached, TimeoutError when it takes longer than `timeout_s`.
+    """
     wanted = {
         "vllm:generation_tokens_total": "tokens",
         "vllm:inter_token_latency_seconds_sum": "gap_sum_s",
@@ -217,7 +220,7 @@ def server_counters(handle: GenHandle) -> dict[str, float]:
         "vllm:prompt_tokens_cached_total": "cached_tokens",
     }
     before = time.monotonic_ns()
-    _, text = request(handle, "GET", "/metrics")
+    _, text = request(handle, "GET", "/metrics", timeout_s=timeout_s)
     found = dict.fromkeys(wanted.values(), 0.0)
     for line in text.decode(errors="replace").splitlines():
         name, _, rest = line.partition("{")

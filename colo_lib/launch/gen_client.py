@@ -163,7 +163,8 @@ async def serve(load: Load, path: str) -> None:
                 over.set()
             told = load.gaps(order["since"]) if order["do"] == "gaps" else load.status()
             writer.write((json.dumps(told) + "\n").encode())
-            await writer.drain()
+            with contextlib.suppress(ConnectionError):  # who asked gave up
+                await writer.drain()
         writer.close()
 
     async with await asyncio.start_unix_server(converse, path):

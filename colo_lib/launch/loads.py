@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from colo_lib.errors import StepFailed
 from colo_lib.frames import write_frame
 from colo_lib.launch.embed import read_rows
 from colo_lib.launch.engines import Handles
+from colo_lib.launch.gen import server_counters
 from colo_lib.launch.logs import tail
 from colo_lib.launch.models import resolve_models
 from colo_lib.launch.orders import Handle, answers, order
@@ -25,6 +27,10 @@ from colo_lib.params import Params
 POLL_S = 0.05
 WATCH_S = 0.5
 CLIENT_TIMEOUT_S = 20.0
+ANSWER_S = 2.0  # how long to wait for one answer before looking whether everybody is still there
+
+Answer = TypeVar("Answer")
+Patiently = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
@@ -39,15 +45,22 @@ class Loads:
         """(workload, handle) of every source of load."""
         return ([("gen", self.client)] if self.client else []) + [("embed", handle) for handle in self.embeds]
 
-    def progress(self, timeout_s: float) -> dict[str, dict[str, Any]]:
+    def check_alive(self, handles: Handles) -> None:
+        """Raises StepFailed, with the log's end, when an engine or a part of the mechanism has ended."""
+        handles.check_alive()
+        for child in self.mechanism:
+            if not child.running():
+                raise StepFailed(f"the {child.name} ended unasked; its last lines:\n{child.tail()}")
+
+    def progress(self, patiently: Patiently) -> dict[str, dict[str, Any]]:
         """Events so far and the time of the last one, per workload.
 
-        Raises StepFailed for one that reports an error, or does not answer within `timeout_s`.
+        Raises StepFailed for one that reports an error, or does not answer.
         """
         found: dict[str, dict[str, Any]] = {}
         for name, handle in self.each():
             try:
-                told = order(handle, "status", timeout_s=timeout_s)
+                told = patiently(partial(order, handle, "status", timeout_s=ANSWER_S))
             except OSError as error:
                 end = tail(Path(handle.log))
                 raise StepFailed(f"{name} does not answer ({error}); its last lines:\n{end}") from None
@@ -120,16 +133,40 @@ def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int
     Raises StepFailed when an engine or a part of the mechanism has ended, or a workload has delivered
     nothing for `stall_timeout_s`, counted from `began_ns` at the earliest.
     """
-    handles.check_alive()
-    for child in loads.mechanism:
-        if not child.running():
-            raise StepFailed(f"the {child.name} ended unasked; its last lines:\n{child.tail()}")
-    progress = loads.progress(params.stall_timeout_s)
+    loads.check_alive(handles)
+    progress = loads.progress(partial(patiently, params, loads, handles))
     for name, told in progress.items():
         silent_s = (time.monotonic_ns() - max(told["last_ns"] or 0, began_ns)) / 1e9
         if silent_s > params.stall_timeout_s:
             raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {params.stall_timeout_s:g} s")
     return progress
+
+
+def patiently(params: Params, loads: Loads, handles: Handles, ask: Callable[[], Answer]) -> Answer:
+    """The answer to `ask`, asked again while that raises TimeoutError, for up to `stall_timeout_s`.
+
+    Who is asked may have no turn: as long as everybody lives, that is no failure. Who holds it back and died
+    is one, and is what has to be told. Raises StepFailed for that, OSError for an answer that never came.
+    """
+    deadline = time.monotonic() + params.stall_timeout_s
+    while True:
+        try:
+            return ask()
+        except TimeoutError:
+            loads.check_alive(handles)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"silent for stall_timeout_s = {params.stall_timeout_s:g} s") from None
+
+
+def read_counters(params: Params, loads: Loads, handles: Handles) -> dict[str, float] | None:
+    """vLLM's own account of gen, None when gen is not under load; raises StepFailed when it does not answer."""
+    if loads.client is None or handles.gen is None:
+        return None
+    try:
+        return patiently(params, loads, handles, partial(server_counters, handles.gen, timeout_s=ANSWER_S))
+    except OSError as error:
+        end = tail(Path(handles.gen.log))
+        raise StepFailed(f"gen's /metrics does not answer ({error}); its last lines:\n{end}") from None
 
 
 def collect(loads: Loads, runtime: Path, folder: Path) -> None:

@@ -15,8 +15,7 @@ from colo_lib.capture.manifest import write_json
 from colo_lib.capture.telemetry import Telemetry, convert
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.gen import server_counters
-from colo_lib.launch.loads import collect, package_environment, wait_steady, watch_window
+from colo_lib.launch.loads import collect, package_environment, read_counters, wait_steady, watch_window
 from colo_lib.launch.memory_parts import memory_parts
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.placement import Placement
@@ -98,9 +97,9 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
-    counters.append(_counters(placement, handles))
+    counters.append(read_counters(params, loads, handles))
     watch_window(params, loads, handles, start_ns + int(params.window_s * 1e9))
-    counters.append(_counters(placement, handles))
+    counters.append(read_counters(params, loads, handles))
     end_ns = start_ns + int(params.window_s * 1e9)
     stranger_cores = meter.stop(time.monotonic())
     after = handles.evidence()
@@ -129,10 +128,6 @@ def device_doubts(told: Telemetry, start_ns: int, end_ns: int) -> list[str]:
         names = ", ".join(f"{one['name']} (pid {one['pid']})" for one in strangers)
         found.append(f"others computed on the GPU: {names}; end them, or choose another GPU in devices")
     return found
-
-
-def _counters(placement: Placement, handles: Handles) -> dict[str, float] | None:
-    return server_counters(handles.gen) if placement.runs_gen and handles.gen else None
 
 
 def start_sampler(

@@ -19,8 +19,12 @@ import pytest
 
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch import trial as trial_module
+from colo_lib.launch.alternate import Tenant
 from colo_lib.launch.engines import Engines, Handles
+from colo_lib.launch.loads import ANSWER_S, Loads, read_counters
+from colo_lib.launch.orders import Handle, order
 from colo_lib.launch.placement import place
+from colo_lib.launch.process import Child
 from colo_lib.launch.runtime import runtime_folder
 from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params, check
@@ -130,6 +134,45 @@ def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) 
     roots = [psutil.Process(pid) for pids in up.handles().pids().values() for pid in pids]
     assert wait_until(lambda: all(process.status() != psutil.STATUS_STOPPED for process in roots))
     assert attempt(up, "step2", tmp_path, lambda: None)["status"] == "done"
+
+
+@contextlib.contextmanager
+def held(pid: int) -> Iterator[None]:
+    """A process group without its turn."""
+    tenant = Tenant("held", [pid])
+    tenant.hold()
+    try:
+        yield
+    finally:
+        tenant.send(signal.SIGCONT)
+
+
+def test_an_engine_without_its_turn_is_asked_until_it_has_one(up: Engines) -> None:
+    handles = up.handles()
+    assert handles.gen is not None
+    with held(handles.gen.pid):
+        loads = Loads(Handle("unused", os.getpid(), "unused"), ())
+        turn = threading.Timer(ANSWER_S + 1, os.killpg, (handles.gen.pid, signal.SIGCONT))
+        turn.start()
+        counters = read_counters(up.params, loads, handles)
+        turn.join()
+    assert counters is not None
+    assert counters["tokens"] > 0
+
+
+def test_who_died_while_holding_an_engine_back_is_told(up: Engines, tmp_path: Path) -> None:
+    handles, dead = up.handles(), Child("alternator", ["true"], tmp_path / "log")
+    assert handles.gen is not None
+    assert wait_until(lambda: not dead.running())
+    with held(handles.gen.pid), pytest.raises(StepFailed, match="the alternator ended unasked"):
+        read_counters(up.params, Loads(Handle("unused", os.getpid(), "unused"), (), [dead]), handles)
+
+
+def test_an_embedder_answers_after_somebody_gave_up_on_it(up: Engines) -> None:
+    embed = up.handles().embeds[0]
+    with held(embed.pid), pytest.raises(TimeoutError):
+        order(embed, "status", timeout_s=0.3)
+    assert order(embed, "status", timeout_s=10.0)["error"] is None
 
 
 def test_pacing_by_gens_gaps_leaves_its_trace(up: Engines, tmp_path: Path) -> None:
