@@ -33,7 +33,7 @@ def token_carriers() -> dict[int, str]:
     return found
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> bool:
     """Whether the condition came to hold in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
