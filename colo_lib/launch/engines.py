@@ -7,8 +7,10 @@ ends them itself.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -115,7 +117,8 @@ class Engines:
         if want_gen and self.gen is None:
             log = self.logs / f"gen-{name}.log"
             model = models.gen.source(self.params.weights)
-            python, shared, wrap = models.gen_python, self._shared("gen"), self.wraps.get("gen")
+            python, wrap = models.gen_python, self.wraps.get("gen")
+            shared = self._shared("gen") | own_temporary(self.runtime, profiled=wrap is not None)
             self.gen = GenServer(params, self.placement, python, model, log, shared, wrap)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
@@ -175,6 +178,21 @@ class Engines:
         self.embeds, self.gen = [], None
         if mechanism is not None:
             mechanism.close()
+
+
+def own_temporary(runtime: Path, profiled: bool) -> dict[str, str]:
+    """A temporary folder below the launcher's, as variables: what vLLM leaves there goes with it.
+
+    That is a rendezvous file a start, and its sockets when it is killed. What Inductor compiled stays where it
+    would be, for the next start. A profiler may look for its target in the temporary folder that both know:
+    then the sockets alone move.
+    """
+    folder = runtime / "tmp"
+    folder.mkdir(exist_ok=True)
+    if profiled:
+        return {"VLLM_RPC_BASE_PATH": str(folder)}
+    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache))}
 
 
 def publish(handles: Handles, file: Path) -> None:

@@ -172,6 +172,7 @@ class GenServer:
                 )
             tick(f"gen starts, {waited:.0f} s")
             time.sleep(READY_POLL_S)
+        self.child.note_shared_memory()
         if self.wrap is not None:
             self.handle = replace(self.handle, pid=self.wrap.engine_pid())
         return time.monotonic() - start

@@ -7,7 +7,8 @@ Standard library only, run as a file by any Python 3.11+:
 Its standard input is the tie to its owner: when that pipe closes, for whatever reason (the owner said so,
 ended, or was killed with SIGKILL), the command's whole tree is ended. It is a child subreaper, so children
 whose parents died (vLLM's engine core after its API server was killed) come to it and are ended too.
-What it says on standard output, a line each: `pid N`, then `exit CODE` (negative: the signal).
+A byte in that pipe says that the command is up: what it has of shared memory is noted, and removed at the end.
+What it says on standard output, a line each: `pid N`, `noted N` for such a byte, `exit CODE` (negative: the signal).
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_S = 0.02
+SHARED_MEMORY = b"/dev/shm/"
+# Python's own (vLLM's message queues), NCCL's, torch's: made for one group of processes, of no use to another.
+SEGMENTS = (b"psm_", b"nccl-", b"torch_")
 
 
 def prctl(option: int, value: int) -> None:
@@ -89,6 +94,31 @@ def end_tree(grace_s: float) -> None:
     reap()
 
 
+def mapped(pids: Iterable[int]) -> set[bytes]:
+    """Shared-memory segments of the kinds in `SEGMENTS` that one of these processes maps, as paths."""
+    found = set()
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as maps:
+                found |= {line.split(None, 5)[5].strip() for line in maps if SHARED_MEMORY in line}
+        except OSError:
+            continue
+    return {path for path in found if path.removeprefix(SHARED_MEMORY).startswith(SEGMENTS)}
+
+
+def remove_segments(noted: set[bytes], since_s: float) -> None:
+    """Remove what a tree that is gone had noted, was made after `since_s` (Unix time), and nobody maps any more.
+
+    Python's resource tracker does the same, unless it is killed together with the tree that it serves.
+    """
+    if not noted:
+        return
+    for path in noted - mapped(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ctime >= since_s:
+                os.unlink(path)
+
+
 def prepare_child(cpus: list[int], nice: int) -> None:
     """In the child, before the command: die with the guardian; cores and niceness."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -98,18 +128,25 @@ def prepare_child(cpus: list[int], nice: int) -> None:
         os.nice(nice)
 
 
-def wait_for_end(child: subprocess.Popen[bytes]) -> int | None:
-    """The command's exit code, or None when the owner closed the pipe or told us to stop first."""
+def wait_for_end(child: subprocess.Popen[bytes], noted: set[bytes]) -> int | None:
+    """The command's exit code, or None when the owner closed the pipe or told us to stop first.
+
+    Segments that the tree maps when the owner asks for it are added to `noted`.
+    """
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     pidfd = os.pidfd_open(child.pid)
-    ready = select.select([sys.stdin.fileno(), wake_read, pidfd], [], [])[0]
-    if pidfd in ready:
-        return child.wait()
-    return None
+    while True:
+        ready = select.select([sys.stdin.fileno(), wake_read, pidfd], [], [])[0]
+        if pidfd in ready:
+            return child.wait()
+        if wake_read in ready or not os.read(sys.stdin.fileno(), 64):
+            return None
+        noted |= mapped(descendants(os.getpid()))
+        print(f"noted {len(noted)}", flush=True)
 
 
 def main(argv: list[str]) -> int:
@@ -124,6 +161,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     cpus = [int(core) for core in options.cpus.split(",") if core]
+    noted, began_s = set[bytes](), time.time()
     with open(options.log, "ab", buffering=0) as log:
         child = subprocess.Popen(
             options.command,
@@ -136,9 +174,11 @@ def main(argv: list[str]) -> int:
     print(f"pid {child.pid}", flush=True)
     code: int | None = None
     try:
-        code = wait_for_end(child)
+        code = wait_for_end(child, noted)
     finally:
+        noted |= mapped(descendants(os.getpid()))
         end_tree(options.grace if code is None else 0.0)
+        remove_segments(noted, began_s)
     # The owner may be gone, and with it the other end of the pipe.
     with contextlib.suppress(OSError):
         print(f"exit {code if code is not None else 'stopped'}", flush=True)

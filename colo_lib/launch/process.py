@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from colo_lib.errors import StepFailed
@@ -114,6 +115,15 @@ class Child:
     def exit_code(self) -> int | None:
         """The guardian's exit code (the command's low byte), None while it runs."""
         return self._guardian.poll()
+
+    def note_shared_memory(self) -> None:
+        """Have the guardian note what the tree maps now, so that it goes with the tree however that ends."""
+        pipes = self._guardian.stdin, self._guardian.stdout
+        assert pipes[0] is not None
+        assert pipes[1] is not None
+        with suppress(OSError, ValueError):  # it has ended, or was told to
+            os.write(pipes[0].fileno(), b"\n")
+            pipes[1].readline()
 
     def tail(self) -> str:
         """What its output says of its end."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from colo_lib import paths
 from colo_lib.params import Params
 from colo_lib.parse.json_file import read_object
 from colo_lib.parse.run_folder import Run, find_runs, newest_run, open_run
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def choose_run(params: Params) -> Run:
@@ -42,12 +39,11 @@ def example_run() -> Run:
         device = run.manifest["machine"]["device_name"]
         print(f"EXAMPLE: no finished run was found here; this one was recorded on {device}.")
         return run
+    from colo_lib.examples.folder import example_folder
     from colo_lib.examples.plan import Plan
     from colo_lib.examples.simulated import write_run
 
-    folder = tempfile.TemporaryDirectory(prefix="colo-example-")
-    _kept.append(folder)  # lives as long as this process: frames are read when they are asked for
-    run = open_run(write_run(Path(folder.name), Plan(run_id="example-simulated")))
+    run = open_run(write_run(example_folder(), Plan(run_id="example-simulated")))
     print("EXAMPLE: no finished run was found, so this notebook shows a SIMULATED one. `colo run` measures a real one.")
     return run
 

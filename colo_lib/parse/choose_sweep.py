@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.params import Params
 from colo_lib.parse.sweep import Sweep, find_sweeps, open_sweep
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def choose_sweep(
@@ -51,11 +48,10 @@ def _first_fitting(folders: Iterable[Path], names: tuple[str, ...], steps: tuple
 
 def example_sweep(name: str) -> Sweep:
     """A small simulated sweep (a key of `examples.simulated_sweep.EXAMPLES`)."""
+    from colo_lib.examples.folder import example_folder
     from colo_lib.examples.simulated_sweep import write_sweep
 
-    folder = tempfile.TemporaryDirectory(prefix="colo-example-sweep-")
-    _kept.append(folder)
-    sweep = open_sweep(write_sweep(Path(folder.name), name))
+    sweep = open_sweep(write_sweep(example_folder(), name))
     print(f"EXAMPLE: no such sweep was found, so this notebook shows a SIMULATED one of {len(sweep.cells)} cells.")
     return sweep
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, STEPS, simulated_capture
+from colo_lib.examples.folder import example_folder
 from colo_lib.params import Params, split_list
 from colo_lib.parse.captures import StepCapture, captured_steps, read_capture
 from colo_lib.parse.exports import read_exports
@@ -19,7 +18,6 @@ ALONE = {"gen": "step1", "embed": "step4"}
 H100, SIMULATED = "h100", "simulated"
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s")
 MECHANISMS = {"step2": "mps", "step3": "time-sliced"}
-_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,5 @@ def _example(step: str, example: str) -> tuple[StepCapture, str]:
 
 
 def _simulated(step: str) -> StepCapture:
-    folder = tempfile.TemporaryDirectory(prefix="colo-example-")
-    _kept.append(folder)  # lives as long as this process: launches are read when they are asked for
-    file = simulated_capture(Path(folder.name) / f"{step}.sqlite", step)
+    file = simulated_capture(example_folder() / f"{step}.sqlite", step)
     return StepCapture(step, read_exports([file]), {"mechanism": MECHANISMS.get(step, "none")}, (file,))

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,8 +216,13 @@ def test_a_killed_engine_core_takes_the_server_along(up: Engines, tmp_path: Path
     assert targets("VLLM::") == []
 
 
-def test_a_killed_server_leaves_no_engine_core(tmp_path: Path, engine_python: Path) -> None:
-    params = nano()
+def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
+    tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, temporary = nano(), tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_root"))
     with runtime_folder() as runtime:
         engines = Engines(params, place("step1", params), runtime, tmp_path)
         try:
@@ -227,6 +233,7 @@ def test_a_killed_server_leaves_no_engine_core(tmp_path: Path, engine_python: Pa
             assert wait_until(lambda: targets("VLLM::") == [])
         finally:
             engines.stop()
+    assert list(temporary.iterdir()) == []
 
 
 def start_only(params: Params, tmp_path: Path, gen: bool, embed: bool) -> Handles:

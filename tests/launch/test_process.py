@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,46 @@ def test_killed_owner_leaves_nothing(tmp_path: Path) -> None:
     owner.wait()
     owner.stdout.close()
     assert wait_until(lambda: set(token_carriers()) <= before)
+
+
+# Two processes that share a segment, without the tracker that would remove it; says its name when both have it.
+SHARING = """
+import os, time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None
+segment = shared_memory.SharedMemory(create=True, size=4096)
+if os.fork():
+    print("/dev/shm/" + segment.name, flush=True)
+time.sleep(300)
+"""
+
+
+def sharing(tmp_path: Path) -> tuple[Child, Path]:
+    """Such a tree, and the segment's file."""
+    child = Child("sharing", [sys.executable, "-c", SHARING], tmp_path / "log", grace_s=0.5)
+    assert wait_until(lambda: child.tail().startswith("/dev/shm/psm_")), child.tail()
+    child.note_shared_memory()
+    return child, Path(child.tail())
+
+
+@pytest.mark.parametrize("victims", ["none", "leader", "both"])
+def test_shared_memory_goes_with_the_tree(tmp_path: Path, victims: str) -> None:
+    child, segment = sharing(tmp_path)
+    assert segment.exists()
+    both = [pid for pid in carriers(child.token) if pid != child.guardian_pid]
+    for pid in {"none": [], "leader": [child.pid], "both": both}[victims]:
+        os.kill(pid, signal.SIGKILL)
+    child.stop()
+    assert not segment.exists()
+
+
+def test_shared_memory_that_others_use_stays(tmp_path: Path) -> None:
+    child, segment = sharing(tmp_path)
+    own = shared_memory.SharedMemory(segment.name)
+    child.stop()
+    assert segment.exists()
+    own.close()
+    own.unlink()
 
 
 def test_exit_and_last_words_are_told(tmp_path: Path) -> None:

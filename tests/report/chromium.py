@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,7 +50,7 @@ async def _load(look: tuple[Path, int, bool, dict[str, str], Path | None, bool])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = await asyncio.create_subprocess_exec(
             str(find()), *FLAGS, f"--user-data-dir={profile}", "about:blank",
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, env=os.environ | {"TMPDIR": profile},
         )  # fmt: skip
         try:
             port_file = Path(profile) / "DevToolsActivePort"

@@ -1,0 +1,36 @@
+"""Where built-in examples are written: a folder that goes with the process it was made for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+PREFIX = "colo-example-"
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def example_folder() -> Path:
+    """A fresh folder below the system's temporary one that lives as long as this process: readers are lazy.
+
+    Those of kernels that were killed, and could not remove their own, are removed first.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(FileNotFoundError):  # somebody else removes it too
+            if left.stat().st_uid == os.getuid() and not _lives(left.name.removeprefix(PREFIX).partition("-")[0]):
+                shutil.rmtree(left, ignore_errors=True)
+    _kept.append(tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-"))
+    return Path(_kept[-1].name)
+
+
+def _lives(pid: str) -> bool:
+    """Whether there is such a process; true for a name that holds no pid, which is somebody else's."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        return True
+    return True
