@@ -109,16 +109,12 @@ def paired(start_a: Ints, end_a: Ints, start_b: Ints, end_b: Ints) -> tuple[Ints
     Each list is sorted by start and disjoint in itself. An interval that overlaps two of the other side, as where a
     clock is a little off, goes with the one that it shares more time with.
     """
-    candidate = np.clip(np.searchsorted(start_b, end_a, side="left") - 1, 0, None)
     if not len(start_a) or not len(start_b):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    best = candidate
-    for other in (candidate - 1,):
-        allowed = np.clip(other, 0, None)
-        better = (other >= 0) & (_shared(start_a, end_a, start_b, end_b, allowed) > _shared(start_a, end_a, start_b,
-                                                                                            end_b, best))  # fmt: skip
-        best = np.where(better, allowed, best)
-    shared = _shared(start_a, end_a, start_b, end_b, best)
+    last = np.clip(np.searchsorted(start_b, end_a, side="left") - 1, 0, None)
+    before = np.clip(last - 1, 0, None)
+    shared_last, shared_before = (_shared(start_a, end_a, start_b, end_b, partner) for partner in (last, before))
+    best, shared = np.where(shared_before > shared_last, before, last), np.maximum(shared_before, shared_last)
     left = np.flatnonzero(shared > 0)
     right = best[left]
     # Of two that claim the same partner the one that shares more keeps it.
