@@ -18,7 +18,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run", "--disable-dev-shm-usage", "--remote-debugging-port=0",
 ]  # fmt: skip
-ALLOWED_S = 90
+ALLOWED_S = 240
 
 
 class Press(str):

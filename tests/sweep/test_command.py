@@ -51,7 +51,7 @@ def test_an_interrupted_sweep_goes_on_and_counts_what_does_not_fit(tmp_path: Pat
 )
 def test_wrong_input_starts_nothing(tmp_path: Path, engine_python: Path, words: list[str], told: str) -> None:
     file = str(params_file(tmp_path, sweeps_dir=str(tmp_path / "sweeps")))
-    code, output = ended(colo(*(word.format(file=file) for word in words), cwd=tmp_path), 60)
+    code, output = ended(colo(*(word.format(file=file) for word in words), cwd=tmp_path), 120)
     assert code == 2, output
     assert told in output
     assert "Traceback" not in output
@@ -104,6 +104,6 @@ def test_a_joint_sweep_keeps_engines_up_and_measures_a_common_baseline_once(
 )
 def test_joint_and_elsewhere_do_not_go_together(tmp_path: Path, words: list[str], told: str) -> None:
     file = str(params_file(tmp_path, sweeps_dir=str(tmp_path / "sweeps")))
-    code, output = ended(colo("sweep", *(word.format(file=file) for word in words), cwd=tmp_path), 60)
+    code, output = ended(colo("sweep", *(word.format(file=file) for word in words), cwd=tmp_path), 120)
     assert code == 2, output
     assert told in output

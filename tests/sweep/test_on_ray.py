@@ -100,7 +100,7 @@ def test_a_lost_node_costs_no_cell(cluster: Any, tmp_path: Path) -> None:
             threading.Thread(target=lose, daemon=True).start()
 
     def lose() -> None:
-        assert wait_until(lambda: began.exists() and " " in began.read_text(), 60)
+        assert wait_until(lambda: began.exists() and " " in began.read_text(), 120)
         node, pid = began.read_text().split()
         victims = [item for item in cluster.worker_nodes if item.node_id == node]
         if victims:
@@ -171,4 +171,4 @@ def test_a_killed_driver_leaves_nothing_of_its_local_ray(tmp_path: Path, engine_
     assert token_carriers()
     process.kill()
     process.communicate()
-    assert wait_until(lambda: not token_carriers(), 60), token_carriers()
+    assert wait_until(lambda: not token_carriers(), 120), token_carriers()
