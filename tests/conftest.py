@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from colo_lib.engines_env import resolve_python
@@ -18,6 +19,9 @@ from tests.processes import MARK, token_carriers, wait_until
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests of another checkout on this machine are not ours.
 os.environ[MARK] = secrets.token_hex(8)
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 MODELS = Path(__file__).with_name("models")
 
 

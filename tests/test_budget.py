@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib import memory
@@ -65,7 +65,6 @@ def test_two_device_steps_need_two_devices() -> None:
         plan(devices="0")
 
 
-@settings(deadline=None)  # shared cores
 @given(
     concurrency=st.integers(1, 4096),
     batch=st.integers(1, 4096),

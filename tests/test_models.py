@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.architecture import (
@@ -91,7 +91,6 @@ def test_dynamic_fp8_weighs_what_the_published_run_saw() -> None:
 
 @pytest.mark.parametrize("name", [name for name, role in ROLES.items() if role == "gen"])
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
-@settings(deadline=None)  # shared cores
 @given(shards=st.sampled_from([1, 2, 4]), tokens=st.integers(1, 10_000))
 def test_sizes_behave(name: str, dtype: str, shards: int, tokens: int) -> None:
     config = config_of(name)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.errors import InputError
@@ -43,7 +43,6 @@ def write(folder: Path, text: str) -> Path:
 # --- names and values ------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # shared cores
 @given(st.dictionaries(st.text(max_size=30), PLAIN, min_size=1, max_size=4))
 def test_an_unknown_name_is_always_refused_by_its_name(values: dict[str, object]) -> None:
     unknown = [name for name in values if name not in DEFAULTS]
@@ -54,7 +53,6 @@ def test_an_unknown_name_is_always_refused_by_its_name(values: dict[str, object]
     assert all(repr(name) in str(caught.value) for name in unknown)
 
 
-@settings(deadline=None)  # shared cores
 @given(st.sampled_from(sorted(DEFAULTS)), PLAIN)
 def test_any_value_is_taken_as_it_is_or_refused_by_name(name: str, value: object) -> None:
     try:
@@ -66,7 +64,6 @@ def test_any_value_is_taken_as_it_is_or_refused_by_name(name: str, value: object
     assert repr(name) in told
 
 
-@settings(deadline=None)  # shared cores
 @given(st.sampled_from(sorted(DEFAULTS)), st.integers(0, 100), st.sampled_from("abcdefgz_"))
 def test_a_slip_of_one_letter_gets_the_right_name(name: str, place: int, letter: str) -> None:
     slipped = name[: place % len(name)] + letter + name[place % len(name) + 1 :]
@@ -122,7 +119,6 @@ def test_steps_come_in_the_experiments_order() -> None:
     assert Params(steps="configB, step1,step3").step_names() == ["step1", "step3", "configB"]
 
 
-@settings(deadline=None)  # shared cores
 @given(st.lists(st.text(st.characters(exclude_characters=","), max_size=5)))
 def test_a_list_is_split_and_stripped(parts: list[str]) -> None:
     assert split_list(",".join(parts)) == [part.strip() for part in parts if part.strip()]
@@ -207,7 +203,6 @@ def test_a_missing_file_is_told_with_the_nearest(tmp_path: Path) -> None:
         load(tmp_path / "no" / "such.yaml")
 
 
-@settings(deadline=None)  # shared cores
 @given(st.binary(max_size=200))
 def test_no_bytes_crash_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.mktemp("p") / "mine.yaml"
@@ -238,7 +233,6 @@ def test_the_cell_holds_every_parameter_with_its_default() -> None:
     assert from_notebook(notebook(cell_source())) == Params()
 
 
-@settings(deadline=None)  # shared cores
 @given(st.integers(1, 4096), st.booleans())
 def test_what_papermill_injects_counts(concurrency: int, eager: bool) -> None:
     injected = f"{INJECTED_HEADING}\ngen_concurrency = {concurrency}\ngen_enforce_eager = {eager}\n"

@@ -92,7 +92,7 @@ def test_ranks_of_two_sessions_are_refused(tmp_path: Path) -> None:
         meetings(read_exports(files), [RANK_0, RANK_1], None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 5_000), st.integers(1, 5_000)), min_size=1, max_size=30),
     st.integers(0, 40),
@@ -108,7 +108,7 @@ def test_every_meeting_is_paired_once_and_time_is_conserved(parts: list[tuple[in
     assert skew.tolist() == [b - a + off_ns for a, b, _ in arrivals]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 40), min_size=0, max_size=12), st.lists(st.integers(1, 40), min_size=0, max_size=12))
 def test_pairs_overlap_and_nobody_is_taken_twice(one: list[int], other: list[int]) -> None:
     def spans(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -92,7 +92,7 @@ kernels_of = st.lists(
 ).map(lambda made: [*made, Kernel(GEN, 100, 120, name="x"), Kernel(EMBED, 110, 160, name="x")])  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kernels_of, st.integers(0, 1_000), st.integers(0, 50))
 def test_a_stretch_holds_every_kernel_that_touches_it_and_no_more_than_asked(
     tmp_path: Path, made: list[Kernel], centre_ns: int, most: int

@@ -111,7 +111,7 @@ spans = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 80), st.integers(
 
 
 @given(spans, st.lists(st.tuples(st.integers(0, 900), st.integers(1, 200)), max_size=6))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_time_splits_without_rest(tmp_path: Path, rows: Any, turns: Any) -> None:
     kernels = [Kernel(GEN, start, start + length, 66) for start, length, _ in rows]
     residency = {(GEN, 1): [*((start, start + length) for start, length in turns), (0, 1), *(

@@ -83,7 +83,7 @@ kernels_of = st.lists(
     min_size=1, max_size=25,
 ).map(lambda made: [*made, Kernel(GEN, 100, 120), Kernel(EMBED, 110, 160)])  # fmt: skip
 spans = st.lists(st.tuples(times, st.integers(1, 80)), max_size=8)
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quick
@@ -259,7 +259,6 @@ def test_the_same_pid_in_two_sessions_is_two_processes(tmp_path: Path) -> None:
     st.lists(st.tuples(times, st.integers(0, 60)), max_size=20),
     st.lists(st.tuples(times, st.integers(0, 60)), max_size=20),
 )
-@settings(deadline=None)
 def test_interval_identities(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
     a, b = (_union(side) for side in (left, right))
     for spans, given_spans in ((a, left), (b, right)):

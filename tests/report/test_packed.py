@@ -35,7 +35,7 @@ def unpacked(text: str) -> tuple[dict[str, Any], list[list[int]]]:
     return header, columns
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kernels_of)
 def test_every_kernel_comes_back_to_the_ns(tmp_path: Path, made: list[Kernel]) -> None:
     view = view_of(tmp_path / "e.sqlite", made)

@@ -97,7 +97,7 @@ def test_who_shares_a_server_is_found_over_all_cells() -> None:
     assert {one.step for one in sharing(plan, mps)} == {"step2", "mps-alone"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     step=st.sampled_from(STEPS),
     changed=st.sampled_from(
