@@ -69,7 +69,9 @@ class Params(BaseModel):
     gen_prompt_tokens: int = Field(32, ge=1, le=1_000_000, description="prompt length, tokens")
     gen_output_tokens: int = Field(32, ge=2, le=1_000_000, description="output length, tokens (ignore_eos)")
     gen_max_model_len: int = Field(512, ge=8, le=10_000_000, description="vLLM max_model_len, tokens")
-    gen_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="weights of gen")
+    gen_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="weights of gen; auto: bfloat16 on GPUs, float32 on CPUs, which all multiply it"
+    )
     gen_quantization: Literal["", "fp8"] = Field("", description="vLLM quantization; fp8 is dynamic")
     gen_enforce_eager: bool = Field(True, description="no CUDA graphs")
     gen_gpu_memory_utilization: float = Field(0.45, gt=0, le=1, description="share of the GPU that vLLM may fill")
@@ -80,7 +82,9 @@ class Params(BaseModel):
     embed_batch_size: int = Field(8, ge=1, le=65536, description="sequences a batch")
     embed_sequence_tokens: int = Field(128, ge=1, le=1_000_000, description="tokens a sequence")
     embed_pooling: Literal["mean", "last"] = Field("mean", description="how token states become one vector")
-    embed_dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="weights of embed")
+    embed_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="weights of embed; auto: as of gen"
+    )
     # --- sharing ---------------------------------------------------------------------------------------
     slice_ms: float = Field(50.0, gt=0, le=60_000, description="cpu-alternating: length of one workload's slice")
     mps_gen_thread_percentage: int = Field(100, ge=1, le=100, description="MPS: share of the SMs gen may use, %")
@@ -136,6 +140,13 @@ class Params(BaseModel):
     capacity_sequences_per_s: float = Field(
         0.0, ge=0, description="54: sequences/s wanted; 0: what a quarter of the GPUs give alone"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dtype_of_the_device(cls, values: dict[str, Any]) -> dict[str, Any]:
+        native = "bfloat16" if values.get("device", "cpu") == "cuda" else "float32"
+        names = ("gen_dtype", "embed_dtype")
+        return values | {name: native for name in names if values.get(name, "auto") == "auto"}
 
     @field_validator("steps", "capture_steps")
     @classmethod

@@ -115,6 +115,12 @@ def test_parameters_cannot_be_changed_afterwards() -> None:
         Params().gen_concurrency = 4  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(("device", "native"), [("cpu", "float32"), ("cuda", "bfloat16")])
+def test_weights_that_nobody_chose_are_what_the_device_multiplies(device: str, native: str) -> None:
+    chosen = Params(device=device, embed_dtype="float16")  # type: ignore[arg-type]
+    assert (chosen.gen_dtype, chosen.embed_dtype) == (native, "float16")
+
+
 def test_steps_come_in_the_experiments_order() -> None:
     assert Params(steps="configB, step1,step3").step_names() == ["step1", "step3", "configB"]
 
