@@ -168,7 +168,7 @@ def main(argv: list[str]) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            process_group=0,  # not a session: see `process.Child`
+            start_new_session=True,
             preexec_fn=lambda: prepare_child(cpus, options.nice),
         )
     print(f"pid {child.pid}", flush=True)

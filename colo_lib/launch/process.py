@@ -62,12 +62,8 @@ def engine_environment(additions: Mapping[str, str]) -> dict[str, str]:
 class Child:
     """One guarded command.
 
-    `pid` is the command's own; it leads its own process group, which `SIGSTOP` and `SIGCONT` address through
-    `group`. The output goes to `log`.
-
-    No session of its own: Linux would make each an autogroup (sched(7)), between which niceness says nothing, and a
-    tree that sleeps and wakes thousands of times a second, as tensor-parallel workers on cores do, was seen to leave
-    a busy neighbour's group 3 to 5 % of a core that they share (kernel 6.18); as tasks of one group they halve it.
+    `pid` is the command's own; it leads its own session and process group, which `SIGSTOP` and `SIGCONT`
+    address through `group`. The output goes to `log`.
     """
 
     def __init__(
@@ -93,7 +89,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 env=dict(child_environment({}) if env is None else env) | {TOKEN_NAME: self.token} | KEEP_ENVIRONMENT,
-                process_group=0,
+                start_new_session=True,
             )
         assert self._guardian.stdout is not None
         first = self._guardian.stdout.readline().decode().split()

@@ -132,17 +132,6 @@ def test_cores_and_niceness_reach_the_command(tmp_path: Path) -> None:
     child.stop()
 
 
-def test_children_compete_for_cores_as_tasks_of_one_group(tmp_path: Path) -> None:
-    words = ["bash", "-c", "cat /proc/self/autogroup && ps -o pgid= $$"]
-    if not Path("/proc/self/autogroup").exists():
-        pytest.skip("this kernel has no autogroups")
-    one, other = (Child(name, words, tmp_path / name) for name in ("one", "other"))
-    assert wait_until(lambda: not one.running() and not other.running())
-    told = [child.tail().split() for child in (one, other)]
-    assert told[0][0] == told[1][0] == Path("/proc/self/autogroup").read_text().split()[0]
-    assert [words[-1] for words in told] == [str(one.group), str(other.group)]
-
-
 def test_limits_of_another_mechanism_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "10")
     monkeypatch.setenv("VLLM_API_KEY", "someone else's")
