@@ -82,14 +82,9 @@ def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
         axes.text(0.5, 0.5, "no events in a window that counts", transform=axes.transAxes, ha="center")
         return
     if samples["ms"].max() > 10 * max(samples["ms"].min(), 1e-3):
-        axes.set_xscale("log")
         # Tokens that came in one chunk would stretch the axis over decades in which nothing happens.
         low = min(np.quantile(group["ms"], 0.02) for _, group in samples.groupby("step"))
-        axes.set_xlim(left=max(float(low) / 2, 1e-3))
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        _plain_ticks(axes)
+        _log_axis(axes, max(float(low) / 2, 1e-3), None)
     axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
@@ -110,8 +105,9 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
             hatch = MECHANISM_HATCHES.get(mechanisms.get(row.step, ""), "")
             axes.barh(place, row.worst, 0.6, facecolor=colour, alpha=0.4, edgecolor=colour, hatch=hatch)
             axes.annotate(
-                f"{row.worst:,.0f} ms", (row.worst, place), xytext=(4, 0), textcoords="offset points", va="center"
-            )
+                f"{row.worst:,.0f} ms", (row.worst, place), xytext=(4, 0), textcoords="offset points", va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},  # the bound's line may pass behind
+            )  # fmt: skip
         what = "token" if workload == "gen" else "finished batch"
         axes.set(title=f"{workload}: longest stall", xlabel=f"time without a {what} (ms)")
         if len(mine):
@@ -121,9 +117,7 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
                 linestyle="--",
                 label=f"bound: {mine['bound'].iloc[0]:,.0f} ms",
             )
-            axes.set_xscale("log")
-            axes.set_xlim(mine["worst"].min() / 3, max(mine["worst"].max(), mine["bound"].max()) * 4)
-            _plain_ticks(axes)
+            _log_axis(axes, mine["worst"].min() / 3, max(mine["worst"].max(), mine["bound"].max()) * 4)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
         axes.set_yticks(range(len(steps)), [f"{step}\nn={_count(shown, step)} trials" for step in steps])
         axes.set_ylim(len(steps) - 0.4, -0.6)
@@ -135,5 +129,11 @@ def _count(shown: pd.DataFrame, step: str) -> int:
     return int(shown.loc[shown["step"] == step, "trials"].max())
 
 
-def _plain_ticks(axes: Axes) -> None:
+def _log_axis(axes: Axes, left: float, right: float | None) -> None:
+    """A logarithmic x axis from `left` to `right` (None: as drawn), with plain numbers that have room."""
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1000:g}k")
+    axes.xaxis.set_minor_formatter(NullFormatter())
