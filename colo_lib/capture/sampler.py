@@ -47,7 +47,7 @@ class Tree:
     def sample(self) -> dict[str, Any]:
         """CPU cores in use since the last call, resident memory in GiB (shared pages counted once a process)."""
         self.refresh()
-        used_s, resident, alive, now = 0.0, 0, 0, time.monotonic()
+        used_s, resident, alive, began_s = 0.0, 0, 0, time.monotonic()
         for process in self.processes:
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
@@ -56,6 +56,8 @@ class Tree:
                 self.last[process.pid] = total
                 resident += process.memory_info().rss
                 alive += 1
+        # The times were read from then to now: a sampler that waited for its core meanwhile is off by half of that.
+        now = (began_s + time.monotonic()) / 2
         elapsed_s, self.last_t = now - self.last_t, now
         cores = used_s / elapsed_s if elapsed_s > 0 else None
         return {"cpu_cores": cores, "memory_used_gib": resident / GIB, "processes": alive}
@@ -158,6 +160,14 @@ class Gpus:
         return {gpu.name: gpu.absent for gpu in self.gpus if gpu.absent}
 
 
+def next_due(due_s: float, period_s: float, now_s: float) -> float:
+    """When to sample next: a period after `due_s`, or where that is past, as near as half a period from now.
+
+    What was missed is not caught up on: CPU times come in ticks of 10 ms, which over a millisecond are ten cores.
+    """
+    return max(due_s + period_s, now_s + period_s / 2)
+
+
 def main() -> None:
     """Sample until SIGTERM, at the rate asked for; the last line tells what the sampling itself cost."""
     job = json.loads(sys.argv[1])
@@ -168,6 +178,7 @@ def main() -> None:
     strangers = Strangers(job["owner_pid"])
     period_s, told = 1.0 / job["hz"], ""
     began_s, began_cpu_s, samples, longest_s = time.monotonic(), time.process_time(), 0, 0.0
+    due_s = began_s
     with open(job["out"], "a", buffering=1) as out:
         out.write(json.dumps({"totals_gib": devices.totals_gib()}) + "\n")
         told_to_end = False
@@ -186,8 +197,8 @@ def main() -> None:
                 out.write(absent + "\n")
                 told = absent
             samples, longest_s = samples + 1, max(longest_s, (time.monotonic_ns() - t_ns) / 1e9)
-            left_s = max(0.0, began_s + samples * period_s - time.monotonic())
-            told_to_end = signal.sigtimedwait({signal.SIGTERM}, left_s) is not None
+            due_s = next_due(due_s, period_s, time.monotonic())
+            told_to_end = signal.sigtimedwait({signal.SIGTERM}, max(0.0, due_s - time.monotonic())) is not None
         lasted_s = max(1e-9, time.monotonic() - began_s)
         cost = {
             "cpu_fraction": (time.process_time() - began_cpu_s) / lasted_s,

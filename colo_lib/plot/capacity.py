@@ -52,12 +52,16 @@ def _needed(axes: Axes, layouts: pd.DataFrame, gpus: int) -> None:
         ends = np.array([[row.gpus - row.gpus_best], [row.gpus_worst - row.gpus]])
         if np.isfinite(ends).all():
             axes.errorbar(row.gpus, place, xerr=ends.clip(min=0), color="black", capsize=4)
-        text = f"{row.gpus:.0f}" + (" breaks its bounds" if row.breaks else "")
-        axes.annotate(text, (0, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(
+            f"{row.gpus:.0f}", (0, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},  # the range's line may pass behind
+        )  # fmt: skip
     axes.axvline(gpus, color=BOUND_COLOUR, linestyle="--")
     axes.annotate(f"{gpus} at hand", (gpus, 0), xytext=(-3, 22), textcoords="offset points", ha="right",
                   color=BOUND_COLOUR, fontsize=9)  # fmt: skip
-    names = [_name(row.layout, row.predicted) for row in layouts.itertuples()]
+    names = [
+        _name(row.layout, row.predicted) + "\nbreaks its bounds" * bool(row.breaks) for row in layouts.itertuples()
+    ]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.9)
     axes.set(title="GPUs needed", xlabel="GPUs (range: interval ends)")

@@ -15,7 +15,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from colo_lib.capture.sampler import next_due
 from colo_lib.capture.telemetry import Telemetry, convert, read_lines
 from colo_lib.launch.process import Child
 from colo_lib.launch.trial import device_doubts
@@ -193,3 +196,12 @@ def test_the_sampler_ends_with_its_watcher(tmp_path: Path) -> None:
         sampler = subprocess.run(["pgrep", "-f", f"capture.telemetry.*{lines}"], capture_output=True, text=True)
         for pid in map(int, sampler.stdout.split()):
             os.kill(pid, signal.SIGKILL)
+
+
+@given(st.floats(0.001, 10.0), st.floats(0.0, 1e3))
+def test_a_late_sample_is_not_caught_up_on(period_s: float, took_periods: float) -> None:
+    """One in time keeps to the period; after one that was not, half a period passes before the next."""
+    now_s = 100.0 + took_periods * period_s
+    following_s = next_due(100.0, period_s, now_s)
+    assert following_s - now_s >= period_s / 2 * (1 - 1e-6)
+    assert following_s == 100.0 + period_s or took_periods >= 0.5 * (1 - 1e-6)
