@@ -57,8 +57,8 @@ class Tree:
                 resident += process.memory_info().rss
                 alive += 1
         # The times were read from then to now: a sampler that waited for its core meanwhile is off by half of that.
-        now = (began_s + time.monotonic()) / 2
-        elapsed_s, self.last_t = now - self.last_t, now
+        now_s = (began_s + time.monotonic()) / 2
+        elapsed_s, self.last_t = now_s - self.last_t, now_s
         cores = used_s / elapsed_s if elapsed_s > 0 else None
         return {"cpu_cores": cores, "memory_used_gib": resident / GIB, "processes": alive}
 

@@ -8,6 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 PREFIX = "colo-example-"
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
@@ -19,18 +21,8 @@ def example_folder() -> Path:
     """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(FileNotFoundError):  # somebody else removes it too
-            if left.stat().st_uid == os.getuid() and not _lives(left.name.removeprefix(PREFIX).partition("-")[0]):
+            pid = left.name.removeprefix(PREFIX).partition("-")[0]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)) and left.stat().st_uid == os.getuid():
                 shutil.rmtree(left, ignore_errors=True)
     _kept.append(tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-"))
     return Path(_kept[-1].name)
-
-
-def _lives(pid: str) -> bool:
-    """Whether there is such a process; true for a name that holds no pid, which is somebody else's."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, PermissionError):
-        return True
-    return True

@@ -7,7 +7,6 @@ ends them itself.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import tempfile
@@ -183,16 +182,15 @@ class Engines:
 def own_temporary(runtime: Path, profiled: bool) -> dict[str, str]:
     """A temporary folder below the launcher's, as variables: what vLLM leaves there goes with it.
 
-    That is a rendezvous file a start, and its sockets when it is killed. What Inductor compiled stays where it
-    would be, for the next start. A profiler may look for its target in the temporary folder that both know:
+    That is a rendezvous file a start, and its sockets when it is killed. What Inductor compiled stays
+    outside, for the next start. A profiler may look for its target in the temporary folder that both know:
     then the sockets alone move.
     """
     folder = runtime / "tmp"
     folder.mkdir(exist_ok=True)
-    if profiled:
-        return {"VLLM_RPC_BASE_PATH": str(folder)}
-    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-    return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache))}
+    # By number: a container's user may have no name.
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+    return {"VLLM_RPC_BASE_PATH" if profiled else "TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": cache}
 
 
 def publish(handles: Handles, file: Path) -> None:

@@ -30,7 +30,6 @@ CLIENT_TIMEOUT_S = 20.0
 ANSWER_S = 2.0  # how long to wait for one answer before looking whether everybody is still there
 
 Answer = TypeVar("Answer")
-Patiently = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
@@ -52,7 +51,22 @@ class Loads:
             if not child.running():
                 raise StepFailed(f"the {child.name} ended unasked; its last lines:\n{child.tail()}")
 
-    def progress(self, patiently: Patiently) -> dict[str, dict[str, Any]]:
+    def patiently(self, ask: Callable[[], Answer], handles: Handles, stall_timeout_s: float) -> Answer:
+        """The answer to `ask`, asked again while that raises TimeoutError, for up to `stall_timeout_s`.
+
+        Who is asked may have no turn: as long as everybody lives, that is no failure. Who holds it back and died
+        is one, and is what has to be told. Raises StepFailed for that, OSError for an answer that never came.
+        """
+        deadline_s = time.monotonic() + stall_timeout_s
+        while True:
+            try:
+                return ask()
+            except TimeoutError:
+                self.check_alive(handles)
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError(f"silent for stall_timeout_s = {stall_timeout_s:g} s") from None
+
+    def progress(self, handles: Handles, stall_timeout_s: float) -> dict[str, dict[str, Any]]:
         """Events so far and the time of the last one, per workload.
 
         Raises StepFailed for one that reports an error, or does not answer.
@@ -60,7 +74,8 @@ class Loads:
         found: dict[str, dict[str, Any]] = {}
         for name, handle in self.each():
             try:
-                told = patiently(partial(order, handle, "status", timeout_s=ANSWER_S))
+                ask = partial(order, handle, "status", timeout_s=ANSWER_S)
+                told = self.patiently(ask, handles, stall_timeout_s)
             except OSError as error:
                 end = tail(Path(handle.log))
                 raise StepFailed(f"{name} does not answer ({error}); its last lines:\n{end}") from None
@@ -134,7 +149,7 @@ def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int
     nothing for `stall_timeout_s`, counted from `began_ns` at the earliest.
     """
     loads.check_alive(handles)
-    progress = loads.progress(partial(patiently, params, loads, handles))
+    progress = loads.progress(handles, params.stall_timeout_s)
     for name, told in progress.items():
         silent_s = (time.monotonic_ns() - max(told["last_ns"] or 0, began_ns)) / 1e9
         if silent_s > params.stall_timeout_s:
@@ -142,28 +157,13 @@ def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int
     return progress
 
 
-def patiently(params: Params, loads: Loads, handles: Handles, ask: Callable[[], Answer]) -> Answer:
-    """The answer to `ask`, asked again while that raises TimeoutError, for up to `stall_timeout_s`.
-
-    Who is asked may have no turn: as long as everybody lives, that is no failure. Who holds it back and died
-    is one, and is what has to be told. Raises StepFailed for that, OSError for an answer that never came.
-    """
-    deadline = time.monotonic() + params.stall_timeout_s
-    while True:
-        try:
-            return ask()
-        except TimeoutError:
-            loads.check_alive(handles)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"silent for stall_timeout_s = {params.stall_timeout_s:g} s") from None
-
-
 def read_counters(params: Params, loads: Loads, handles: Handles) -> dict[str, float] | None:
     """vLLM's own account of gen, None when gen is not under load; raises StepFailed when it does not answer."""
     if loads.client is None or handles.gen is None:
         return None
     try:
-        return patiently(params, loads, handles, partial(server_counters, handles.gen, timeout_s=ANSWER_S))
+        ask = partial(server_counters, handles.gen, timeout_s=ANSWER_S)
+        return loads.patiently(ask, handles, params.stall_timeout_s)
     except OSError as error:
         end = tail(Path(handles.gen.log))
         raise StepFailed(f"gen's /metrics does not answer ({error}); its last lines:\n{end}") from None

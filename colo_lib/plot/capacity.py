@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from colo_lib.plot.style import BOUND_COLOUR, WIDTH_IN, apply_style
+from colo_lib.plot.style import BOUND_COLOUR, GROUND, WIDTH_IN, apply_style
 
 LAYOUT_COLOURS = {
     "dedicated": "#4D4D4D",
@@ -54,7 +54,7 @@ def _needed(axes: Axes, layouts: pd.DataFrame, gpus: int) -> None:
             axes.errorbar(row.gpus, place, xerr=ends.clip(min=0), color="black", capsize=4)
         axes.annotate(
             f"{row.gpus:.0f}", (0, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},  # the range's line may pass behind
+            bbox=GROUND,
         )  # fmt: skip
     axes.axvline(gpus, color=BOUND_COLOUR, linestyle="--")
     axes.annotate(f"{gpus} at hand", (gpus, 0), xytext=(-3, 22), textcoords="offset points", ha="right",

@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from colo_lib.plot.style import (
     BOUND_COLOUR,
+    GROUND,
     MECHANISM_HATCHES,
     WIDTH_IN,
     WORKLOAD_COLOURS,
@@ -106,7 +107,7 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
             axes.barh(place, row.worst, 0.6, facecolor=colour, alpha=0.4, edgecolor=colour, hatch=hatch)
             axes.annotate(
                 f"{row.worst:,.0f} ms", (row.worst, place), xytext=(4, 0), textcoords="offset points", va="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},  # the bound's line may pass behind
+                bbox=GROUND,
             )  # fmt: skip
         what = "token" if workload == "gen" else "finished batch"
         axes.set(title=f"{workload}: longest stall", xlabel=f"time without a {what} (ms)")

@@ -27,6 +27,7 @@ MECHANISM_MARKERS = {
     "mig": "D",
     "sm-partition": "P",
 }
+GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # of words that a line may pass behind
 WIDTH_IN = 8.0  # a figure at report size: 8 in at 100 dpi on the page
 DPI = 150
 

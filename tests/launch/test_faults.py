@@ -21,6 +21,7 @@ from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch import trial as trial_module
 from colo_lib.launch.alternate import Tenant
 from colo_lib.launch.engines import Engines, Handles
+from colo_lib.launch.guardian import mapped
 from colo_lib.launch.loads import ANSWER_S, Loads, read_counters
 from colo_lib.launch.orders import Handle, order
 from colo_lib.launch.placement import place
@@ -210,10 +211,13 @@ def test_a_killed_embedder_is_told_with_its_log(up: Engines, tmp_path: Path) -> 
 
 
 def test_a_killed_engine_core_takes_the_server_along(up: Engines, tmp_path: Path) -> None:
+    segments = mapped(token_carriers())
+    assert segments, "vLLM's message queues"
     error = attempt(up, "step1", tmp_path, kill("VLLM::EngineCore"), **LONG)
     assert isinstance(error, StepFailed)
     up.stop()
     assert targets("VLLM::") == []
+    assert not [path for path in segments if os.path.exists(path)]
 
 
 def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
