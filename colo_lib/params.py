@@ -23,6 +23,8 @@ STEPS = (
     "mig", "sm-partition",
 )  # fmt: skip
 MAX_PARAMS_BYTES = 64 * 1024
+# Parameters of earlier versions, with what took their place.
+RETIRED = {"interleave": "'starts' says how often the engines are started anew; as many as 'blocks' is 'all'"}
 CELL_HEADING = "# Parameters, the same in every notebook: `colo run`, `papermill -f` and you may change them."
 INJECTED_HEADING = "# Parameters"
 
@@ -109,12 +111,12 @@ class Params(BaseModel):
     capture_steps: str = Field("", description="steps that are captured, by comma; empty: every step of the run")
     capture_graph_trace: Literal["node", "graph"] = Field("node", description="kernels of CUDA graphs, or graphs whole")
     # --- measuring -------------------------------------------------------------------------------------
-    blocks: int = Field(3, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
-    interleave: Literal["engines", "all"] = Field(
-        "engines", description="all: every step in every block; engines: one set of engines after the other"
+    blocks: int = Field(6, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
+    starts: int = Field(
+        3, ge=1, le=1000, description="starts of each set of engines, over which the blocks are spread; at most blocks"
     )
-    warmup_s: float = Field(2.0, ge=0, le=3600, description="dropped before each trial's window, seconds")
-    window_s: float = Field(6.0, gt=0, le=86_400, description="timed window of a trial, seconds")
+    warmup_s: float = Field(1.5, ge=0, le=3600, description="dropped before each trial's window, seconds")
+    window_s: float = Field(3.0, gt=0, le=86_400, description="timed window of a trial, seconds")
     telemetry_hz: float = Field(10.0, gt=0, le=1000, description="telemetry samples a second")
     ready_timeout_s: float = Field(180.0, gt=0, le=86_400, description="an engine must answer within this")
     stall_timeout_s: float = Field(120.0, gt=0, le=86_400, description="no token or batch for so long fails a trial")
@@ -122,7 +124,7 @@ class Params(BaseModel):
     max_drift_fraction: float = Field(0.5, gt=0, description="halves of a window that differ by more make it invalid")
     max_clock_disagreement: float = Field(0.02, gt=0, description="our token rate against vLLM's own counter")
     max_stranger_cores: float = Field(0.3, gt=0, description="CPU: cores that other processes may use in a window")
-    seed: int = Field(1, ge=0, le=2**31, description="of prompts, order and bootstrap")
+    seed: int = Field(1, ge=0, le=2**31, description="of prompts and simulated data")
     # --- what counts as good ---------------------------------------------------------------------------
     slo_gen_stall_ms: float = Field(1000.0, gt=0, description="longest time gen may go without a token")
     slo_gen_ttft_ms: float = Field(2000.0, gt=0, description="time to first token")
@@ -184,9 +186,19 @@ def suggest(name: str, known: Any) -> str:
     return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
 
 
+def check_recorded(values: dict[str, Any], source: str) -> Params:
+    """The parameters of a record that an earlier version may have written, without those that are gone.
+
+    Raises InputError as `check` does.
+    """
+    return check({name: value for name, value in values.items() if name not in RETIRED}, source)
+
+
 def check(values: dict[str, Any], source: str) -> Params:
     """Turn plain values into `Params`; raises InputError naming every unknown or ill-typed one and `source`."""
     fields = Params.model_fields
+    if gone := [f"parameter {name!r} is gone: {RETIRED[name]}" for name in values if name in RETIRED]:
+        raise InputError(f"{source}: {'; '.join(gone)}")
     unknown = [str(name) for name in values if name not in fields]
     if unknown:
         told = "; ".join(f"unknown parameter {name!r}: {suggest(name, fields)}" for name in unknown)

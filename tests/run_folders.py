@@ -12,7 +12,7 @@ import pandas as pd
 
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.examples.plan import Plan
-from colo_lib.examples.simulated import planted_rates, write_run
+from colo_lib.examples.simulated import planted_rates, start_of_block, write_run
 from colo_lib.paths import MANIFEST, capture_folder
 from colo_lib.schema import MECHANISMS
 
@@ -28,6 +28,8 @@ def planted_measures(plan: Plan, gap_p99_ms: dict[str, float] | None = None) -> 
     frame["gap_count"] = 5000.0
     frame["mechanism"] = [MECHANISMS[step]["cpu"] for step in frame["step"]]
     frame["status"] = "done"
+    for workload in ("gen", "embed"):
+        frame[f"{workload}_start"] = [f"{workload}-{start_of_block(plan)[block]}" for block in frame["block"]]
     both, dedicated = ("0", "1"), frame["step"] == "configA"
     frame["gen_devices"] = [("0",) if alone else both for alone in dedicated]
     frame["embed_devices"] = [("1",) if alone else both for alone in dedicated]

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from colo_lib.analyse.estimate import LEAST_STARTS
 from colo_lib.analyse.steps_table import number, with_interval
 from colo_lib.analyse.sweep import SweepMeasures, ratio_gain
 
 X = "gen_concurrency"
 COLUMNS = ["concurrency", "next", "batch_gain", "batch_low", "batch_high", "share_gain", "share_low", "share_high",
-           "arrives", "wasteful"]  # fmt: skip
+           "arrives", "wasteful", "starts"]  # fmt: skip
 
 
 def against_sharing(measures: SweepMeasures) -> pd.DataFrame:
@@ -20,7 +21,8 @@ def against_sharing(measures: SweepMeasures) -> pd.DataFrame:
 
     batch_gain: gen alone at c' / at c - 1. share_gain: aggregate of step 2 at c - 1, both in units of the device's own
     work alone, so that they compare; running in turns adds 0 at its best. `arrives`: batch_gain / (c'/c - 1), the
-    share of the added requests' worth that arrives. `wasteful`: sharing adds more, with the two intervals apart.
+    share of the added requests' worth that arrives. `wasteful`: sharing adds more, with the two intervals apart, both
+    over starts of the engines.
     """
     alone = measures.of("step1", "gen_tokens_per_s").sort_values(X)
     shared = measures.of("step2", "aggregate").set_index(X)
@@ -31,8 +33,9 @@ def against_sharing(measures: SweepMeasures) -> pd.DataFrame:
             continue
         batch, share = ratio_gain(here, after), shared.loc[c]
         low, high = float(share["low"]) - 1, float(share["high"]) - 1
+        starts = min(batch.starts, float(share["starts"]))
         rows.append((c, more, batch.mean, batch.low, batch.high, float(share["mean"]) - 1, low, high,
-                     batch.mean / (more / c - 1), low > batch.high))  # fmt: skip
+                     batch.mean / (more / c - 1), low > batch.high and starts >= LEAST_STARTS, starts))  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -51,7 +54,9 @@ def within_slo(measures: SweepMeasures, slo_gap_ms: float) -> Mapping[str, list[
     found = {}
     for step in ("step1", "step2"):
         gaps = measures.of(step, "gap_p99_ms")
-        found[step] = sorted(int(value) for value in gaps.loc[gaps["high"] <= slo_gap_ms, X])
+        found[step] = sorted(
+            int(value) for value in gaps.loc[(gaps["high"] <= slo_gap_ms) & (gaps["starts"] >= LEAST_STARTS), X]
+        )
     return found
 
 
@@ -65,8 +70,8 @@ def sentence(measures: SweepMeasures, slo_gap_ms: float) -> str:
         told = "Within this sweep there is no concurrency from which on sharing surely adds more than more requests do."
     else:
         row = frame[frame["concurrency"] == start].iloc[0]
-        share = with_interval(row["share_gain"], row["share_low"], row["share_high"])
-        batch = with_interval(row["batch_gain"], row["batch_low"], row["batch_high"])
+        share = with_interval(row["share_gain"], row["share_low"], row["share_high"], row["starts"])
+        batch = with_interval(row["batch_gain"], row["batch_low"], row["batch_high"], row["starts"])
         told = (
             f"From {start} requests in flight on, batching more is wasteful: at {start}, embed beside gen adds {share} "
             f"of the device's work, going to {row['next']:.0f} requests adds {batch}."

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analyse.energy import WATTS
-from colo_lib.analyse.estimate import Estimate, estimate
-from colo_lib.analyse.kept import RATES, by_block
+from colo_lib.analyse.estimate import LEAST_STARTS, Estimate
+from colo_lib.analyse.kept import RATES, by_block, rate
 from colo_lib.schema import STEP_TITLES
 
 SHARING = ("step2", "step3", "mig", "sm-partition")
@@ -27,22 +27,24 @@ COLUMNS = ["layout", "title", "shared", "gen_only", "embed_only", "gpus", "gpus_
 
 @dataclass(frozen=True)
 class Range:
-    """A mean with the ends of its interval; null ends where there is none."""
+    """A mean with the ends of its interval, null where there is none, from `starts` starts of the engines."""
 
     mean: float
     low: float
     high: float
+    starts: float = LEAST_STARTS
 
     def times(self, other: Range) -> Range:
         """Product of two independent positive ranges, by relative half-widths."""
         mean = self.mean * other.mean
         sides = [(self.mean - self.low) / self.mean, (other.mean - other.low) / other.mean]
         tops = [(self.high - self.mean) / self.mean, (other.high - other.mean) / other.mean]
-        return Range(mean, mean * max(0.0, 1 - math.hypot(*sides)), mean * (1 + math.hypot(*tops)))
+        ends = (mean * max(0.0, 1 - math.hypot(*sides)), mean * (1 + math.hypot(*tops)))
+        return Range(mean, *ends, min(self.starts, other.starts))
 
     def scaled(self, factor: float) -> Range:
         """Every end times `factor`."""
-        return Range(self.mean * factor, self.low * factor, self.high * factor)
+        return Range(self.mean * factor, self.low * factor, self.high * factor, self.starts)
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,23 @@ class Unit:
 
 def range_of(found: Estimate) -> Range:
     """An estimate's mean and interval."""
-    return Range(found.mean, found.low, found.high)
+    return Range(found.mean, found.low, found.high, found.starts)
 
 
-def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float, seed: int) -> list[Unit]:
+def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float) -> list[Unit]:
     """Every unit that a run tells of, embed alone and gen alone first; empty without steps 1 and 4 or config A.
 
     `counted`: trials that count, with `WATTS` where power was sampled; `kept`: `kept_fractions`; `bounds`:
     `findings.against_bounds`. Config B is measured where the run has it; its ratio to config A is taken to the rates
     of one GPU, so that cores that stand in for one device and cores that stand in for two do not mix.
     """
-    alone = _alone(counted, bounds, slo_gap_ms, seed)
+    alone = _alone(counted, bounds, slo_gap_ms)
     if alone is None:
         return []
     gen, embed = alone
     found = [gen, embed]
     for step in SHARING:
-        rates = {workload: _rate(counted, step, column, seed) for workload, column in RATES.items()}
+        rates = {workload: _rate(counted, step, column) for workload, column in RATES.items()}
         if rates["gen"] is not None and rates["embed"] is not None:
             broken = _breaks(counted, bounds, step, slo_gap_ms)
             found.append(Unit(step, 1, rates["gen"], rates["embed"], _power(counted, step), False, broken))
@@ -87,12 +89,10 @@ def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_g
     return [*found, pair] if pair else found
 
 
-def _alone(counted: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float, seed: int) -> tuple[Unit, Unit] | None:
+def _alone(counted: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float) -> tuple[Unit, Unit] | None:
     zero = Range(0.0, 0.0, 0.0)
     for gen_step, embed_step in (("step1", "step4"), ("configA", "configA")):
-        gen, embed = (
-            _rate(counted, step, RATES[name], seed) for step, name in ((gen_step, "gen"), (embed_step, "embed"))
-        )
+        gen, embed = (_rate(counted, step, RATES[name]) for step, name in ((gen_step, "gen"), (embed_step, "embed")))
         if gen is not None and embed is not None:
             # Config A's power is of both GPUs, one workload each: it is not told apart.
             powers = [np.nan if step == "configA" else _power(counted, step) for step in (gen_step, embed_step)]
@@ -104,9 +104,9 @@ def _alone(counted: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float, seed:
     return None
 
 
-def _rate(counted: pd.DataFrame, step: str, column: str, seed: int) -> Range | None:
-    values = by_block(counted, step, column).to_numpy()
-    return range_of(estimate(values, seed)) if len(values) else None
+def _rate(counted: pd.DataFrame, step: str, column: str) -> Range | None:
+    found = rate(counted, step, column)
+    return range_of(found) if found.blocks else None
 
 
 def _power(counted: pd.DataFrame, step: str) -> float:
@@ -123,7 +123,7 @@ def _breaks(counted: pd.DataFrame, bounds: pd.DataFrame, step: str, slo_gap_ms: 
 
 def _kept(kept: pd.DataFrame, step: str, quantity: str) -> Range | None:
     mine = kept[(kept["step"] == step) & (kept["quantity"] == quantity)]
-    return None if mine.empty else Range(*(float(mine[name].iloc[0]) for name in ("mean", "low", "high")))
+    return None if mine.empty else Range(*(float(mine[name].iloc[0]) for name in ("mean", "low", "high", "starts")))
 
 
 def _measured_pair(
@@ -144,7 +144,7 @@ def _predicted_pair(kept: pd.DataFrame, gen: Unit, embed: Unit) -> Unit | None:
         return None
     low, high = TENSOR_PARALLEL_GAIN
     one = gen.gen.times(ratios[0])
-    made = Range(one.mean * (low + high) / 2, one.low * low, one.high * high)
+    made = Range(one.mean * (low + high) / 2, one.low * low, one.high * high, one.starts)
     return Unit("configB", 2, made, embed.embed.times(ratios[1]).scaled(2.0), np.nan, True)
 
 

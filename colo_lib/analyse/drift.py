@@ -109,7 +109,7 @@ def apart(counted: pd.DataFrame) -> list[str]:
                 when = "after" if mine.min() > other.max() else "before"
                 told.append(
                     f"{step}: all its trials ran {when} those of {baseline}: a drift between them would pass for a "
-                    "loss or a gain; 'interleave: all' alternates them"
+                    "loss or a gain; more 'starts' alternate them"
                 )
     return told
 

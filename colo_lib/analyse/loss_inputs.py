@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib.analyse.estimate import Estimate, estimate
-from colo_lib.analyse.kept import by_block
+from colo_lib.analyse.estimate import Estimate
+from colo_lib.analyse.kept import by_block, over_starts
 from colo_lib.analyse.loss import CATEGORY_COLUMNS, PerToken, by_category
 from colo_lib.analyse.steps_table import with_interval
 from colo_lib.schema import BASELINES
@@ -108,19 +108,21 @@ def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
     }
 
 
-def mechanism_sentence(counted: pd.DataFrame, seed: int) -> str:
+def mechanism_sentence(counted: pd.DataFrame) -> str:
     """How much of step 2's loss is there with embed idle already: what the mechanism itself costs gen."""
-    whole, own = (loss_estimate(counted, step, seed) for step in ("step2", "mps-alone"))
+    whole, own = (loss_estimate(counted, step) for step in ("step2", "mps-alone"))
     if not whole.blocks or not own.blocks:
         return "Whether the mechanism itself costs gen anything was not measured: it needs the step mps-alone."
-    told = f"With embed idle the mechanism itself costs {with_interval(own.mean, own.low, own.high)} us a token, of "
-    return told + f"{with_interval(whole.mean, whole.low, whole.high)} us that step 2 loses in all."
+    idle, both = (with_interval(one.mean, one.low, one.high, one.starts) for one in (own, whole))
+    return f"With embed idle the mechanism itself costs {idle} us a token, of {both} us that step 2 loses in all."
 
 
-def loss_estimate(counted: pd.DataFrame, step: str, seed: int) -> Estimate:
+def loss_estimate(counted: pd.DataFrame, step: str) -> Estimate:
     """Time per token lost in `step` against its baseline, us: mean over blocks with its 95 % interval."""
-    times = [1e6 / by_block(counted, name, RATE) for name in (step, BASELINES[step][0])]
-    return estimate((times[0] - times[1]).dropna().to_numpy(), seed, least=-np.inf)
+    both = (step, BASELINES[step][0])
+    times = [1e6 / by_block(counted, name, RATE) for name in both]
+    lost = (times[0] - times[1]).dropna()
+    return over_starts(counted, lost[np.isfinite(lost)], both, ["gen"], positive=False)
 
 
 def _stopped_share(trials: pd.DataFrame, get_frame: GetFrame) -> float | None:

@@ -98,7 +98,7 @@ def _measure_trial(
 def _measure_gen(
     gen: pd.DataFrame, requests: pd.DataFrame | None, window: tuple[int, int], params: Params
 ) -> dict[str, float]:
-    tokens, rate = throughput.token_rate(gen, *window)
+    tokens, rate = throughput.token_rate(gen, requests, *window)
     measured = {"gen_tokens": tokens, "gen_tokens_per_s": rate}
     measured["gen_stall_ms"] = starvation.longest_silence_ms(gen["arrival_ns"], *window)
     if requests is not None:

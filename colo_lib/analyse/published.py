@@ -22,7 +22,7 @@ SHARED_METRICS = {
     "temperature_c": ("Temperature", "°C"),
 }
 STEPS = ("step1", "step2", "step3", "step4")
-POINT_COLUMNS = ["run", "step", "metric", "low", "mean", "high"]
+POINT_COLUMNS = ["run", "step", "metric", "low", "mean", "high", "starts"]
 CONDITIONS = {
     "gpu": "Device",
     "gen_model": "Model of gen",
@@ -126,7 +126,7 @@ def points(figures: pd.DataFrame, run: str) -> pd.DataFrame:
         for step in STEPS:
             low, high = figure(figures, run, metric, step)
             if np.isfinite(low):
-                rows.append((run, step, metric, low, (low + high) / 2, high))
+                rows.append((run, step, metric, low, (low + high) / 2, high, np.nan))
     for step in ("step2", "step3"):
         kept = {}
         for name, metric, base in (("gen_kept", "gen_tokens_per_s", "step1"),
@@ -138,7 +138,7 @@ def points(figures: pd.DataFrame, run: str) -> pd.DataFrame:
         if len(kept) == 2:
             kept["aggregate"] = (kept["gen_kept"][0] + kept["embed_kept"][0],
                                  kept["gen_kept"][1] + kept["embed_kept"][1])  # fmt: skip
-        rows += [(run, step, name, low, (low + high) / 2, high) for name, (low, high) in kept.items()]
+        rows += [(run, step, name, low, (low + high) / 2, high, np.nan) for name, (low, high) in kept.items()]
     return pd.DataFrame(rows, columns=POINT_COLUMNS)
 
 
@@ -151,13 +151,13 @@ def own_points(run_id: str, rates: pd.DataFrame, kept: pd.DataFrame, telemetry: 
     labels = {label: metric for metric, (label, _) in SHARED_METRICS.items()}
     for row in rates[rates["row"].isin(labels) & rates["step"].isin(STEPS)].itertuples():
         if row.row.endswith("throughput"):
-            rows.append((run_id, row.step, labels[row.row], row.low, row.mean, row.high))
+            rows.append((run_id, row.step, labels[row.row], row.low, row.mean, row.high, row.starts))
     names = {"gen": "gen_kept", "embed": "embed_kept", "aggregate": "aggregate"}
     for row in kept[kept["step"].isin(STEPS) & kept["quantity"].isin(names)].itertuples():
-        rows.append((run_id, row.step, names[row.quantity], row.low, row.mean, row.high))
+        rows.append((run_id, row.step, names[row.quantity], row.low, row.mean, row.high, row.starts))
     devices = telemetry[(telemetry["scope"] == "device") & telemetry["metric"].isin(SHARED_METRICS)]
     for (step, metric), group in devices[devices["step"].isin(STEPS)].groupby(["step", "metric"], sort=False):
-        rows.append((run_id, step, metric, np.nan, float(group["mean"].mean()), np.nan))
+        rows.append((run_id, step, metric, np.nan, float(group["mean"].mean()), np.nan, np.nan))
     return pd.DataFrame(rows, columns=POINT_COLUMNS)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 
-from colo_lib.analyse.estimate import estimate
-from colo_lib.analyse.kept import RATES, by_block
+from colo_lib.analyse.estimate import LEAST_STARTS
+from colo_lib.analyse.kept import RATES, rate
 from colo_lib.analyse.latency import ENOUGH_FOR_P99
 
-COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "text"]
+COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text"]
 KEPT_ROWS = {
     "gen": "Gen kept fraction",
     "embed": "Embed kept fraction",
@@ -22,14 +20,15 @@ LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch"
 
 
 def steps_table(
-    trials: pd.DataFrame, kept: pd.DataFrame, latencies: pd.DataFrame, telemetry: pd.DataFrame, seed: int
+    trials: pd.DataFrame, kept: pd.DataFrame, latencies: pd.DataFrame, telemetry: pd.DataFrame
 ) -> pd.DataFrame:
-    """A tidy frame with the columns of `COLUMNS`; `text` is the cell as shown, with interval or count.
+    """A tidy frame with the columns of `COLUMNS`; `text` is the cell as shown, with interval or count; `starts` of the
+    engines are null where a row has no interval.
 
     `trials`: every measured trial; `kept`: `kept_fractions`; `latencies`: `latency.by_step`; `telemetry`: `summary`.
     """
     counted = trials[trials["status"] == "done"]
-    rows = _trial_rows(trials) + _rate_rows(counted, seed) + _kept_rows(kept) + _latency_rows(latencies)
+    rows = _trial_rows(trials) + _rate_rows(counted) + _kept_rows(kept) + _latency_rows(latencies)
     rows += _stall_rows(counted) + _telemetry_rows(telemetry)
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -42,17 +41,36 @@ def number(value: float) -> str:
     return f"{value:,.{min(digits, 3)}f}"
 
 
-def with_interval(mean: float, low: float, high: float) -> str:
-    """'0.80 [0.76, 0.84]', or the mean alone with 'no interval'."""
+def with_interval(mean: float, low: float, high: float, starts: float) -> str:
+    """'0.80 [0.76, 0.84]'; where fewer than three starts of the engines stand behind it, that is said; or no interval.
+
+    `starts`: starts of the engines behind the estimate (`estimate.Estimate.starts`).
+    """
     if not np.isfinite([low, high]).all():
         return f"{number(mean)} (no interval)"
-    return f"{number(mean)} [{number(low)}, {number(high)}]"
+    return f"{number(mean)} [{number(low)}, {number(high)}{within_starts(starts)}]"
+
+
+def within_starts(starts: float) -> str:
+    """', within one start' where an interval tells nothing of engines started anew, else nothing.
+
+    Nothing either where `starts` is null: what is no estimate of ours has no starts.
+    """
+    if starts >= LEAST_STARTS or np.isnan(starts):
+        return ""
+    return ", within one start" if starts <= 1 else f", within {starts:.0f} starts"
 
 
 def _row(
-    row: str, unit: str, step: str, values: tuple[float, float, float], count: int, text: str
+    row: str,
+    unit: str,
+    step: str,
+    values: tuple[float, float, float],
+    count: int,
+    text: str,
+    starts: float = np.nan,
 ) -> dict[str, object]:
-    return dict(zip(COLUMNS, (row, unit, step, *values, count, text), strict=True))
+    return dict(zip(COLUMNS, (row, unit, step, *values, count, starts, text), strict=True))
 
 
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
@@ -68,16 +86,17 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
-def _rate_rows(counted: pd.DataFrame, seed: int) -> list[dict[str, object]]:
+def _rate_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
     rows = []
     for workload, column in RATES.items():
         unit = "tokens/s" if workload == "gen" else "sequences/s"
         for step in sorted(counted["step"].unique()):
-            values = by_block(counted, step, column).to_numpy()
-            if len(values):
-                made = dataclasses.astuple(estimate(values, seed))[:3]
+            made = rate(counted, step, column)
+            if made.blocks:
+                values = (made.mean, made.low, made.high)
+                text = with_interval(*values, made.starts)
                 rows.append(
-                    _row(f"{workload.capitalize()} throughput", unit, step, made, len(values), with_interval(*made))
+                    _row(f"{workload.capitalize()} throughput", unit, step, values, made.blocks, text, made.starts)
                 )
     return rows
 
@@ -89,8 +108,12 @@ def _kept_rows(kept: pd.DataFrame) -> list[dict[str, object]]:
             values = (item.mean, item.low, item.high)
             # Config A is the baseline of config B: 1 by definition, not by measurement.
             own = item.step == "configA"
-            text = ("2" if quantity == "aggregate" else "1") + " (baseline)" if own else with_interval(*values)
-            rows.append(_row(label, "", item.step, values, item.blocks, text))
+            text = (
+                ("2" if quantity == "aggregate" else "1") + " (baseline)"
+                if own
+                else with_interval(*values, item.starts)
+            )
+            rows.append(_row(label, "", item.step, values, item.blocks, text, item.starts))
     return rows
 
 

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from colo_lib.analyse.estimate import estimate
-from colo_lib.analyse.kept import block_ratios, by_block, kept_fractions
+from colo_lib.analyse.estimate import LEAST_STARTS, Estimate, estimate
+from colo_lib.analyse.kept import block_ratios, rate, ratio
 from colo_lib.analyse.measure import GetFrame, measure
 from colo_lib.params import Params
+from colo_lib.schema import BASELINES
 
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
-COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks"]
+COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks", "starts", "estimate"]
 
 
 class CellRun(Protocol):
@@ -42,7 +43,9 @@ class Cell(Protocol):
 @dataclass(frozen=True)
 class SweepMeasures:
     """`values`: `COLUMNS` and a column a varied parameter; measures are `RATES`, gen_kept, embed_kept, aggregate,
-    aggregate_per_device. `cells`: cell, a column a varied parameter, status, reason, trials, counted.
+    aggregate_per_device, and gap_p99_ratio: the p99 inter-token gap over that of the step's baseline, paired by block.
+    `estimate` is the `estimate.Estimate` behind a row's mean and interval. `cells`: cell, a column a varied parameter,
+    status, reason, trials, counted.
     """
 
     values: pd.DataFrame
@@ -55,13 +58,13 @@ class SweepMeasures:
         return mine[mine["mean"].notna()].reset_index(drop=True)
 
 
-def collect(cells: Iterable[Cell], names: tuple[str, ...], seed: int) -> SweepMeasures:
+def collect(cells: Iterable[Cell], names: tuple[str, ...]) -> SweepMeasures:
     """Measure every cell that has a run; the others stay in `cells` with their status."""
     parts, rows = [], []
     for cell in cells:
         counted = trials = 0
         if cell.run is not None:
-            values, counted = _measure_cell(cell.run, seed)
+            values, counted = _measure_cell(cell.run)
             trials = len(cell.run.trials)
             parts.append(values.assign(cell=cell.name, **{name: cell.changes[name] for name in names}))
         places = {name: cell.changes[name] for name in names}
@@ -71,21 +74,20 @@ def collect(cells: Iterable[Cell], names: tuple[str, ...], seed: int) -> SweepMe
     return SweepMeasures(values, pd.DataFrame(rows), names)
 
 
-def _measure_cell(run: CellRun, seed: int) -> tuple[pd.DataFrame, int]:
+def _measure_cell(run: CellRun) -> tuple[pd.DataFrame, int]:
     measured = measure(run.trials, run.frame, run.params)
     counted = measured.counted
     mechanisms = dict(zip(counted["step"], counted["mechanism"], strict=True))
-    rows = []
+    found: list[tuple[str, str, str, Estimate]] = []
     for step, mechanism in mechanisms.items():
-        for name in RATES:
-            blocks = by_block(counted, step, name).to_numpy()
-            if len(blocks):
-                found = estimate(blocks, seed)
-                rows.append((step, mechanism, name, found.mean, found.low, found.high, found.blocks))
-    kept = kept_fractions(block_ratios(counted), seed)
-    for row in kept.itertuples():
-        name = f"{row.quantity}_kept" if row.quantity in ("gen", "embed") else row.quantity
-        rows.append((row.step, row.mechanism, name, row.mean, row.low, row.high, row.blocks))
+        found += [(step, mechanism, name, rate(counted, step, name)) for name in RATES]
+        baseline = BASELINES[step][0]
+        if baseline not in (None, step):
+            found.append((step, mechanism, "gap_p99_ratio", ratio(counted, step, baseline, "gap_p99_ms")))
+    for (step, quantity), group in block_ratios(counted).groupby(["step", "quantity"], sort=False):
+        name = f"{quantity}_kept" if quantity in ("gen", "embed") else str(quantity)
+        found.append((str(step), mechanisms[step], name, estimate(group["ratio"].to_numpy(), list(group["start"]))))
+    rows = [(*place, one.mean, one.low, one.high, one.blocks, one.starts, one) for *place, one in found if one.blocks]
     return pd.DataFrame(rows, columns=COLUMNS[1:]), len(counted)
 
 
@@ -104,30 +106,32 @@ def with_prefill_share(measures: SweepMeasures, base: Params) -> SweepMeasures:
 
 @dataclass(frozen=True)
 class Difference:
-    """`mean` with its 95 % interval [low, high]; `settled` where the interval leaves out zero."""
+    """`mean` with its 95 % interval [low, high] from `starts` starts of the engines at the least."""
 
     mean: float
     low: float
     high: float
+    starts: float
 
     @property
     def settled(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return bool(self.low > 0 or self.high < 0)
+        """Whether the interval is over starts of the engines and lies on one side of zero."""
+        return bool(self.starts >= LEAST_STARTS and (self.low > 0 or self.high < 0))
 
 
 def difference(before: Any, after: Any) -> Difference:
-    """after - before of two independent estimates (rows with mean, low, high): half-widths add as squares.
+    """after - before of two independent estimates (rows with mean, low, high, starts): half-widths add as squares.
 
     Two intervals may overlap and their difference be settled all the same. Null bounds where one side has none.
     """
     mean = float(after.mean - before.mean)
     reach = float(np.hypot((after.high - after.low) / 2, (before.high - before.low) / 2))
-    return Difference(mean, mean - reach, mean + reach)
+    return Difference(mean, mean - reach, mean + reach, min(before.starts, after.starts))
 
 
 def ratio_gain(before: Any, after: Any) -> Difference:
     """after / before - 1 of two independent positive estimates, by relative half-widths."""
     ratio = float(after.mean / before.mean)
     relative = np.hypot((after.high - after.low) / 2 / after.mean, (before.high - before.low) / 2 / before.mean)
-    return Difference(ratio - 1, ratio * (1 - float(relative)) - 1, ratio * (1 + float(relative)) - 1)
+    ends = (ratio * (1 - float(relative)) - 1, ratio * (1 + float(relative)) - 1)
+    return Difference(ratio - 1, *ends, min(before.starts, after.starts))

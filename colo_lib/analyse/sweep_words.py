@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from colo_lib.analyse.estimate import holm
 from colo_lib.analyse.steps_table import with_interval
 from colo_lib.analyse.sweep import Difference, SweepMeasures, difference
 
@@ -14,7 +15,7 @@ THREADS = ("mps_gen_thread_percentage", "mps_embed_thread_percentage")
 
 def interval(row: Any) -> str:
     """mean [low, high] of a row of `SweepMeasures.values`."""
-    return with_interval(row.mean, row.low, row.high)
+    return with_interval(row.mean, row.low, row.high, row.starts)
 
 
 def threads(measures: SweepMeasures, min_gen_kept: float) -> str:
@@ -26,7 +27,7 @@ def threads(measures: SweepMeasures, min_gen_kept: float) -> str:
     others = sorted(set(gen["mechanism"]) - {"mps"})
     if others and not any(name.startswith("cpu-") for name in others):
         return f"These runs shared by {', '.join(others)}, which heeds no thread percentage: nothing can be said."
-    safe = gen[gen["low"] >= min_gen_kept]
+    safe = gen[surely(gen, min_gen_kept)]
     if safe.empty:
         best = _row(gen, gen["mean"].idxmax())
         told = f"At no setting does gen surely keep {min_gen_kept:.0%}; it keeps most, {interval(best)}, at "
@@ -34,9 +35,15 @@ def threads(measures: SweepMeasures, min_gen_kept: float) -> str:
         best = _row(safe, embed.loc[safe["cell"], "mean"].to_numpy().argmax(), by_place=True)
         told = f"Gen surely keeps {min_gen_kept:.0%} at {len(safe)} of {len(gen)} settings; there embed keeps most at "
     other = embed.loc[best.cell]
-    kept = with_interval(other["mean"], other["low"], other["high"])
+    kept = with_interval(other["mean"], other["low"], other["high"], other["starts"])
     note = " Cores stood in for the GPU, where thread percentages do nothing: differences are noise." if others else ""
     return f"{told}{place(best, measures.names)}: {kept}.{note}"
+
+
+def surely(rows: pd.DataFrame, least: float) -> list[bool]:
+    """Which of several settings keep at least `least`, all judged at once (Holm), over starts of the engines."""
+    doubts = [one.doubt(least, True) if one.across_starts else float("nan") for one in rows["estimate"]]
+    return holm(doubts)
 
 
 def trend(measures: SweepMeasures, x: str, what: str) -> str:
@@ -86,7 +93,7 @@ def place(row: Any, names: tuple[str, ...]) -> str:
 
 
 def _settled(found: Difference) -> str:
-    size = with_interval(found.mean, found.low, found.high)
+    size = with_interval(found.mean, found.low, found.high, found.starts)
     return f"difference {size}" if found.settled else f"difference {size}: not settled"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from colo_lib.batches import done_inside
+from colo_lib.batches import done_inside, tokens_inside
 
 NS_PER_S = 1_000_000_000
 
@@ -14,10 +14,16 @@ def inside(times_ns: pd.Series, start_ns: int, end_ns: int) -> pd.Series:
     return (times_ns >= start_ns) & (times_ns < end_ns)
 
 
-def token_rate(gen: pd.DataFrame, start_ns: int, end_ns: int) -> tuple[int, float]:
-    """(tokens that arrived in the window, tokens per second); `gen` has the columns of `schema.GEN`."""
+def token_rate(gen: pd.DataFrame, requests: pd.DataFrame | None, start_ns: int, end_ns: int) -> tuple[int, float]:
+    """(tokens that arrived in the window, tokens per second); columns of `schema.GEN` and `schema.REQUESTS`.
+
+    The rate counts a token that the window cuts by the part of its time inside (`batches.tokens_inside`).
+    """
     tokens = int(inside(gen["arrival_ns"], start_ns, end_ns).sum())
-    return tokens, tokens / _seconds(start_ns, end_ns)
+    known = requests if requests is not None else pd.DataFrame({"request_id": [], "submitted_ns": []})
+    submitted = dict(zip(known["request_id"].astype(int), known["submitted_ns"].astype(int), strict=True))
+    columns = (gen[name].to_numpy() for name in ("request_id", "arrival_ns"))
+    return tokens, tokens_inside(*columns, submitted, start_ns, end_ns) / _seconds(start_ns, end_ns)
 
 
 def sequence_rate(embed: pd.DataFrame, start_ns: int, end_ns: int) -> tuple[int, float]:

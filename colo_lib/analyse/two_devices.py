@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from colo_lib.analyse.capacity import Unit
-from colo_lib.analyse.estimate import Estimate, estimate
-from colo_lib.analyse.kept import RATES, by_block, paired
+from colo_lib.analyse.estimate import LEAST_STARTS
+from colo_lib.analyse.kept import RATES, by_block, rate, ratio
+from colo_lib.analyse.steps_table import within_starts
 
 GEN = RATES["gen"]
 # what -> (its step, the step it is measured against): a chain from one device to both shared, by gen's rate.
@@ -29,31 +28,29 @@ TOKEN_PARTS = {
 NEAR_LINEAR = 1.8  # of two devices: nine tenths of what perfect scaling would give
 
 
-def chain(counted: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """what, step, baseline, ratio, low, high, blocks: gen's rate in one step over another's, paired by block."""
+def chain(counted: pd.DataFrame) -> pd.DataFrame:
+    """what, step, baseline, ratio, low, high, blocks, starts: gen's rate in one step over another's, by block."""
     rows = []
     for what, (step, baseline) in CHAIN.items():
-        values = paired(counted, step, baseline, GEN).to_numpy()
-        if len(values):
-            found = estimate(values, seed)
-            rows.append((what, step, baseline, found.mean, found.low, found.high, found.blocks))
-    return pd.DataFrame(rows, columns=["what", "step", "baseline", "ratio", "low", "high", "blocks"])
+        found = ratio(counted, step, baseline, GEN)
+        if found.blocks:
+            rows.append((what, step, baseline, found.mean, found.low, found.high, found.blocks, found.starts))
+    return pd.DataFrame(rows, columns=["what", "step", "baseline", "ratio", "low", "high", "blocks", "starts"])
 
 
-def over_config_a(counted: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """step, ratio, low, high: gen's rate over config A's, paired by block; config A itself is 1 by definition."""
-    rows = [("configA", 1.0, 1.0, 1.0)] if len(by_block(counted, "configA", GEN)) else []
+def over_config_a(counted: pd.DataFrame) -> pd.DataFrame:
+    """step, ratio, low, high, starts: gen's rate over config A's, by block; config A itself is 1 by definition."""
+    rows = [("configA", 1.0, 1.0, 1.0, LEAST_STARTS)] if len(by_block(counted, "configA", GEN)) else []
     for step in dict.fromkeys(step for step, _ in CHAIN.values()):
-        values = paired(counted, step, "configA", GEN).to_numpy()
-        if len(values):
-            found = estimate(values, seed)
-            rows.append((step, found.mean, found.low, found.high))
-    return pd.DataFrame(rows, columns=["step", "ratio", "low", "high"])
+        found = ratio(counted, step, "configA", GEN)
+        if found.blocks:
+            rows.append((step, found.mean, found.low, found.high, found.starts))
+    return pd.DataFrame(rows, columns=["step", "ratio", "low", "high", "starts"])
 
 
-def all_over_config_a(counted: Mapping[int, pd.DataFrame], seed: int) -> pd.DataFrame:
+def all_over_config_a(counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """`over_config_a` of every concurrency, with a column concurrency."""
-    parts = [over_config_a(own, seed).assign(concurrency=key) for key, own in counted.items()]
+    parts = [over_config_a(own).assign(concurrency=key) for key, own in counted.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -73,20 +70,22 @@ def activity(summary: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index().rename(columns={"name": "device"})
 
 
-def prediction(predicted: Unit | None, counted: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """workload, predicted, low, high, measured, measured_low, measured_high, error: config B, in rates.
+def prediction(predicted: Unit | None, counted: pd.DataFrame) -> pd.DataFrame:
+    """workload, predicted, low, high, starts, measured, measured_low, measured_high, measured_starts, error.
 
+    Of config B, in rates.
     `predicted`: the unit that `capacity.units` made of a single-GPU run; error = measured / predicted - 1.
     """
     rows = []
     for workload, column in RATES.items():
-        values = by_block(counted, "configB", column).to_numpy()
-        if predicted is None or not len(values):
+        found = rate(counted, "configB", column)
+        if predicted is None or not found.blocks:
             continue
-        told, found = getattr(predicted, workload), estimate(values, seed)
-        rows.append((workload, told.mean, told.low, told.high, found.mean, found.low, found.high,
-                     found.mean / told.mean - 1))  # fmt: skip
-    columns = ["workload", "predicted", "low", "high", "measured", "measured_low", "measured_high", "error"]
+        told = getattr(predicted, workload)
+        rows.append((workload, told.mean, told.low, told.high, told.starts, found.mean, found.low, found.high,
+                     found.starts, found.mean / told.mean - 1))  # fmt: skip
+    columns = ["workload", "predicted", "low", "high", "starts", "measured", "measured_low", "measured_high",
+               "measured_starts", "error"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -115,6 +114,7 @@ def _scaling(ratios: Mapping[str, Any]) -> str:
     if row is None:
         return "Does sharding scale nearly linearly? Not measured: it needs the steps configA and tp2-alone."
     answer = "Yes" if row.low >= NEAR_LINEAR else "No" if row.high < NEAR_LINEAR else "Open"
+    answer = answer if row.starts >= LEAST_STARTS else "Open"
     told = f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
     mps = ratios.get("MPS itself leaves of that")
     return told + (f", of which MPS with idle neighbours leaves {_told(mps)}." if mps is not None else ".")
@@ -161,13 +161,12 @@ def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
         for row in found[found["quantity"] == "aggregate_per_device"].itertuples():
             if row.step in ("configB", "configB-one"):
                 answer = "more" if row.low > 1 else "less" if row.high < 1 else "not settled"
-                told.setdefault(row.step, []).append(
-                    f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}] at {concurrency} in flight ({answer})"
-                )
+                answer = answer if row.starts >= LEAST_STARTS else "not settled"
+                span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
+                told.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
     words = "; ".join(f"{step} {', '.join(values)}" for step, values in told.items())
     return f"{asked} {words or 'Not measured'}."
 
 
 def _told(row: Any) -> str:
-    values = dataclasses.astuple(Estimate(row.ratio, row.low, row.high, row.blocks, "", np.nan))[:3]
-    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+    return f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"

@@ -25,6 +25,8 @@ class Plan:
     embed_kept: Mapping[str, float] = field(default_factory=lambda: dict(EMBED_KEPT))
     gap_spread: Mapping[str, float] = field(default_factory=lambda: dict(GAP_SPREAD))
     noise: float = 0.02  # standard deviation of a trial's rate, as a fraction
+    starts: int = 0  # starts of the engines that the blocks are spread over; 0: one a block
+    start_noise: float = 0.0  # standard deviation of a start's effect on a step's rates, as a fraction
     drift_per_trial: float = 0.0  # each trial is slower than the one before by this fraction
     bad_block: Mapping[int, float] = field(default_factory=dict)  # block -> factor on step 2's rates
     stall_s: Mapping[str, float] = field(default_factory=dict)  # step -> a hole in gen's tokens

@@ -30,15 +30,23 @@ def order_of_trials(steps: list[str], blocks: int) -> list[tuple[str, int]]:
     return [(step, block) for block in range(1, blocks + 1) for step in (steps if block % 2 else steps[::-1])]
 
 
+def start_of_block(plan: Plan) -> dict[int, int]:
+    """block -> the start of the engines that it runs on, both counted from 1."""
+    count = min(plan.starts or plan.blocks, plan.blocks)
+    return {block: (block - 1) * count // plan.blocks + 1 for block in range(1, plan.blocks + 1)}
+
+
 def planted_rates(plan: Plan) -> pd.DataFrame:
     """A row a trial in running order: step, block and both rates per second, null where a workload is absent."""
     rng = np.random.default_rng(plan.seed)
     rows = []
+    rounds = start_of_block(plan)
+    effects = np.random.default_rng([plan.seed, 1]).normal(0, plan.start_noise, (max(rounds.values()), 99))
     planted = [step for step in schema.BASELINES if step in plan.gen_kept or step in plan.embed_kept]
     for place, (step, block) in enumerate(order_of_trials(planted, plan.blocks)):
         slowed = (1 - plan.drift_per_trial) ** place * (plan.bad_block.get(block, 1.0) if step == "step2" else 1.0)
         gen, embed = plan.gen_kept.get(step), plan.embed_kept.get(step)
-        noise = np.exp(rng.normal(0, plan.noise, 2))
+        noise = np.exp(rng.normal(0, plan.noise, 2) + effects[rounds[block] - 1, planted.index(step)])
         rows.append(
             {
                 "step": step,
@@ -128,6 +136,7 @@ def _record(
         "drift_fraction": {"gen": None if gen is None else 0.01, "embed": None if embed is None else 0.02},
         "neighbour": "idle",
         "pids": {"gen": [11, 12], "embed": [13]},
+        "engine_starts": {name: f"{name}-{start_of_block(plan)[trial]}" for name in ("gen", "embed")},
         "devices": {name: value if name in frames else [] for name, value in devices.items()},
         "memory_gib": {
             "gen": 2.1 if gen is not None else None,

@@ -57,6 +57,13 @@ class Handles:
         """Root pids of each workload."""
         return {"gen": [self.gen.pid] if self.gen else [], "embed": [handle.pid for handle in self.embeds]}
 
+    def starts(self) -> dict[str, str | None]:
+        """A name for the start of each workload's engines: trials that carry the same one ran on the same processes.
+
+        Pids with their kernel's start times, since a pid is used again.
+        """
+        return {name: "+".join(map(_start_of, pids)) or None for name, pids in self.pids().items()}
+
     def evidence(self) -> dict[str, Any] | None:
         """Proof that the engines share the GPU as they should; raises StepFailed when they do not."""
         return witness(self.mechanism, Tenants(self.pids(), {"gen": self.tensor_parallel, "embed": 1}))
@@ -74,6 +81,12 @@ def _running(pid: int) -> bool:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
+
+
+def _start_of(pid: int) -> str:
+    with suppress(psutil.Error):
+        return f"{pid}@{psutil.Process(pid).create_time():.2f}"
+    return str(pid)
 
 
 def embed_name(number: int) -> str:

@@ -44,7 +44,8 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
         "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
         "mechanism": placement.mechanism, "status": "failed", "reason": None,
         "devices": placement.devices_record(),
-        "pids": handles.pids(), "latency_clock": "client", "pacing": pacing_record(params, placement),
+        "pids": handles.pids(), "engine_starts": handles.starts(), "latency_clock": "client",
+        "pacing": pacing_record(params, placement),
     }  # fmt: skip
     try:
         check_disk(partial)

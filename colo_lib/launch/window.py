@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
-from colo_lib.batches import done_inside
+from colo_lib.batches import done_inside, tokens_inside
 from colo_lib.launch.placement import Placement
 from colo_lib.params import Params
 from colo_lib.paths import frame_file
@@ -33,14 +34,13 @@ class Window:
         return (self.end_ns - self.start_ns) / 1e9
 
 
-def counts(stamps: np.ndarray, weights: np.ndarray, window: Window) -> tuple[int, float | None]:
-    """(sum of weights of the events in the window, how much its halves differ).
+def halves(done: Callable[[int, int], float], window: Window) -> tuple[float, float | None]:
+    """(work in the window, how much its halves differ); `done` gives the work in [start, end), ns.
 
     The drift is |second half / first half - 1|; None when the first half is empty.
     """
     middle = (window.start_ns + window.end_ns) // 2
-    first = int(weights[(stamps >= window.start_ns) & (stamps < middle)].sum())
-    second = int(weights[(stamps >= middle) & (stamps < window.end_ns)].sum())
+    first, second = done(window.start_ns, middle), done(middle, window.end_ns)
     return first + second, abs(second / first - 1) if first else None
 
 
@@ -59,12 +59,9 @@ def measure(params: Params, placement: Placement, folder: Path, window: Window) 
     if placement.runs_embed:
         table = pq.read_table(frame_file(folder, "embed"))
         started, done, sizes = (table[name].to_numpy() for name in ("started_ns", "done_ns", "sequences"))
-        total, _ = counts(done, sizes, window)
-        middle = (window.start_ns + window.end_ns) // 2
-        first = done_inside(started, done, sizes, window.start_ns, middle)
-        second = done_inside(started, done, sizes, middle, window.end_ns)
-        record["drift_fraction"]["embed"] = abs(second / first - 1) if first else None
-        record |= {"embed_sequences": total, "embed_sequences_per_s": (first + second) / window.seconds}
+        total = int(sizes[(done >= window.start_ns) & (done < window.end_ns)].sum())
+        work, record["drift_fraction"]["embed"] = halves(partial(done_inside, started, done, sizes), window)
+        record |= {"embed_sequences": total, "embed_sequences_per_s": work / window.seconds}
         if not total:
             reasons.append("no embedding batch was done in the window")
     reasons += doubts(params, record)
@@ -73,14 +70,18 @@ def measure(params: Params, placement: Placement, folder: Path, window: Window) 
 
 def measure_gen(folder: Path, window: Window, drift: dict[str, Any], reasons: list[str]) -> dict[str, Any]:
     """Token rate by the client's clock and by vLLM's own counter."""
-    stamps = pq.read_table(frame_file(folder, "gen"))["arrival_ns"].to_numpy()
-    total, drift["gen"] = counts(stamps, np.ones(len(stamps), dtype=np.int64), window)
-    errors = [text for text in pq.read_table(frame_file(folder, "requests"))["error"].to_pylist() if text]
+    tokens, requests = (pq.read_table(frame_file(folder, name)) for name in ("gen", "requests"))
+    stamps = tokens["arrival_ns"].to_numpy()
+    submitted = dict(zip(requests["request_id"].to_pylist(), requests["submitted_ns"].to_pylist(), strict=True))
+    done = partial(tokens_inside, tokens["request_id"].to_numpy(), stamps, submitted)
+    work, drift["gen"] = halves(done, window)
+    total = int(((stamps >= window.start_ns) & (stamps < window.end_ns)).sum())
+    errors = [text for text in requests["error"].to_pylist() if text]
     if errors:
         reasons.append(f"{len(errors)} requests failed, the first with {errors[0]}")
     if total < LEAST_EVENTS:
         reasons.append(f"only {total} tokens arrived in the window")
-    found: dict[str, Any] = {"gen_tokens": total, "gen_tokens_per_s": total / window.seconds}
+    found: dict[str, Any] = {"gen_tokens": total, "gen_tokens_per_s": work / window.seconds}
     if window.before and window.after:
         # vLLM's counters are read shortly before and after the window's ends: compare over the same span of time.
         span = (stamps >= window.before["t_ns"]) & (stamps < window.after["t_ns"])

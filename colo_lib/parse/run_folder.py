@@ -20,7 +20,7 @@ from pyarrow import ArrowException
 
 from colo_lib import paths
 from colo_lib.errors import InputError
-from colo_lib.params import RUN_ID, STEPS, Params, check
+from colo_lib.params import RUN_ID, STEPS, Params, check_recorded
 from colo_lib.parse.json_file import read_object
 from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES, SCHEMA_VERSION
@@ -87,7 +87,7 @@ def open_run(folder: str | Path) -> Run:
     root = root.resolve()
     manifest = _read_manifest(root / paths.MANIFEST)
     _check_files(root, manifest["files"])
-    params = check(manifest["params"], f"params of {root.name}")
+    params = check_recorded(manifest["params"], f"params of {root.name}")
     return Run(root, manifest, params, trials_frame(_trial_records(root, manifest)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from colo_lib import paths
 from colo_lib.errors import InputError
-from colo_lib.params import Params, check
+from colo_lib.params import Params, check_recorded
 from colo_lib.parse.json_file import read_object
 from colo_lib.parse.run_folder import Run, find_runs, open_run
 from colo_lib.schema import SCHEMA_VERSION
@@ -83,7 +83,7 @@ def open_sweep(folder: str | Path) -> Sweep:
     try:
         names = tuple(str(name) for axis in plan["over"] for name in axis["names"])
         cells = [_open_cell(root, str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
-        return Sweep(root, str(plan["sweep_id"]), check(plan["params"], str(root)), names, cells)
+        return Sweep(root, str(plan["sweep_id"]), check_recorded(plan["params"], str(root)), names, cells)
     except (KeyError, TypeError) as error:
         raise InputError(f"{root / paths.SWEEP} is damaged: {error}") from None
 

@@ -30,6 +30,8 @@ COLUMNS = {
     "clock_disagreement": "clock_disagreement",
     "gen_drift_fraction": "drift_fraction.gen",
     "embed_drift_fraction": "drift_fraction.embed",
+    "gen_start": "engine_starts.gen",
+    "embed_start": "engine_starts.embed",
     "gen_devices": "devices.gen",
     "embed_devices": "devices.embed",
     "gen_memory_gib": "memory_gib.gen",
@@ -51,7 +53,7 @@ def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     Raises InputError for a trial that counts but has no window.
     """
-    rows = [{name: _lookup(record, place) for name, place in COLUMNS.items()} for record in records]
+    rows = [{name: _lookup(record, place) for name, place in COLUMNS.items()} | _starts(record) for record in records]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in NUMBERS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
@@ -66,6 +68,22 @@ def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         first = wrong.iloc[0]
         raise InputError(f"{first['step']} trial {first['trial']}: counts as done but its window is empty or absent")
     return frame
+
+
+def _starts(record: Mapping[str, Any]) -> dict[str, str]:
+    """gen_start, embed_start: names of the starts of the engines that a trial ran on, empty where nothing tells them.
+
+    Records of the first runs have the engines' pids alone.
+    """
+    return {
+        f"{workload}_start": str(_lookup(record, f"engine_starts.{workload}") or _pids(record, workload))
+        for workload in ("gen", "embed")
+    }
+
+
+def _pids(record: Mapping[str, Any], workload: str) -> str:
+    pids = _lookup(record, f"pids.{workload}")
+    return "+".join(map(str, pids)) if isinstance(pids, list) else ""
 
 
 def _flat(devices: Any) -> tuple[str, ...]:

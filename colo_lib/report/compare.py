@@ -72,11 +72,11 @@ def _device(run: Run) -> str:
 def _compared(label: str, run: Run) -> Compared:
     measured = measure(run.trials, run.frame, run.params)
     ratios = block_ratios(measured.counted)
-    kept = kept_fractions(ratios, run.params.seed)
+    kept = kept_fractions(ratios)
     samples = telemetry.series(run.trials, run.frame)
     means = telemetry.summary(samples)
     table = steps_table.steps_table(
-        measured.trials, kept, latency.by_step(measured.samples), means, run.params.seed
+        measured.trials, kept, latency.by_step(measured.samples), means
     )  # fmt: skip
     verdict = _judge(run, measured)
     found = drift.trends(measured.counted), drift.bad_blocks(ratios), drift.moved_clocks(samples)
@@ -96,6 +96,10 @@ def _overlap(run: Run, measured: Measured) -> dict[str, Any] | None:
     return verdict_overlap(view, step2.facts, rate)
 
 
+def _interval(row: Any) -> str:
+    return steps_table.with_interval(row.mean, row.low, row.high, row.starts)
+
+
 def picture(found: Sequence[Compared]) -> dict[str, Any]:
     """Kept fractions of both workloads, a row a run, as a figure part of `blocks.figure`."""
     from colo_lib.plot.published import kept_by_run
@@ -107,18 +111,14 @@ def picture(found: Sequence[Compared]) -> dict[str, Any]:
         for row in item.run.trials[["step", "mechanism"]].drop_duplicates().itertuples()
     }
     buffer = io.BytesIO()
-    kept_by_run(points, mechanisms, reach="95 % interval over blocks").savefig(
-        buffer, format="png", metadata={"Software": None}
-    )
+    kept_by_run(points, mechanisms, reach="95 % interval").savefig(buffer, format="png", metadata={"Software": None})
     shown = points[points["metric"].isin(["gen_kept", "embed_kept"])]
     words = [
-        f"{row.run}, {row.step}, {row.metric.removesuffix('_kept')} "
-        f"{steps_table.with_interval(row.mean, row.low, row.high)}"
-        for row in shown.itertuples()
+        f"{row.run}, {row.step}, {row.metric.removesuffix('_kept')} {_interval(row)}" for row in shown.itertuples()
     ]
     return {
         "name": "kept-by-run",
-        "caption": "Rate in a shared step over the rate alone in the same run; interval over blocks.",
+        "caption": "Rate in a shared step over the rate alone in the same run, with its 95 % interval.",
         "alt": "Kept fractions by run: " + ("; ".join(words) or "none measured") + ".",
         "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
     }
@@ -127,7 +127,7 @@ def picture(found: Sequence[Compared]) -> dict[str, Any]:
 def kept_rows(found: Sequence[Compared]) -> pd.DataFrame:
     """A row a shared step and quantity, a column a run."""
     cells = {
-        (str(row.step), str(row.quantity), item.label): steps_table.with_interval(row.mean, row.low, row.high)
+        (str(row.step), str(row.quantity), item.label): _interval(row)
         for item in found
         for row in item.kept[item.kept["step"] != "configA"].itertuples()
     }
@@ -146,7 +146,7 @@ def clause_rows(found: Sequence[Compared]) -> pd.DataFrame:
     cells: dict[str, dict[str, str]] = {}
     for item in found:
         for row in item.verdict.clauses.itertuples():
-            figure = steps_table.with_interval(row.mean, row.low, row.high) if row.mean == row.mean else "no figure"
+            figure = _interval(row) if row.mean == row.mean else "no figure"
             cells.setdefault(str(row.clause), {})[item.label] = f"{row.status}: {figure}"
     rows = [(clause, *(told.get(item.label, "—") for item in found)) for clause, told in cells.items()]
     return pd.DataFrame(rows, columns=["Clause", *(item.label for item in found)])

@@ -29,13 +29,13 @@ def beside(params: Params, pair: Run, counted: pd.DataFrame, bounds: Params) -> 
     """The prediction from the newest run of one GPU with the pair's models and concurrency; empty without one."""
     single = alike(params, pair.params, NEEDED)
     if single is None:
-        empty = two_devices.prediction(None, counted, bounds.seed)
+        empty = two_devices.prediction(None, counted)
         return Beside(empty, f"No run of one GPU with these models and concurrency has {', '.join(NEEDED)}.")
     own = measure(single.trials, single.frame, bounds).counted
-    kept = kept_fractions(block_ratios(own), bounds.seed)
-    units = capacity.units(own, kept, against_bounds(own, bounds), bounds.slo_gen_gap_ms, bounds.seed)
+    kept = kept_fractions(block_ratios(own))
+    units = capacity.units(own, kept, against_bounds(own, bounds), bounds.slo_gen_gap_ms)
     predicted = next((unit for unit in units if unit.predicted), None)
     told = f"Config B predicted from {single.run_id}, and measured."
     if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
         told += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
-    return Beside(two_devices.prediction(predicted, counted, bounds.seed), told)
+    return Beside(two_devices.prediction(predicted, counted), told)

@@ -17,7 +17,7 @@ def clauses(frame: pd.DataFrame) -> pd.DataFrame:
     """The verdict's clauses (`analyse.verdict.COLUMNS`) as shown."""
     rows = []
     for row in frame.itertuples():
-        figure = with_interval(row.mean, row.low, row.high) if row.mean == row.mean else NONE
+        figure = with_interval(row.mean, row.low, row.high, row.starts) if row.mean == row.mean else NONE
         rows.append(
             (row.clause, figure, number(row.threshold), str(row.blocks or NONE), row.status, row.missing or NONE)
         )
@@ -30,7 +30,7 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
     rows = [
         (
             f"{row.step}: {STEP_TITLES[row.step]}",
-            with_interval(row.mean, row.low, row.high),
+            with_interval(row.mean, row.low, row.high, row.starts),
             str(row.blocks),
             row.answer,
         )
@@ -137,7 +137,7 @@ def kept_words(kept: pd.DataFrame) -> str:
     """The kept fractions in words, for readers who do not see the picture."""
     shown = kept[(kept["step"] != "configA") & (kept["quantity"] != "aggregate")]
     words = [
-        f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high)}"
+        f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high, row.starts)}"
         for row in shown.itertuples()
     ]
     return "Kept fractions by step with 95 % intervals: " + ("; ".join(words) or "none measured") + "."
@@ -173,7 +173,7 @@ def kept(frame: pd.DataFrame) -> pd.DataFrame:
     rows = [
         (
             f"{row.step} ({row.mechanism}): {row.quantity.replace('_', ' ')}",
-            with_interval(row.mean, row.low, row.high),
+            with_interval(row.mean, row.low, row.high, row.starts),
             str(row.blocks),
             number(row.smallest_detectable),
         )

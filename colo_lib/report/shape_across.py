@@ -22,7 +22,8 @@ def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.D
     rows = []
     for step, loss in found.items():
         whole = estimates.get(step)
-        told = with_interval(whole.mean, whole.low, whole.high) if whole else number(float(loss.total_ns) / 1e3)
+        told = number(float(loss.total_ns) / 1e3)
+        told = with_interval(whole.mean, whole.low, whole.high, whole.starts) if whole else told
         rows.append((step, "whole loss per token", told, "100%"))
         rows += [
             (step, row.label, number(row.us), f"{row.share:.0%}" if row.share == row.share else NONE)
@@ -62,7 +63,7 @@ def explanations(frame: pd.DataFrame) -> pd.DataFrame:
 def beside(points: pd.DataFrame) -> pd.DataFrame:
     """Runs side by side: a row a metric and step, a column a run."""
     runs = list(dict.fromkeys(points["run"]))
-    cells = {(row.metric, row.step, row.run): _cell(row.low, row.mean, row.high) for row in points.itertuples()}
+    cells = {(row.metric, row.step, row.run): _cell(row) for row in points.itertuples()}
     rows = []
     for metric, (label, unit) in SHARED_METRICS.items():
         for step in STEPS:
@@ -76,9 +77,7 @@ def kept_words(points: pd.DataFrame) -> str:
     """Kept fractions of every run in words."""
     names = {"gen_kept": "gen", "embed_kept": "embed"}
     shown = points[points["metric"].isin(names)]
-    told = [
-        f"{row.run} {row.step} {names[row.metric]} {_cell(row.low, row.mean, row.high)}" for row in shown.itertuples()
-    ]
+    told = [f"{row.run} {row.step} {names[row.metric]} {_cell(row)}" for row in shown.itertuples()]
     return "Kept fractions by run: " + ("; ".join(told) or "none") + "."
 
 
@@ -93,8 +92,8 @@ def mechanisms(
     return told | {(run_id, step): str(name) for step, name in own if step in STEPS}
 
 
-def _cell(low: float, mean: float, high: float) -> str:
-    return number(mean) if not high > low else f"{number(mean)} [{number(low)}, {number(high)}]"
+def _cell(row: Any) -> str:
+    return number(row.mean) if not row.high > row.low else with_interval(row.mean, row.low, row.high, row.starts)
 
 
 def recomputed(changes: pd.DataFrame, identities: pd.DataFrame) -> pd.DataFrame:
@@ -152,8 +151,10 @@ def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
         (
             f"{unit.step}{' (PREDICTION)' if unit.predicted else ''}",
             str(unit.gpus),
-            with_interval(unit.gen.mean, unit.gen.low, unit.gen.high) if unit.gen.mean else NONE,
-            with_interval(unit.embed.mean, unit.embed.low, unit.embed.high) if unit.embed.mean else NONE,
+            with_interval(unit.gen.mean, unit.gen.low, unit.gen.high, unit.gen.starts) if unit.gen.mean else NONE,
+            with_interval(unit.embed.mean, unit.embed.low, unit.embed.high, unit.embed.starts)
+            if unit.embed.mean
+            else NONE,
             number(unit.power_w),
             number(float(cost.loc[unit.step, "j_per_token"])),
             number(float(cost.loc[unit.step, "j_per_sequence"])),

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analyse import operating_point
-from colo_lib.analyse.steps_table import number, with_interval
+from colo_lib.analyse.steps_table import number, with_interval, within_starts
 from colo_lib.analyse.sweep import SweepMeasures
 from colo_lib.parse.sweep import Sweep
 
@@ -26,7 +26,7 @@ SHOWN = {
 def cells(measures: SweepMeasures) -> pd.DataFrame:
     """A row a cell: what it varied, its status, and the measures of `SHOWN` [95 % interval]."""
     told = {
-        (row.cell, row.step, row.measure): with_interval(row.mean, row.low, row.high)
+        (row.cell, row.step, row.measure): with_interval(row.mean, row.low, row.high, row.starts)
         for row in measures.values.itertuples()
         if row.mean == row.mean
     }
@@ -62,12 +62,12 @@ def settings(found: pd.DataFrame) -> pd.DataFrame:
 def _growth(row: Any) -> str:
     if row.gap_growth != row.gap_growth:
         return NONE
-    return f"{row.gap_growth:.0%} [{row.gap_low:.0%}, {row.gap_high:.0%}]"
+    return f"{row.gap_growth:.0%} [{row.gap_low:.0%}, {row.gap_high:.0%}{within_starts(row.starts)}]"
 
 
 def _idle(row: Any) -> str:
     known = row.idle_neighbour is not None and row.idle_neighbour == row.idle_neighbour
-    return with_interval(row.idle_neighbour, row.idle_low, row.idle_high) if known else NONE
+    return with_interval(row.idle_neighbour, row.idle_low, row.idle_high, row.starts) if known else NONE
 
 
 def states(sweep: Sweep) -> pd.DataFrame:

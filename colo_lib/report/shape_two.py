@@ -38,7 +38,7 @@ def chain(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
         row: dict[str, str] = {"What": what[0].upper() + what[1:], "Ratio of gen's tokens/s": f"{step} / {baseline}"}
         for concurrency, table in found.items():
             mine = table[table["what"] == what]
-            told = NONE if mine.empty else with_interval(*mine[["ratio", "low", "high"]].iloc[0])
+            told = NONE if mine.empty else with_interval(*mine[["ratio", "low", "high", "starts"]].iloc[0])
             row[_requests(concurrency)] = told
         rows.append(row)
     return pd.DataFrame(rows)
@@ -98,8 +98,8 @@ def prediction(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = [
         {
             "Workload": f"{row.workload}, {units[row.workload]}",
-            "Predicted from one GPU": with_interval(row.predicted, row.low, row.high),
-            "Measured on two": with_interval(row.measured, row.measured_low, row.measured_high),
+            "Predicted from one GPU": with_interval(row.predicted, row.low, row.high, row.starts),
+            "Measured on two": with_interval(row.measured, row.measured_low, row.measured_high, row.measured_starts),
             "Measured / predicted - 1": f"{row.error:+.0%}",
         }
         for row in table.itertuples()

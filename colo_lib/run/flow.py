@@ -56,14 +56,18 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
         stack.callback(keeper.stop)
         environment = {ENGINES_FILE: str(keeper.file)}
         host = stack.enter_context(notebook_host(runtime, folder / "logs" / "notebooks.log", environment))
+        up: object = None
         for number, trial in enumerate(plan, 1):
             if counts(trial_status(folder, trial.step, trial.block)):
                 continue
+            if up not in (None, trial.round):
+                keeper.stop()  # engines of an earlier round would be no fresh start
+            up = trial.round
             sharing = [one.placement for one in plan if one.placement.engine_key() == trial.placement.engine_key()]
             failure = carry_out_trial(params, folder, trial, sharing, keeper, host, say)
             if failure:
                 failures.append(f"{trial.step}, trial {trial.block}: {failure}")
-            left = seconds_left(params, plan[number:], keeper.start_s, keeper.key)
+            left = seconds_left(params, plan[number:], keeper.start_s, (trial.round, keeper.key))
             say(progress_line(number, len(plan), folder, trial, failure, left))
         keeper.stop()
         if not failures:

@@ -18,7 +18,7 @@ from colo_lib.gpu_look import look_at_gpus
 from colo_lib.launch.guard import look_before
 from colo_lib.launch.models import resolve_models
 from colo_lib.memory import budget_here
-from colo_lib.params import Params, check
+from colo_lib.params import Params, check_recorded
 from colo_lib.paths import MANIFEST, NOTEBOOKS, PARTIAL, TRIAL, from_checkout, partial_folder, trial_folder
 
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def resume(told: str | Path, runs_dir: str | Path) -> tuple[Path, Params]:
 def read_params(folder: Path) -> Params:
     """The parameters a folder was begun with."""
     start: dict[str, Any] = json.loads((folder / START).read_text())
-    return check(start["params"], str(folder / START))
+    return check_recorded(start["params"], str(folder / START))
 
 
 @contextmanager

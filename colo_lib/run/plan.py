@@ -1,7 +1,8 @@
-"""The order of trials: blocks in alternating order, steps that can share engines next to each other."""
+"""The order of trials: rounds of fresh engines, blocks in alternating order, steps that share engines side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from colo_lib.launch.placement import Placement, place
@@ -10,10 +11,14 @@ from colo_lib.params import Params
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial to carry out; `block` counts from 1 and numbers the trial within its step."""
+    """One trial to carry out; `block` counts from 1 and numbers the trial within its step.
+
+    `round` counts from 1: trials of different rounds never run on the same start of the engines.
+    """
 
     placement: Placement
     block: int
+    round: int
 
     @property
     def step(self) -> str:
@@ -21,24 +26,31 @@ class PlannedTrial:
         return self.placement.step
 
 
+def rounds_of(blocks: Iterable[int], starts: int) -> list[list[int]]:
+    """The blocks in at most `starts` runs of neighbours, as even as they can be, none empty."""
+    every = list(blocks)
+    count = min(starts, len(every))
+    edges = [len(every) * place // count for place in range(count + 1)] if count else [0]
+    return [every[edges[place] : edges[place + 1]] for place in range(count)]
+
+
 def plan_trials(params: Params) -> list[PlannedTrial]:
     """Every trial of the run in order; raises InputError when a step does not fit the devices.
 
-    Within a block, steps that use the same engines stand together; every second block runs backwards
-    (1 2 3 4 | 4 3 2 1 | …), so that a drift of the machine meets every step alike. `interleave: all` runs
-    every step in every block, restarting engines where it must; `interleave: engines` finishes all
-    blocks on one set of engines before the next is started.
+    The blocks are spread over `starts` rounds. A round starts every set of engines once and runs all of its blocks on
+    it; every second round takes the sets backwards, so that a drift of the machine meets the sets alike. Within a set
+    every second block runs its steps backwards (1 3 4 | 4 3 1 | …), so that it meets the steps alike.
     """
-    placements = [place(step, params) for step in params.step_names()]
     sets: dict[tuple[object, ...], list[Placement]] = {}
-    for placement in placements:
+    for step in params.step_names():
+        placement = place(step, params)
         sets.setdefault(placement.engine_key(), []).append(placement)
     groups = list(sets.values())
-    rounds = [[placement for group in groups for placement in group]] if params.interleave == "all" else groups
     return [
-        PlannedTrial(placement, block)
-        for steps in rounds
-        for block in range(1, params.blocks + 1)
+        PlannedTrial(placement, block, number)
+        for number, blocks in enumerate(rounds_of(range(1, params.blocks + 1), params.starts), 1)
+        for steps in (groups if number % 2 else groups[::-1])
+        for block in blocks
         for placement in (steps if block % 2 else steps[::-1])
     ]
 
@@ -49,9 +61,13 @@ def expected_trial_s(params: Params) -> float:
 
 
 def seconds_left(params: Params, left: list[PlannedTrial], engine_start_s: float, current: object) -> float:
-    """About how long the trials that are left will take, engine starts included."""
-    starts, key = 0, current
+    """About how long the trials that are left will take, engine starts included.
+
+    `current`: (round, key) of the engines that are up.
+    """
+    starts = 0
     for trial in left:
-        starts += trial.placement.engine_key() != key
-        key = trial.placement.engine_key()
+        mine = (trial.round, trial.placement.engine_key())
+        starts += mine != current
+        current = mine
     return len(left) * expected_trial_s(params) + starts * engine_start_s

@@ -21,7 +21,7 @@ import yaml
 
 from colo_lib.capture.manifest import now_utc, write_json
 from colo_lib.errors import InputError
-from colo_lib.params import Params, check
+from colo_lib.params import Params, check, check_recorded
 from colo_lib.paths import CELL, SWEEP, cell_folder, cell_runs, check_run_id
 from colo_lib.schema import SCHEMA_VERSION
 from colo_lib.sweep.grid import Axis, GridCell
@@ -70,7 +70,7 @@ def read_plan(folder: Path) -> tuple[Params, list[GridCell]]:
     try:
         plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         cells = [GridCell(str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
-        return check(plan["params"], str(file)), cells
+        return check_recorded(plan["params"], str(file)), cells
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
 

@@ -125,6 +125,7 @@ def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:
     plan = plan_joint([(name, cell.params) for name, cell in cells.items()])
     keeper = EngineKeeper(runtime, next(iter(cells.values())).run / "logs")
     try:
+        up = None
         for number, trial in enumerate(plan, 1):
             mine = [cells[name] for name in trial.cells]
             missing = [cell for cell in mine if cell.lacks(trial)]
@@ -133,7 +134,9 @@ def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:
             have = next((cell for cell in mine if not cell.lacks(trial)), None)
             failure = None
             if have is None:
-                have = missing[0]
+                if up not in (None, trial.round):
+                    keeper.stop()  # engines of an earlier round would be no fresh start
+                up, have = trial.round, missing[0]
                 failure = _one_trial(have, trial, sharing(plan, trial), keeper, say)
             for cell in missing:
                 if failure:

@@ -8,16 +8,17 @@ the cells' kept fractions are then taken against one baseline, block by block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from colo_lib.launch.identity import LIMITED, EngineIdentity, identity_of
 from colo_lib.launch.pacing import shares
 from colo_lib.launch.placement import Placement, place
 from colo_lib.params import Params
+from colo_lib.run.plan import rounds_of
 
 # Say where results go, what is read, captured, judged or planned: no trial depends on them.
 NEVER = (
-    "run_name", "runs_dir", "run", "sweep", "sweeps_dir", "block", "blocks", "interleave", "steps", "exports",
+    "run_name", "runs_dir", "run", "sweep", "sweeps_dir", "block", "blocks", "starts", "steps", "exports",
     "exports_alone", "trace_step", "trace_gen", "trace_embed", "trace_window", "capture_s", "capture_steps",
     "capture_graph_trace", "capacity_devices", "capacity_tokens_per_s", "capacity_sequences_per_s", "min_gen_kept",
     "max_gap_growth", "min_embed_kept", "min_overlap", "min_profiled_ratio", "cell_timeout_s",
@@ -30,19 +31,24 @@ EMBED_LOAD = ("embed_batch_size", "embed_sequence_tokens")
 
 @dataclass(frozen=True)
 class JointTrial:
-    """One trial to measure, with the parameters of the first of the `cells` that it counts for."""
+    """One trial to measure, with the parameters of the first of the `cells` that it counts for.
+
+    Trials of different rounds never run on the same start of the engines.
+    """
 
     params: Params
     placement: Placement
     block: int
     cells: tuple[str, ...]
+    round: int = 1
 
 
 def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
     """Every trial of a joint sweep in the order in which it is measured.
 
-    Blocks run in alternating order within a set of engines (1 2 3 | 3 2 1 | …); sets with the same gen stand together.
-    `interleave: all` of the first cell puts every set into every block. Raises InputError as `place` does.
+    The blocks are spread over `starts` rounds of the first cell, in each of which every set of engines is started once
+    (`run.plan.plan_trials`); sets with the same gen stand together, and every second round runs them backwards. Blocks
+    run in alternating order within a set. Raises InputError as `place` does.
     """
     found: dict[tuple[object, ...], JointTrial] = {}
     for name, params in cells:
@@ -55,9 +61,13 @@ def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
                 found[key] = JointTrial(before.params if before else params, placement, block, own)
     groups = _by_engines(list(found.values()))
     blocks = sorted({trial.block for trial in found.values()})
-    if cells and cells[0][1].interleave == "all":
-        return [one for block in blocks for group in groups for one in _in_block(group, block)]
-    return [one for group in groups for block in blocks for one in _in_block(group, block)]
+    return [
+        replace(one, round=number)
+        for number, own_blocks in enumerate(rounds_of(blocks, cells[0][1].starts if cells else 1), 1)
+        for group in (groups if number % 2 else groups[::-1])
+        for block in own_blocks
+        for one in _in_block(group, block)
+    ]
 
 
 def what_matters(params: Params, placement: Placement) -> dict[str, object]:

@@ -82,8 +82,8 @@ def test_too_few_gpus_and_broken_bounds_are_told() -> None:
 def units_of(plan: Plan, power: bool = False) -> list[Unit]:
     counted = planted_measures(plan)
     counted = counted.assign(trial=counted["block"], **({WATTS: 400.0} if power else {}))
-    kept = kept_fractions(block_ratios(counted), 1)
-    return capacity.units(counted, kept, NO_BOUNDS, 1000.0, 1)
+    kept = kept_fractions(block_ratios(counted))
+    return capacity.units(counted, kept, NO_BOUNDS, 1000.0)
 
 
 def test_config_b_is_a_prediction_until_two_gpus_were_measured() -> None:

@@ -40,7 +40,7 @@ def measured(run: Run) -> Measured:
 def test_planted_rates_come_out(measured: Measured) -> None:
     alone = measured.counted[measured.counted["step"] == "step1"]["gen_tokens_per_s"]
     assert alone.mean() == pytest.approx(PLAN.gen_tokens_per_s, rel=0.02)
-    kept = kept_fractions(block_ratios(measured.counted), 1).set_index(["step", "quantity"])
+    kept = kept_fractions(block_ratios(measured.counted)).set_index(["step", "quantity"])
     assert kept.loc[("step2", "gen"), "mean"] == pytest.approx(0.80, abs=0.03)
     assert kept.loc[("configB", "embed"), "mean"] == pytest.approx(0.62, abs=0.03)
 
@@ -76,9 +76,9 @@ def test_a_recorded_rate_that_its_rows_do_not_give_is_told(measured: Measured) -
 
 
 def test_the_table_of_steps_has_the_rows_of_the_experiment(measured: Measured, run: Run) -> None:
-    kept = kept_fractions(block_ratios(measured.counted), 1)
+    kept = kept_fractions(block_ratios(measured.counted))
     means = telemetry.summary(telemetry.series(run.trials, run.frame))
-    table = steps_table.steps_table(measured.trials, kept, latency.by_step(measured.samples), means, 1)
+    table = steps_table.steps_table(measured.trials, kept, latency.by_step(measured.samples), means)
     cells = table.set_index(["row", "step"])["text"]
     assert cells["Trials that count / all", "step2"] == "2 / 3"
     assert cells["Mechanism", "step3"] == "cpu-alternating"
@@ -115,7 +115,7 @@ def test_a_failed_trial_without_frames_is_passed_over(run: Run) -> None:
 
 def test_the_headline_counts_its_clauses_and_carries_its_interval() -> None:
     counted = planted_measures(Plan(blocks=5, noise=0.005))
-    kept = kept_fractions(block_ratios(counted), 1)
+    kept = kept_fractions(block_ratios(counted))
     told = findings.headline(judge(counted, Params(), True), findings.pays(kept))
     assert "does not hold" in told
     assert "Its 6 clauses" in told

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from colo_lib.analyse.estimate import estimate
-from colo_lib.analyse.kept import block_ratios, kept_fractions, null_check, paired
-from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, judge
+from colo_lib.analyse.estimate import Estimate, estimate
+from colo_lib.analyse.findings import pays
+from colo_lib.analyse.kept import block_ratios, kept_fractions, null_check, paired, ratio
+from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Clause, decide, judge
 from colo_lib.params import Params
 from tests.run_folders import Plan, planted_measures
 
@@ -17,12 +18,11 @@ SEEDS = 120
 GOOD = Plan(blocks=5, noise=0.005, gen_kept={"step1": 1.0, "step2": 0.99, "step3": 0.6, "configA": 1, "configB": 1.2})
 
 
-def gen_estimates(plan: Plan, seeds: int = SEEDS) -> list:
-    made = []
-    for seed in range(seeds):
-        counted = planted_measures(dataclasses.replace(plan, seed=seed))
-        made.append(estimate(paired(counted, "step2", "step1", "gen_tokens_per_s").to_numpy(), seed))
-    return made
+def gen_estimates(plan: Plan, seeds: int = SEEDS) -> list[Estimate]:
+    return [
+        ratio(planted_measures(dataclasses.replace(plan, seed=seed)), "step2", "step1", "gen_tokens_per_s")
+        for seed in range(seeds)
+    ]
 
 
 def kept_plan(kept: float, **changes: object) -> Plan:
@@ -38,13 +38,81 @@ def test_intervals_cover_the_planted_fraction(blocks: int) -> None:
 @pytest.mark.parametrize("blocks", [3, 5, 8])
 def test_intervals_of_kept_fractions_and_aggregate_cover_at_their_nominal_rate(blocks: int) -> None:
     rng, hits, runs = np.random.default_rng(blocks), {"gen": 0, "aggregate": 0}, 400
-    for seed in range(runs):
+    for _ in range(runs):
         noise = np.exp(rng.normal(0, 0.03, (4, blocks)))
         gen, embed = 0.8 * noise[0] / noise[1], 0.7 * noise[2] / noise[3]
         for name, values, truth in (("gen", gen, 0.8), ("aggregate", gen + embed, 1.5)):
-            made = estimate(values, seed)
+            made = estimate(values, range(blocks))
             hits[name] += made.low <= truth <= made.high
     assert all(0.925 <= count / runs <= 0.985 for count in hits.values()), hits
+
+
+@pytest.mark.parametrize(("blocks", "starts"), [(6, 3), (10, 5), (3, 3), (8, 8), (7, 3)])
+def test_intervals_cover_where_starts_differ_as_much_as_trials_do(blocks: int, starts: int) -> None:
+    # A start's effect as large as a trial's noise; taken for independent, 10 blocks would cover half of the time.
+    plan = kept_plan(0.8, blocks=blocks, starts=starts, noise=0.02, start_noise=0.02)
+    made = gen_estimates(plan, seeds=500)
+    assert {item.starts for item in made} == {starts}
+    assert 0.925 <= np.mean([item.low <= 0.8 <= item.high for item in made]) <= 0.98
+
+
+def test_one_start_tells_of_itself_alone_and_settles_nothing() -> None:
+    counted = planted_measures(kept_plan(0.3, blocks=6, starts=1, noise=0.001))
+    found = ratio(counted, "step2", "step1", "gen_tokens_per_s")
+    assert (found.starts, found.across_starts) == (1, False)
+    assert found.high < 0.31, "it has an interval, for what these engines did"
+    verdict = judge(counted, Params(), stand_in=True)
+    assert verdict.status == OPEN
+    assert "needs 3 starts" in verdict.missing[0]
+    assert list(pays(kept_fractions(block_ratios(counted)))["answer"].unique()) == ["not settled"]
+
+
+def test_engines_told_by_nothing_count_as_one_start() -> None:
+    counted = planted_measures(GOOD).assign(gen_start="", embed_start="")
+    assert ratio(counted, "step2", "step1", "gen_tokens_per_s").starts == 1
+
+
+def test_blocks_that_share_a_start_of_either_step_are_one_repetition() -> None:
+    counted = planted_measures(dataclasses.replace(GOOD, blocks=6))
+    # Step 1 was started for blocks 1-2, 3-4, 5-6, step 2 for 1, 2-3, 4-5, 6: one chain, so no independent repetition.
+    first, second = {1: "a", 2: "a", 3: "b", 4: "b", 5: "c", 6: "c"}, {1: "p", 2: "q", 3: "q", 4: "r", 5: "r", 6: "s"}
+    chained = counted.assign(
+        gen_start=[
+            {"step1": first, "step2": second}.get(step, {}).get(block, f"{step}-{block}")
+            for step, block in zip(counted["step"], counted["block"], strict=True)
+        ]
+    )
+    assert ratio(chained, "step2", "step1", "gen_tokens_per_s").starts == 1
+    assert ratio(chained, "step2", "step3", "gen_tokens_per_s").starts == 4
+
+
+def test_spreads_of_starts_and_blocks_are_told_apart() -> None:
+    plan = kept_plan(0.8, blocks=60, starts=20, noise=0.01, start_noise=0.03)
+    made = gen_estimates(plan, seeds=60)
+    # The ratio of two steps, each with its own effects.
+    assert np.mean([item.between for item in made]) == pytest.approx(0.03 * np.sqrt(2), rel=0.1)
+    assert np.mean([item.within for item in made]) == pytest.approx(0.01 * np.sqrt(2), rel=0.1)
+
+
+def test_two_blocks_give_no_interval_and_ratios_stay_positive() -> None:
+    assert np.isnan(estimate([0.3, 0.9], ["a", "b"]).low)
+    found = estimate([0.3, 0.9, 0.2], ["a", "b", "c"])
+    assert found.low > 0, "a ratio is positive: its interval is made of logarithms"
+    assert found.mean == pytest.approx((0.3 * 0.9 * 0.2) ** (1 / 3))
+
+
+def test_a_workload_at_zero_is_an_estimate_like_another() -> None:
+    found = estimate([0.0, 0.1, 0.0], ["a", "b", "c"])
+    assert (found.mean, found.low) == (pytest.approx(0.1 / 3), 0.0)
+    assert found.doubt(0.2, False) < 0.05 < found.doubt(0.2, True)
+
+
+def test_five_clauses_at_their_bounds_are_seldom_judged_falsely() -> None:
+    rng, wrong, runs = np.random.default_rng(5), 0, 1000
+    for _ in range(runs):
+        asked = [Clause("", estimate(np.exp(rng.normal(0, 0.02, 5)), range(5)), 1.0, True) for _ in range(5)]
+        wrong += any(status != OPEN for status in decide(asked))
+    assert wrong / runs <= 0.07, "each by itself would be wrong in 23 %"
 
 
 def test_a_loss_of_five_percent_is_seen_and_no_loss_is_not() -> None:
@@ -104,12 +172,12 @@ def test_kernel_intervals_alone_prove_no_overlap() -> None:
 
 def test_one_block_gives_no_interval_and_no_verdict() -> None:
     counted = planted_measures(kept_plan(0.3, blocks=1))
-    kept = kept_fractions(block_ratios(counted), 1)
+    kept = kept_fractions(block_ratios(counted))
     assert kept[["low", "high"]].isna().all().all()
     assert "no interval" in kept["method"].iloc[0]
     verdict = judge(counted, Params(), stand_in=True)
     assert verdict.status == OPEN
-    assert "one block only" in verdict.missing[0]
+    assert "one start of the engines" in verdict.missing[0]
 
 
 def test_no_trials_at_all_is_inconclusive_and_names_what_is_missing() -> None:
@@ -136,7 +204,7 @@ def test_pairs_are_made_within_a_block_and_a_lost_trial_drops_its_block() -> Non
 def test_the_aggregate_counts_dedicated_devices_as_one_each() -> None:
     plan = dataclasses.replace(GOOD, noise=0.0, gen_kept={"step1": 1, "step2": 0.8, "configA": 1, "configB": 1.4},
                                embed_kept={"step2": 0.7, "step4": 1, "configA": 1, "configB": 0.9})  # fmt: skip
-    kept = kept_fractions(block_ratios(planted_measures(plan)), 1).set_index(["step", "quantity"])["mean"]
+    kept = kept_fractions(block_ratios(planted_measures(plan))).set_index(["step", "quantity"])["mean"]
     assert kept["step2", "aggregate"] == pytest.approx(1.5)
     assert kept["step2", "aggregate_per_device"] == pytest.approx(1.5), "two cores stand in for one device"
     assert kept["configA", "aggregate_per_device"] == pytest.approx(1.0)

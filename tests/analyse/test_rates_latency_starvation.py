@@ -26,9 +26,9 @@ def gen_frame(times_ms: list[float], requests: list[int] | None = None) -> pd.Da
 
 
 def test_the_window_is_half_open() -> None:
-    assert throughput.token_rate(gen_frame([0, 500, 999, 1000]), 0, 1000 * MS) == (3, 3.0)
+    assert throughput.token_rate(gen_frame([0, 500, 999, 1000]), None, 0, 1000 * MS) == (3, pytest.approx(4.0))
     with pytest.raises(ValueError, match="empty window"):
-        throughput.token_rate(gen_frame([0]), 5, 5)
+        throughput.token_rate(gen_frame([0]), None, 5, 5)
 
 
 def test_a_batch_that_the_window_cuts_counts_by_its_part() -> None:
@@ -60,12 +60,42 @@ def test_windows_share_batches_out_without_rest(parts: list[tuple[int, int, int]
         assert abs(share - ended) <= sizes.max() + 1e-9, "off by more than the batch that an edge cuts"
 
 
+def test_a_token_that_the_window_cuts_counts_by_its_part() -> None:
+    # Two requests in step, 400 ms a token; submitted at 0, the window begins and ends in the middle of a step.
+    gen = gen_frame([400, 400, 800, 800, 1200, 1200, 1600, 1600], [0, 1] * 4)
+    requests = pd.DataFrame({"request_id": [0, 1], "submitted_ns": [0, 0]})
+    tokens, rate = throughput.token_rate(gen, requests, 200 * MS, 1300 * MS)
+    assert (tokens, rate) == (6, pytest.approx(2 / 0.4)), "6 whole tokens would be 5.45 a second"
+
+
+def test_equal_counts_of_tokens_are_not_equal_rates() -> None:
+    slow, fast = (gen_frame([100 + step * gap for step in range(12)]) for gap in (98.0, 99.5))
+    (first, slow_rate), (second, fast_rate) = (
+        throughput.token_rate(one, None, 100 * MS, 1100 * MS) for one in (slow, fast)
+    )
+    assert first == second == 11
+    assert slow_rate / fast_rate == pytest.approx(99.5 / 98.0, rel=0.01)
+
+
+@given(TIMES.filter(len), st.lists(st.integers(0, 20_000), max_size=6), st.integers(0, 9))
+def test_windows_share_tokens_out_without_rest(times: list[int], cuts: list[int], requests: int) -> None:
+    ordered = sorted(times)
+    gen = gen_frame([float(time) for time in ordered], [place % (requests + 1) for place in range(len(ordered))])
+    edges = [0, *sorted(cuts), 30_000]
+    rates = [
+        throughput.token_rate(gen, None, a * MS, b * MS)[1] * (b - a) / 1000
+        for a, b in itertools.pairwise(edges)
+        if b > a
+    ]
+    assert sum(rates) == pytest.approx(len(ordered))
+
+
 @given(TIMES, WINDOWS, st.integers(0, 10_000))
 def test_windows_that_meet_add_up(times: list[int], window: tuple[int, int], more: int) -> None:
     gen, (start, end) = gen_frame([float(time) for time in times]), window
-    first = throughput.token_rate(gen, start * MS, end * MS)[0]
-    second = throughput.token_rate(gen, end * MS, (end + 1 + more) * MS)[0]
-    assert first + second == throughput.token_rate(gen, start * MS, (end + 1 + more) * MS)[0]
+    first = throughput.token_rate(gen, None, start * MS, end * MS)[0]
+    second = throughput.token_rate(gen, None, end * MS, (end + 1 + more) * MS)[0]
+    assert first + second == throughput.token_rate(gen, None, start * MS, (end + 1 + more) * MS)[0]
 
 
 @given(TIMES, WINDOWS)

@@ -17,10 +17,10 @@ from colo_lib.parse.sweep import open_sweep
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SweepMeasures]:
     root = tmp_path_factory.mktemp("sweeps")
-    blocks = {"threads": 3, "batch-more": 5, "eager": 3, "memory": 2, "prefill": 1}
+    blocks = {"threads": 5, "batch-more": 5, "eager": 3, "memory": 2, "prefill": 1}
     opened = {name: open_sweep(write_sweep(root, name, blocks=count)) for name, count in blocks.items()}
     assert all(sweep.simulated for sweep in opened.values())
-    return {name: collect(sweep.cells, sweep.names, 1) for name, sweep in opened.items()}
+    return {name: collect(sweep.cells, sweep.names) for name, sweep in opened.items()}
 
 
 def test_planted_kept_fractions_come_out(measured: dict[str, SweepMeasures]) -> None:

@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict:
         "run": run,
         "measured": measured,
         "ratios": ratios,
-        "kept": kept.kept_fractions(ratios, 1),
+        "kept": kept.kept_fractions(ratios),
         "bounds": findings.against_bounds(measured.counted, run.params),
         "telemetry": telemetry.series(run.trials, run.frame),
     }

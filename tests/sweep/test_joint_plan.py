@@ -17,7 +17,8 @@ from tests.conftest import MODELS
 
 GPU: dict[str, Any] = {
     "gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "gen_python": "/bin/true",
-    "device": "cuda", "devices": "0,1", "steps": "step1,step2,step4,mps-alone", "blocks": 3, "gen_max_num_seqs": 64,
+    "device": "cuda", "devices": "0,1", "steps": "step1,step2,step4,mps-alone", "blocks": 3, "starts": 1,
+    "gen_max_num_seqs": 64,
 }  # fmt: skip
 
 
@@ -84,11 +85,14 @@ def test_blocks_alternate_and_every_trial_of_every_cell_is_planned_once() -> Non
     assert by_block[1] == by_block[2][::-1] == by_block[3]
 
 
-def test_interleave_all_measures_every_cell_in_every_block() -> None:
-    varied = [(name, check(params.model_dump() | {"interleave": "all"}, "test"))
+def test_every_round_starts_the_engines_anew_and_measures_every_cell() -> None:
+    varied = [(name, check(params.model_dump() | {"starts": 3}, "test"))
               for name, params in cells(gen_concurrency=[1, 2])]  # fmt: skip
-    blocks = [trial.block for trial in plan_joint(varied)]
-    assert blocks == sorted(blocks)
+    plan = plan_joint(varied)
+    assert [(trial.block, trial.round) for trial in plan] == sorted((trial.block, trial.round) for trial in plan)
+    assert {(trial.block, trial.round) for trial in plan} == {(1, 1), (2, 2), (3, 3)}
+    first, second = ([one.placement.mechanism for one in plan if one.round == number] for number in (1, 2))
+    assert first[0] == second[-1] != first[-1] == second[0], "every second round runs backwards"
 
 
 def test_who_shares_a_server_is_found_over_all_cells() -> None:
