@@ -11,6 +11,7 @@ from colo_lib.errors import ColoError
 
 COMMANDS = {
     "run": "carry out the steps of a params file and write the report",
+    "plan": "tell how many starts and blocks would settle each clause of the verdict",
     "sweep": "repeat a run over a grid of values",
     "report": "render a run folder as one HTML page",
     "list": "list the runs of this checkout",

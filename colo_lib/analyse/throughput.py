@@ -22,8 +22,8 @@ def token_rate(gen: pd.DataFrame, requests: pd.DataFrame | None, start_ns: int, 
     tokens = int(inside(gen["arrival_ns"], start_ns, end_ns).sum())
     known = requests if requests is not None else pd.DataFrame({"request_id": [], "submitted_ns": []})
     submitted = dict(zip(known["request_id"].astype(int), known["submitted_ns"].astype(int), strict=True))
-    columns = (gen[name].to_numpy() for name in ("request_id", "arrival_ns"))
-    return tokens, tokens_inside(*columns, submitted, start_ns, end_ns) / _seconds(start_ns, end_ns)
+    of, arrival = (gen[name].to_numpy() for name in ("request_id", "arrival_ns"))
+    return tokens, tokens_inside(of, arrival, submitted, start_ns, end_ns) / _seconds(start_ns, end_ns)
 
 
 def sequence_rate(embed: pd.DataFrame, start_ns: int, end_ns: int) -> tuple[int, float]:

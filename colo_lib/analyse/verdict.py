@@ -41,6 +41,17 @@ def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mappin
     `overlap`: fraction_of_gen and basis ('residency' or 'kernel intervals') of step 2's capture, where there is one,
     and profiled_ratio where it is known: gen's rate while it was captured / its rate in the unprofiled trials.
     """
+    asked = clauses_asked(counted, params)
+    rows = [one.row(status) for one, status in zip(asked, decide(asked), strict=True)]
+    rows[1] = _enough_gaps(rows[1], counted)
+    rows.append(_overlap_clause(params, stand_in, overlap))
+    clauses = pd.DataFrame(rows, columns=COLUMNS)
+    missing = [f"{row.clause}: {row.missing}" for row in clauses.itertuples() if row.status == OPEN]
+    return Verdict(overall(list(clauses["status"])), clauses, missing)
+
+
+def clauses_asked(counted: pd.DataFrame, params: Params) -> list[Clause]:
+    """The clauses that trials alone can settle, with what was measured: gen's rate and gaps, embed's rate, step 3."""
     gen, embed = (ratio(counted, "step2", base, RATES[name]) for base, name in (("step1", "gen"), ("step4", "embed")))
     gap = ratio(counted, "step2", "step1", "gap_p99_ms")
     asked = [
@@ -54,12 +65,7 @@ def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mappin
         text = f"{workload} is slower in step 3 (taking turns) than in step 2 (both at once)"
         worse = ratio(counted, "step3", "step2", column)
         asked.append(Clause(text, worse, 1.0, False, need="steps 2 and 3 in the same block"))
-    rows = [one.row(status) for one, status in zip(asked, decide(asked), strict=True)]
-    rows[1] = _enough_gaps(rows[1], counted)
-    rows.append(_overlap_clause(params, stand_in, overlap))
-    clauses = pd.DataFrame(rows, columns=COLUMNS)
-    missing = [f"{row.clause}: {row.missing}" for row in clauses.itertuples() if row.status == OPEN]
-    return Verdict(overall(list(clauses["status"])), clauses, missing)
+    return asked
 
 
 def overall(statuses: list[str]) -> str:

@@ -22,7 +22,8 @@ def counted(rates: dict[str, float] = RATES, blocks: int = 4) -> pd.DataFrame:
         for block in range(1, blocks + 1):
             drift = 1 + 0.1 * block  # of the machine: paired by block it cancels
             rows.append({
-                "step": step, "block": block, "gen_start": f"{block}", "embed_start": f"{block}", "mechanism": "mps" if step not in ("configA", "tp2-alone") else "none",
+                "step": step, "block": block, "gen_start": f"{block}", "embed_start": f"{block}",
+                "mechanism": "mps" if step not in ("configA", "tp2-alone") else "none",
                 "gen_tokens_per_s": rate * drift, "embed_sequences_per_s": 50.0 * drift if shares else np.nan,
                 "gen_devices": ("0",) if step == "configA" else ("0", "1"),
                 "embed_devices": ("1",) if step in ("configA", "configB-one") else ("0", "1"), "status": "done",

@@ -64,7 +64,7 @@ def test_tokens_the_server_did_not_make_are_doubted(tmp_path: Path) -> None:
 def test_a_rate_that_still_drifts_is_doubted(tmp_path: Path) -> None:
     late = np.concatenate([np.arange(20) * SECOND // 4, 5 * SECOND + np.arange(80) * SECOND // 16])
     told = record(tmp_path, late, window(), max_drift_fraction=0.2)
-    assert told["drift_fraction"]["gen"] == pytest.approx(3.0)
+    assert told["drift_fraction"]["gen"] == pytest.approx(3.0, abs=0.3)
     assert told["status"] == "invalid"
     assert "drifted" in told["reason"]
 
