@@ -35,5 +35,5 @@ def write_frame(folder: Path, frame: str, columns: Mapping[str, Sequence[Any]]) 
             raise ValueError(f"frame {frame!r}: column {field.name!r} is missing")
         arrays.append(pa.array(columns.get(field.name, [None] * rows), type=field.type))
     file = frame_file(folder, frame)
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file, compression="zstd", write_page_checksum=True)
     return file

@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 RECORDED = REPOSITORY / "recorded"
 PARTIAL = ".partial"
+START = "start.json"
 MANIFEST = "manifest.json"
 TRIAL = "trial.json"
 SWEEP = "sweep.json"

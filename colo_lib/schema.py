@@ -6,6 +6,9 @@ the meaning of each frame are fixed in the README's section on the run folder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 SCHEMA_VERSION = 1
 
 # column -> Arrow type name; "?" after it: may be null
@@ -62,6 +65,32 @@ FRAMES = {
     "telemetry": TELEMETRY,
     "pacing": PACING,
 }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What holds in every frame of a kind beyond its columns' types; numbers are finite and not negative in all.
+
+    `ordered`: the column in whose order the rows stand. `rises`: columns that do not fall along a row, nulls aside.
+    `unique`: columns that together name a row. `words`: column -> what it may say.
+    """
+
+    ordered: str
+    rises: tuple[str, ...] = ()
+    unique: tuple[str, ...] = ()
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+ROWS = {
+    "gen": Rows("arrival_ns", unique=("request_id", "sequence_number")),
+    "requests": Rows("submitted_ns", ("submitted_ns", "first_token_ns", "done_ns"), ("request_id",)),
+    "embed": Rows("done_ns", ("started_ns", "done_ns")),
+    "slices": Rows("start_ns", ("start_ns", "end_ns"), words={"workload": ("gen", "embed")}),
+    "telemetry": Rows("t_ns", unique=("t_ns", "scope", "name"), words={"scope": ("device", "workload")}),
+    "pacing": Rows("t_ns"),
+}
+# How far from its trial's window a row's times can be: warm-up and the longest wait for an engine, and much more.
+REACH_S = 86_400.0
 
 STEP_TITLES = {
     "step1": "gen alone",

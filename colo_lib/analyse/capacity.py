@@ -35,8 +35,10 @@ class Range:
     starts: float = LEAST_STARTS
 
     def times(self, other: Range) -> Range:
-        """Product of two independent positive ranges, by relative half-widths."""
+        """Product of two independent ranges that are not negative, by relative half-widths."""
         mean = self.mean * other.mean
+        if mean == 0:  # nothing to be relative to: the ends multiply
+            return Range(mean, 0.0, self.high * other.high)
         sides = [(self.mean - self.low) / self.mean, (other.mean - other.low) / other.mean]
         tops = [(self.high - self.mean) / self.mean, (other.high - other.mean) / other.mean]
         ends = (mean * max(0.0, 1 - math.hypot(*sides)), mean * (1 + math.hypot(*tops)))
@@ -262,17 +264,21 @@ def energy_costs(found: Sequence[Unit]) -> pd.DataFrame:
     """unit, j_per_token, j_per_sequence: energy of a unit / its work; a shared unit's is split by the costs alone.
 
     With P the unit's power and a, b the joules of a token and a sequence alone, both cost P / (gen a + embed b) times
-    as much as alone. Null where power was not sampled.
+    as much as alone. Null where power was not sampled, or nothing was done.
     """
     columns = ["unit", "j_per_token", "j_per_sequence"]
     if not found:
         return pd.DataFrame(columns=columns)
-    a, b = found[0].power_w / found[0].gen.mean, found[1].power_w / found[1].embed.mean
+    a, b = _per(found[0].power_w, found[0].gen.mean), _per(found[1].power_w, found[1].embed.mean)
     rows: list[tuple[str, float, float]] = [("gen alone", a, np.nan), ("embed alone", np.nan, b)]
     for unit in found[2:]:
-        factor = unit.power_w / (unit.gen.mean * a + unit.embed.mean * b)
+        factor = _per(unit.power_w, unit.gen.mean * a + unit.embed.mean * b)
         rows.append((unit.step, a * factor, b * factor))
     return pd.DataFrame(rows, columns=columns)
+
+
+def _per(value: float, work: float) -> float:
+    return value / work if work else np.nan
 
 
 def reachable(found: Sequence[Unit], gpus: int) -> pd.DataFrame:

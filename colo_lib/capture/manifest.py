@@ -11,10 +11,9 @@ from typing import Any
 
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
-from colo_lib.paths import CAPTURE, MANIFEST, PARTIAL, TRIAL, capture_folder
+from colo_lib.paths import CAPTURE, MANIFEST, PARTIAL, START, TRIAL, capture_folder
 from colo_lib.schema import SCHEMA_VERSION
 
-START = "start.json"
 LOCK = ".lock"
 
 
@@ -54,6 +53,12 @@ def capture_records(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def remove_half_written(folder: Path) -> None:
+    """Remove what `write_json` had begun when its process was killed."""
+    for left in folder.rglob("*.json.tmp"):
+        left.unlink()
+
+
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of the folder, the manifest aside, by relative path."""
     found = {}
@@ -75,6 +80,8 @@ def seal(folder: Path) -> Path:
     final = folder.with_name(folder.name.removesuffix(PARTIAL))
     if final.exists():
         raise InputError(f"{final} is there already: remove it, or give the run another name")
+    # Else the manifest would list its own beginning, which its end replaces.
+    remove_half_written(folder)
     records = trial_records(folder)
     for left in folder.glob(f"steps/*/*{PARTIAL}"):
         left.rename(left.with_name(left.name.replace(PARTIAL, ".interrupted")))

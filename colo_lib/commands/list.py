@@ -8,7 +8,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -41,11 +40,17 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def _finished(folder: Path) -> tuple[str, ...]:
     """A row about a finished run from its manifest alone: the files' checksums are for those who read them."""
+    from colo_lib.errors import InputError
+    from colo_lib.parse.json_file import checked, read_object
+    from colo_lib.parse.records import Manifest
+    from colo_lib.paths import MANIFEST
+
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        trials, machine = manifest["trials"], manifest["machine"]
-        done = sum(row["status"] == "done" for row in trials)
-        cells = (f"{done}/{len(trials)} count", str(machine["device_name"]), str(manifest["created_utc"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = checked(Manifest, read_object(file), file)
+    except InputError:
         return (folder.name, "unreadable", "-", "-", "-")
+    done = sum(row.status == "done" for row in manifest.trials)
+    device = manifest.machine.device_name or "not recorded"
+    cells = (f"{done}/{len(manifest.trials)} count", device, manifest.created_utc)
     return (folder.name, "finished", *("".join(char if char.isprintable() else "?" for char in cell) for cell in cells))

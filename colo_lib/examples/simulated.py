@@ -23,6 +23,7 @@ from colo_lib.examples.simulated_trial import telemetry_frame, workload_frames
 from colo_lib.params import Params
 
 S = 1_000_000_000
+RATE = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
 
 
 def order_of_trials(steps: list[str], blocks: int) -> list[tuple[str, int]]:
@@ -61,10 +62,14 @@ def planted_rates(plan: Plan) -> pd.DataFrame:
 def write_run(runs_dir: Path, plan: Plan) -> Path:
     """Write a finished, simulated run folder under `runs_dir`; gives its path."""
     folder = paths.run_folder(runs_dir, plan.run_id)
-    params = Params(blocks=plan.blocks, window_s=plan.window_s, warmup_s=plan.warmup_s, **dict(plan.params))
+    planted = planted_rates(plan)
+    # A step runs the workloads it runs: one of which half is planted is left out.
+    planted = planted[[bool(row[_rates_of(row["step"])].notna().all()) for _, row in planted.iterrows()]]
+    own = {"blocks": plan.blocks, "window_s": plan.window_s, "warmup_s": plan.warmup_s}
+    params = Params(**own | {"steps": ",".join(dict.fromkeys(planted["step"]))} | dict(plan.params))
     trials = []
     now_ns = 1_000 * S
-    for rates in planted_rates(plan).to_dict("records"):
+    for rates in planted.to_dict("records"):
         trials.append(_write_trial(folder, plan, params, rates, now_ns))
         now_ns += int((plan.warmup_s + plan.window_s + 1.0) * S)
     manifest = _manifest(plan, params, trials, now_ns)
@@ -78,6 +83,11 @@ def write_run(runs_dir: Path, plan: Plan) -> Path:
     }
     (folder / paths.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return folder
+
+
+def _rates_of(step: str) -> list[str]:
+    """Columns of the rates that a step has."""
+    return [rate for rate, base in zip(RATE.values(), schema.BASELINES[step], strict=True) if base]
 
 
 def _write_trial(folder: Path, plan: Plan, params: Params, rates: dict[str, Any], now_ns: int) -> dict[str, Any]:
@@ -100,7 +110,7 @@ def _write_trial(folder: Path, plan: Plan, params: Params, rates: dict[str, Any]
 def _write_frame(file: Path, name: str, frame: pd.DataFrame) -> None:
     fields = schema.FRAMES[name].items()
     arrow = pa.schema([pa.field(column, pa.type_for_alias(kind.rstrip("?"))) for column, kind in fields])
-    pq.write_table(pa.Table.from_pandas(frame, schema=arrow, preserve_index=False), file)
+    pq.write_table(pa.Table.from_pandas(frame, schema=arrow, preserve_index=False), file, write_page_checksum=True)
 
 
 def _record(
@@ -143,7 +153,7 @@ def _record(
             "embed": 0.4 if embed is not None else None,
             "free": 18.0,
         },
-        "telemetry_cost": {"cpu_fraction": 0.004, "samples": 70},
+        "telemetry_cost": {"cpu_fraction": 0.004, "samples": int(frames["telemetry"]["t_ns"].nunique())},
         "latency_clock": "client",
     }
 

@@ -14,7 +14,8 @@ from colo_lib.errors import InputError
 from colo_lib.params import STEPS
 from colo_lib.parse.export import read_launches
 from colo_lib.parse.exports import clock_shift, concatenated, read_exports
-from colo_lib.parse.json_file import read_object
+from colo_lib.parse.json_file import checked, read_object
+from colo_lib.parse.records import CaptureFacts
 from colo_lib.parse.visible_devices import on_their_gpus
 from colo_lib.traces import Capture, Launches
 
@@ -115,4 +116,8 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _capture_facts(file: Path) -> dict[str, Any]:
-    return read_object(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    facts = read_object(file)
+    checked(CaptureFacts, facts, file)
+    return facts

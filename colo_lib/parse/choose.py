@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from colo_lib import paths
-from colo_lib.params import Params
-from colo_lib.parse.json_file import read_object
+from colo_lib.errors import InputError
+from colo_lib.params import Params, check
+from colo_lib.parse.json_file import checked, read_object
+from colo_lib.parse.records import Manifest
 from colo_lib.parse.run_folder import Run, find_runs, newest_run, open_run
+
+# What two runs of one pair of models have in common.
+PAIR = ("gen_model", "embed_model", "weights", "gen_concurrency", "device")
 
 
 def choose_run(params: Params) -> Run:
@@ -51,20 +57,24 @@ def example_run() -> Run:
 def alike(params: Params, pair: Params, steps: tuple[str, ...]) -> Run | None:
     """A run that has `steps` and `pair`'s models and concurrency: of here, of a sweep, or a recorded one; or None.
 
-    The newest of the first of these places that has one.
+    The newest of the first of these places that has one; damaged ones are passed over.
     """
-    wanted = ("gen_model", "embed_model", "weights", "gen_concurrency", "device")
     for root in (paths.from_checkout(params.runs_dir), paths.from_checkout(params.sweeps_dir), paths.RECORDED):
         folders = [
             *find_runs(root),
             *(run for cell in sorted(Path(root).glob("*/cells/*/runs")) for run in find_runs(cell)),
         ]
         for folder in folders:
-            own = read_object(folder / paths.MANIFEST).get("params", {})
-            has = set(steps) <= set(str(own.get("steps", "")).split(","))
-            if has and all(own.get(name) == getattr(pair, name) for name in wanted):
-                return open_run(folder)
+            with suppress(InputError):
+                if _fits(folder, pair, steps):
+                    return open_run(folder)
     return None
+
+
+def _fits(folder: Path, pair: Params, steps: tuple[str, ...]) -> bool:
+    """Whether a run has `steps` and measures `pair`; raises InputError for one that is damaged."""
+    own = check(checked(Manifest, read_object(folder / paths.MANIFEST), folder).params, str(folder))
+    return set(steps) <= set(own.step_names()) and all(getattr(own, name) == getattr(pair, name) for name in PAIR)
 
 
 def _told(run: Run) -> Run:

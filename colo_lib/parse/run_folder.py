@@ -6,7 +6,6 @@ The layout stands in docs/run-folder.md, the frames' columns in colo_lib/schema.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,29 +13,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
 
 from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.params import RUN_ID, STEPS, Params, check_recorded
-from colo_lib.parse.json_file import read_object
+from colo_lib.parse.frame_file import read_frame
+from colo_lib.parse.json_file import checked, damaged, read_object
+from colo_lib.parse.records import CaptureFacts, ListedFile, ListedTrial, Manifest, Start, Trial
+from colo_lib.parse.trial_frames import check_frames
 from colo_lib.parse.trials import trials_frame
 from colo_lib.schema import FRAMES, SCHEMA_VERSION
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 # Reports of Nsight Systems: large, kept for its own window, never read here; who removes them loses no number.
 REMOVABLE = ".nsys-rep"
-MANIFEST_KEYS = {
-    "run_id": str,
-    "params": dict,
-    "machine": dict,
-    "models": dict,
-    "budget": list,
-    "trials": list,
-    "files": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -85,35 +75,11 @@ def open_run(folder: str | Path) -> Run:
     if root.name.endswith(paths.PARTIAL) or not (root / paths.MANIFEST).is_file():
         raise InputError(f"{root} is unfinished; colo run --resume {root} completes it")
     root = root.resolve()
-    manifest = _read_manifest(root / paths.MANIFEST)
-    _check_files(root, manifest["files"])
-    params = check_recorded(manifest["params"], f"params of {root.name}")
-    return Run(root, manifest, params, trials_frame(_trial_records(root, manifest)))
-
-
-def read_frame(file: Path, name: str) -> pd.DataFrame:
-    """A parquet file as a frame, checked against `schema.FRAMES[name]`; raises InputError naming what differs."""
-    try:
-        table = pq.read_table(file)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{file}: not a readable parquet file: {error}") from None
-    wanted, found = FRAMES[name], {field.name: _type_name(field.type) for field in table.schema}
-    problems = [f"column {column!r} is missing" for column in wanted if column not in found]
-    problems += [f"column {column!r} is not in the schema" for column in found if column not in wanted]
-    for column, kind in wanted.items():
-        if column in found and found[column] != kind.rstrip("?"):
-            problems.append(f"column {column!r} is {found[column]}, not {kind.rstrip('?')}")
-        elif column in found and not kind.endswith("?") and table[column].null_count:
-            problems.append(f"column {column!r} has {table[column].null_count} null values")
-    if problems:
-        raise InputError(f"{file}: " + "; ".join(problems))
-    # Times are exact ns: a nullable integer column must not become a float on its way.
-    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}.get)
-    return frame.astype({column: kind for column, kind in wanted.items() if kind in ("int32", "int64")})
-
-
-def _type_name(kind: pa.DataType) -> str:
-    return {"double": "float64", "large_string": "string"}.get(str(kind), str(kind))
+    loaded, manifest = _read_manifest(root / paths.MANIFEST)
+    _check_files(root, manifest.files)
+    _check_records(root, manifest.files)
+    params = check_recorded(manifest.params, f"params of {root.name}")
+    return Run(root, loaded, params, trials_frame(_trial_records(root, manifest, params)))
 
 
 def find_runs(runs_dir: str | Path) -> list[Path]:
@@ -122,9 +88,9 @@ def find_runs(runs_dir: str | Path) -> list[Path]:
     for folder in _folders(runs_dir):
         if (folder / paths.MANIFEST).is_file() and not folder.name.endswith(paths.PARTIAL):
             try:
-                manifest = json.loads((folder / paths.MANIFEST).read_text(encoding="utf-8"))
+                manifest = read_object(folder / paths.MANIFEST, MAX_MANIFEST_BYTES)
                 found.append((str(manifest.get("created_utc", "")), folder.name, folder))
-            except (OSError, ValueError, AttributeError):
+            except InputError:
                 found.append(("", folder.name, folder))
     return [folder for _, _, folder in sorted(found, reverse=True)]
 
@@ -152,32 +118,40 @@ def _folders(runs_dir: str | Path) -> list[Path]:
     return sorted(folder for folder in root.iterdir() if folder.is_dir() and name.fullmatch(folder.name))
 
 
-def _read_manifest(file: Path) -> dict[str, Any]:
-    manifest = read_object(file, MAX_MANIFEST_BYTES)
-    version = manifest.get("schema_version")
+def _read_manifest(file: Path) -> tuple[dict[str, Any], Manifest]:
+    """The manifest as it stands, for whoever shows it, and as it was checked."""
+    loaded = read_object(file, MAX_MANIFEST_BYTES)
+    version = loaded.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"{file}: schema version {version!r}, this workbook reads {SCHEMA_VERSION}")
-    for key, kind in MANIFEST_KEYS.items():
-        if not isinstance(manifest.get(key), kind):
-            raise InputError(f"{file}: {key!r} is missing or is not a {kind.__name__}")
-    paths.check_run_id(manifest["run_id"])
-    return manifest
+    return loaded, checked(Manifest, loaded, file)
 
 
-def _check_files(root: Path, files: Mapping[str, Any]) -> None:
+def _check_files(root: Path, files: Mapping[str, ListedFile]) -> None:
     for name, entry in files.items():
         plain = PurePosixPath(name)
         file = root / plain
-        if plain.is_absolute() or ".." in plain.parts or not file.resolve().is_relative_to(root):
-            raise InputError(f"{root.name}: the manifest names {name!r}, which is outside the run folder")
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
-            raise InputError(f"{root.name}: the manifest has no size and sha256 for {name}")
-        if not file.exists() and file.suffix == REMOVABLE:
-            continue
-        if not file.is_file():
-            raise InputError(f"{root.name}: {name} is missing, though the manifest lists it")
-        if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
-            raise InputError(f"{root.name}: {name} is not the file that was recorded (size or sha256 differs)")
+        try:
+            if plain.is_absolute() or ".." in plain.parts or not file.resolve().is_relative_to(root):
+                raise damaged(root, f"the manifest names {name!r}, which is outside the run folder")
+            if not file.exists() and file.suffix == REMOVABLE:
+                continue
+            if not file.is_file():
+                raise damaged(root, f"{name} is missing, though the manifest lists it")
+            if file.stat().st_size != entry.bytes or _sha256(file) != entry.sha256:
+                raise damaged(root, f"{name} is not the file that was recorded (size or sha256 differs)")
+        except (OSError, RuntimeError) as error:  # a name too long, links in a circle, no permission
+            raise damaged(root, f"{name[:80]} cannot be read: {error}") from None
+
+
+def _check_records(root: Path, files: Mapping[str, ListedFile]) -> None:
+    """Raises InputError for a start record or a capture's record of another shape; whoever reads them need not ask."""
+    if paths.START in files:
+        checked(Start, read_object(root / paths.START), root / paths.START)
+    for step in STEPS:
+        file = paths.capture_folder(root, step) / paths.CAPTURE
+        if file.relative_to(root).as_posix() in files:
+            checked(CaptureFacts, read_object(file), file)
 
 
 def _sha256(file: Path) -> str:
@@ -185,20 +159,38 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _trial_records(root: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    records = []
-    for row in manifest["trials"]:
-        step, trial = row.get("step"), row.get("trial")
-        if step not in STEPS or not isinstance(trial, int):
-            raise InputError(f"{root.name}: the manifest lists a trial of an unknown step: {step!r} {trial!r}")
-        file = paths.trial_folder(root, step, trial) / paths.TRIAL
-        listed = file.relative_to(root).as_posix() in manifest["files"]
-        if not listed and row.get("status") == "done":
-            raise InputError(
-                f"{root.name}: {step} trial {trial} counts as done but its {paths.TRIAL} is not in the manifest"
-            )
-        record = read_object(file) if listed else {}
-        # The stricter of the two words holds: what either of them rules out does not count.
-        status = row.get("status") if record.get("status", "done") == "done" else record["status"]
-        records.append({**record, **row, "status": status, "reason": row.get("reason") or record.get("reason")})
-    return records
+def planned_trials(params: Params, run_id: str) -> list[tuple[str, int]]:
+    """(step, trial) of every trial that a run with these parameters holds when it is finished.
+
+    What one notebook made by itself is named after its step and holds that step alone.
+    """
+    own = [step for step in params.step_names() if run_id.endswith(f"-{step.lower()}")]
+    blocks = [params.block] if params.block else range(1, params.blocks + 1)
+    return [(step, block) for step in own or params.step_names() for block in blocks]
+
+
+def _trial_records(root: Path, manifest: Manifest, params: Params) -> list[dict[str, Any]]:
+    """Every trial's record, checked with its frames; raises InputError for one that is planned and not there."""
+    listed = [(row.step, row.trial) for row in manifest.trials]
+    if len(set(listed)) < len(listed):
+        raise damaged(root, f"the manifest lists a trial twice: {max(listed, key=listed.count)}")
+    for step, trial in planned_trials(params, manifest.run_id):
+        if (step, trial) not in listed:
+            raise damaged(root, f"{step} trial {trial} is missing: its parameters plan it, its manifest has it not")
+    return [_trial_record(root, manifest, row) for row in manifest.trials]
+
+
+def _trial_record(root: Path, manifest: Manifest, row: ListedTrial) -> dict[str, Any]:
+    folder = paths.trial_folder(root, row.step, row.trial)
+    place = folder.relative_to(root).as_posix()
+    if f"{place}/{paths.TRIAL}" not in manifest.files:
+        raise damaged(root, f"{place}/{paths.TRIAL} is not in the manifest, though it lists the trial as {row.status}")
+    loaded = read_object(folder / paths.TRIAL)
+    record = checked(Trial, loaded, folder / paths.TRIAL)
+    if (record.step, record.trial) != (row.step, row.trial):
+        raise damaged(folder / paths.TRIAL, f"is the record of {record.step} trial {record.trial}")
+    check_frames(folder, record, [name for name in FRAMES if f"{place}/{name}.parquet" in manifest.files])
+    # The stricter of the two words holds: what either of them rules out does not count.
+    status = row.status if record.status == "done" else record.status
+    own = row.model_dump(exclude_unset=True)
+    return {**loaded, **own, "status": status, "reason": row.reason or record.reason}

@@ -10,7 +10,8 @@ from typing import Any
 from colo_lib import paths
 from colo_lib.errors import InputError
 from colo_lib.params import Params, check_recorded
-from colo_lib.parse.json_file import read_object
+from colo_lib.parse.json_file import checked, damaged, read_object
+from colo_lib.parse.records import Cell, SweepPlan
 from colo_lib.parse.run_folder import Run, find_runs, open_run
 from colo_lib.schema import SCHEMA_VERSION
 
@@ -80,12 +81,10 @@ def open_sweep(folder: str | Path) -> Sweep:
     plan = read_object(root / paths.SWEEP, MAX_PLAN_BYTES)
     if plan.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{root}: schema version {plan.get('schema_version')!r}, this workbook reads {SCHEMA_VERSION}")
-    try:
-        names = tuple(str(name) for axis in plan["over"] for name in axis["names"])
-        cells = [_open_cell(root, str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
-        return Sweep(root, str(plan["sweep_id"]), check_recorded(plan["params"], str(root)), names, cells)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{root / paths.SWEEP} is damaged: {error}") from None
+    found = checked(SweepPlan, plan, root / paths.SWEEP)
+    names = tuple(name for axis in found.over for name in axis.names)
+    cells = [_open_cell(root, row.cell, row.changes) for row in found.cells]
+    return Sweep(root, found.sweep_id, check_recorded(found.params, str(root)), names, cells)
 
 
 def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
@@ -103,9 +102,9 @@ def _open_cell(root: Path, name: str, changes: dict[str, Any]) -> SweepCell:
     folder = paths.cell_folder(root, name)
     if not (folder / paths.CELL).is_file():
         return SweepCell(name, changes, NOT_RUN, None, None)
-    record = read_object(folder / paths.CELL, MAX_PLAN_BYTES)
-    status, runs = str(record.get("status")), find_runs(paths.cell_runs(folder))
+    record = checked(Cell, read_object(folder / paths.CELL, MAX_PLAN_BYTES), folder / paths.CELL)
+    status, runs = record.status, find_runs(paths.cell_runs(folder))
     if status == "done" and not runs:
-        raise InputError(f"{root.name}: {name} counts as done but holds no finished run")
+        raise damaged(folder, "counts as done but holds no finished run")
     run = open_run(runs[0]) if status == "done" else None
-    return SweepCell(name, changes, status, record.get("reason"), run)
+    return SweepCell(name, changes, status, record.reason, run)

@@ -42,10 +42,6 @@ def begin(params: Params, suffix: str = "", say: Say = print) -> Path:
     # A notebook of the checkout makes its runs where `colo run` does.
     root = from_checkout(params.runs_dir) if Path.cwd() == NOTEBOOKS else params.runs_dir
     folder = partial_folder(root, name)
-    try:
-        (folder / "steps").mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"parameter 'runs_dir' = {params.runs_dir!r}: {folder} cannot be made: {error}") from None
     start = {
         "created_utc": now_utc(),
         "params": params.model_dump(),
@@ -54,17 +50,31 @@ def begin(params: Params, suffix: str = "", say: Say = print) -> Path:
         "budget": budget.record(),
         "notes": notes,
     }
-    write_json(folder / START, start)
+    # Under a name that is no run's until its start record is there: who is killed here leaves nothing to be resumed.
+    unborn = folder.with_name(f".{folder.name}")
+    try:
+        (unborn / "steps").mkdir(parents=True)
+        write_json(unborn / START, start)
+        unborn.rename(folder)
+    except OSError as error:
+        raise InputError(f"parameter 'runs_dir' = {params.runs_dir!r}: {folder} cannot be made: {error}") from None
     return folder
 
 
 def resume(told: str | Path, runs_dir: str | Path) -> tuple[Path, Params]:
-    """The folder and parameters of an unfinished run, by path or run id; raises InputError when there is none."""
+    """The folder and parameters of an unfinished run, by path or run id.
+
+    Raises InputError when there is none, or what it holds is damaged.
+    """
+    from colo_lib.parse.unfinished import check_unfinished
+
     text = str(told).rstrip("/")
     for candidate in (Path(text), Path(text + PARTIAL), Path(runs_dir) / text, Path(runs_dir) / (text + PARTIAL)):
-        if (candidate / MANIFEST).is_file():
+        # A manifest in a `.partial` folder: its launcher was killed before the folder got its name, and seals it again.
+        if (candidate / MANIFEST).is_file() and not candidate.name.endswith(PARTIAL):
             raise InputError(f"{candidate} is finished: there is nothing to resume; colo report {candidate}")
         if (candidate / START).is_file():
+            check_unfinished(candidate)
             return candidate, read_params(candidate)
     raise InputError(f"no unfinished run {text!r}: `colo list` shows what there is")
 

@@ -59,7 +59,8 @@ def record_step(params: Params, step: str) -> StepRecord:
         record_trials(params, step, folder)
         return read_step(folder, step)
     refuse_conflicts(params)
-    folder = begin(params, step.lower())
+    # The run holds this step alone, and its record says so.
+    folder = begin(params.model_copy(update={"steps": step}), step.lower())
     with held(folder):
         record_trials(params, step, folder)
         for sentence in record_captures(params, folder, [step], to_stderr):
