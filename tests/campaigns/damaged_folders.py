@@ -33,6 +33,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from colo_lib.paths import MANIFEST, NOTEBOOKS, PARTIAL, RECORDED, REPOSITORY, START
 from tests.campaigns.damage import DAMAGES, bytes_of_a_frame, mend_checksums
@@ -179,8 +180,9 @@ def cells(folder: Path) -> tuple[int, dict[str, Any]]:
     from colo_lib.report import make, parts
 
     shown: dict[str, Any] = {}
-    parts._publish = lambda _, part: shown.__setitem__(part["name"], {**part, "png": None})  # type: ignore[assignment]
+    publish = mock.patch.object(parts, "_publish", lambda _, part: shown.__setitem__(part["name"], part))
     try:
+        publish.start()
         for name in make.notebooks_of(open_run(folder)):
             source = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
             space: dict[str, Any] = {"__name__": "__main__"}
@@ -192,6 +194,8 @@ def cells(folder: Path) -> tuple[int, dict[str, Any]]:
     except ColoError as error:
         print(f"colo: {error}")
         return error.exit_code, shown
+    finally:
+        publish.stop()
     return 0, {name: part for name, part in shown.items() if part["kind"] in ("table", "text", "verdict")}
 
 
