@@ -72,23 +72,53 @@ class Rows:
     """What holds in every frame of a kind beyond its columns' types; numbers are finite and not negative in all.
 
     `ordered`: the column in whose order the rows stand. `rises`: columns that do not fall along a row, nulls aside.
-    `unique`: columns that together name a row. `words`: column -> what it may say.
+    `unique`: columns that together name a row. `words`: column -> what it may say. `least`, `most`: what no column
+    of a name, or of a unit at its end, is below or above.
     """
 
     ordered: str
     rises: tuple[str, ...] = ()
     unique: tuple[str, ...] = ()
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
 
 
 ROWS = {
     "gen": Rows("arrival_ns", unique=("request_id", "sequence_number")),
     "requests": Rows("submitted_ns", ("submitted_ns", "first_token_ns", "done_ns"), ("request_id",)),
-    "embed": Rows("done_ns", ("started_ns", "done_ns")),
+    "embed": Rows("done_ns", ("started_ns", "done_ns"), least={"sequences": 1, "tokens": 1}),
     "slices": Rows("start_ns", ("start_ns", "end_ns"), words={"workload": ("gen", "embed")}),
-    "telemetry": Rows("t_ns", unique=("t_ns", "scope", "name"), words={"scope": ("device", "workload")}),
-    "pacing": Rows("t_ns"),
+    "telemetry": Rows(
+        "t_ns",
+        unique=("t_ns", "scope", "name"),
+        words={"scope": ("device", "workload")},
+        # Far beyond any device: a slip in a unit is no sample. Fractions may pass 1 by a sampler's own grain.
+        most={
+            "_mhz": 1e5,
+            "_w": 1e5,
+            "_mj": 1e15,
+            "_c": 1e3,
+            "utilization": 1.5,
+            "_active": 1.5,
+            "_occupancy": 1.5,
+            "_gib": 1e6,
+            "_gib_s": 1e6,
+            "_cores": 1e5,
+            "processes": 1e6,
+        },
+    ),
+    "pacing": Rows("t_ns", most={"duty": 1.5}),
 }
+
+
+def limits(frame: str, column: str) -> tuple[float, float]:
+    """The least and the most that a number of a frame's column can be."""
+    rules = ROWS[frame]
+    least = max((value for end, value in rules.least.items() if column.endswith(end)), default=0.0)
+    return least, min((value for end, value in rules.most.items() if column.endswith(end)), default=2.0**63)
+
+
 # How far from its trial's window a row's times can be: warm-up and the longest wait for an engine, and much more.
 REACH_S = 86_400.0
 

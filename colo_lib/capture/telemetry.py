@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colo_lib.schema import TELEMETRY
+from colo_lib.schema import TELEMETRY, limits
 
 FIRST_SAMPLE_S = 30.0  # without persistence mode the driver is loaded by the first one who asks
 LEAST_SILENCE_S = 3.0
@@ -160,7 +160,14 @@ def checked(row: dict[str, Any]) -> dict[str, Any] | None:
         right = isinstance(value, wanted) or whole_for_float
         if isinstance(value, bool) or not (right or (value is None and kind.endswith("?"))):
             return None
+        if kind.endswith("?") and isinstance(value, int | float) and not within(value, *limits("telemetry", name)):
+            sample[name] = None  # a driver's slip is no sample, and takes no other with it
     return sample
+
+
+def within(value: float, least: float, most: float) -> bool:
+    """Whether a number lies between; one that is none does not."""
+    return least <= value <= most
 
 
 def convert(lines: Path, folder: Path) -> Telemetry:

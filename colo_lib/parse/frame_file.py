@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from colo_lib.parse.json_file import damaged
-from colo_lib.schema import FRAMES, REACH_S, ROWS
+from colo_lib.schema import FRAMES, REACH_S, ROWS, limits
 
 MOST_ROWS = 200_000_000
 
@@ -72,9 +72,10 @@ def _rows(frame: pd.DataFrame, name: str, window_ns: tuple[int, int] | None) -> 
             if any("\0" in text for text in set(values)):
                 problems.append(f"column {column!r} holds a NUL")
             continue
-        wrong = np.flatnonzero(~((values >= 0) & (values < np.inf)))
+        least, most = limits(name, column)
+        wrong = np.flatnonzero(~((values >= least) & (values <= most)))
         if len(wrong):
-            problems.append(f"column {column!r} holds {values[wrong[0]]}, which is below 0 or no number")
+            problems.append(f"column {column!r} holds {values[wrong[0]]}, which is not from {least:g} to {most:g}")
         elif column.endswith("_ns") and window_ns is not None and len(values):
             # Python's integers: a sum with a time near the largest would run over.
             ends, reach_ns = (int(values.min()), int(values.max())), int(REACH_S * 1e9)

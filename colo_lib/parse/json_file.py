@@ -29,6 +29,8 @@ def read_object(file: Path, most_bytes: int = MAX_BYTES) -> dict[str, Any]:
     Text that is no text (a NUL, half a surrogate pair) is refused here: it can be no name, no path, and not be shown.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("no file, but a folder, a pipe or the like")
         if file.stat().st_size > most_bytes:
             raise damaged(file, f"larger than {most_bytes} bytes, which no such file is")
         loaded = json.loads(file.read_text(encoding="utf-8"))

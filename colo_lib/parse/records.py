@@ -233,7 +233,7 @@ class SweepRow(Record):
 class SweepPlan(Record):
     """sweep.json."""
 
-    sweep_id: Annotated[str, Field(pattern=f"^{RUN_ID}$")]
+    sweep_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     created_utc: str = ""
     params: dict[str, Any]
     over: Annotated[list[SweepAxis], Field(min_length=1)]

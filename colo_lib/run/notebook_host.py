@@ -46,7 +46,8 @@ def execute(order: dict[str, Any]) -> str | None:
     except DeadKernelError:
         complaint = "the notebook's kernel died"
     except PapermillException as error:
-        complaint = getattr(error, "evalue", None) or str(error)
+        # A bare interrupt has no words of its own; papermill's are the whole traceback.
+        complaint = getattr(error, "evalue", None) or getattr(error, "ename", None) or str(error)
     except Exception as error:  # Papermill lets a full disk, a bad notebook and more through as they are.
         complaint = f"{type(error).__name__}: {error}"
     with contextlib.suppress(OSError, ValueError):

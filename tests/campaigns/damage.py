@@ -130,7 +130,9 @@ def rows_of_a_frame(run: Path, chance: random.Random) -> str:
     column = chance.choice(list(frame.columns))
     number = frame[column].dtype.kind in "if"
     how = chance.choice(["drop", "rename", "text", "null", "fewer", "none", "twice", "backwards", "extra", "strange"])
-    value: Any = chance.choice([-1, 2**62, 0]) if number else chance.choice(["x", "a\0b", ""])
+    # What a sensor might have said is no damage that anybody could see.
+    numbers = [-1, 2**62] if kind == "telemetry" else [-1, 2**62, 0]
+    value: Any = chance.choice(numbers) if number else chance.choice(["x", "a\0b", ""])
     if how == "drop":
         frame = frame.drop(columns=column)
     elif how == "rename":

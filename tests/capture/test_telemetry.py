@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from colo_lib.capture.sampler import next_due
 from colo_lib.capture.telemetry import Telemetry, convert, read_lines
 from colo_lib.launch.process import Child
 from colo_lib.launch.trial import device_doubts
+from colo_lib.parse.frame_file import read_frame
 from colo_lib.paths import REPOSITORY
 from tests.processes import wait_until
 
@@ -205,3 +207,14 @@ def test_a_late_sample_is_not_caught_up_on(period_s: float, took_periods: float)
     following_s = next_due(100.0, period_s, now_s)
     assert following_s - now_s >= period_s / 2 * (1 - 1e-6)
     assert following_s == 100.0 + period_s or took_periods >= 0.5 * (1 - 1e-6)
+
+
+def test_a_slip_of_the_driver_is_null_and_takes_no_other_value_with_it(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    row = {"t_ns": 5, "scope": "device", "name": "0", "power_w": 1e12, "temperature_c": -3.0, "sm_clock_mhz": 1980.0}
+    lines.write_text(json.dumps(row) + "\n")
+    convert(lines, tmp_path)
+    (read,) = read_frame(tmp_path / "telemetry.parquet", "telemetry").to_dict("records")
+    assert read["sm_clock_mhz"] == 1980.0
+    assert math.isnan(read["power_w"])
+    assert math.isnan(read["temperature_c"])

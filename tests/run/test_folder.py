@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from colo_lib.capture.manifest import checksums, seal, write_json
 from colo_lib.errors import InputError
 from colo_lib.params import Params, check
-from colo_lib.paths import MANIFEST, trial_folder
+from colo_lib.parse.run_folder import find_unfinished, open_run
+from colo_lib.paths import MANIFEST, START, trial_folder
 from colo_lib.run.folder import begin, counts, held, read_params, resume, trial_status
+from tests.run_folders import Plan, write_run
 
 
 def params(tmp_path: Path, **changes: object) -> Params:
@@ -82,6 +88,104 @@ def test_seal_lists_trials_in_the_order_they_ran(tmp_path: Path) -> None:
     assert "steps/step1/trial-1/trial.json" in manifest["files"]
     with pytest.raises(InputError, match="finished"):
         resume(final, tmp_path)
+
+
+class Killed(BaseException):
+    """In place of a SIGKILL: nothing that the code catches."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    """Die at the `moment`-th change of the file system: before it takes place, or right after it."""
+    left = [moment]
+
+    def dying(do: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*words: Any, **more: Any) -> Any:
+            if left[0] == 0:
+                raise Killed
+            done = do(*words, **more)
+            if left[0] == 1:
+                raise Killed
+            left[0] -= 2
+            return done
+
+        return step
+
+    for name in ("rename", "unlink"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+    monkeypatch.setattr(os, "fsync", dying(os.fsync))
+
+
+@pytest.mark.parametrize("moment", range(10))
+def test_a_run_that_was_killed_while_it_was_sealed_is_sealed_again(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write_run(tmp_path, Plan(blocks=1, window_s=1.0))
+    manifest = json.loads((whole / MANIFEST).read_text())
+    (whole / MANIFEST).unlink()
+    folder = whole.rename(whole.with_name(f"{whole.name}.partial"))
+    named = ("created_utc", "params", "machine", "models", "budget", "total_s")
+    write_json(folder / START, {name: manifest[name] for name in named})
+    (folder / "steps" / "step2" / "trial-2.partial").mkdir()
+    (folder / ".lock").touch()
+    with monkeypatch.context() as patched:
+        killed_at(patched, moment)
+        with contextlib.suppress(Killed):
+            seal(folder)
+    if folder.exists():
+        assert [one.name for one in find_unfinished(tmp_path)] == [folder.name]
+        assert resume(folder, tmp_path)[0] == folder
+        assert seal(folder) == whole
+    assert len(open_run(whole).trials) == 6
+
+
+def test_who_is_killed_while_a_run_begins_leaves_none(
+    tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        killed_at(patched, 0)
+        with pytest.raises(Killed):
+            begin(params(tmp_path))
+    assert find_unfinished(tmp_path / "runs") == []
+
+
+def harm(folder: Path, how: str) -> None:
+    """One damage of a trial of an unfinished run."""
+    trial = folder / "steps" / "step2" / "trial-1"
+    if how == "frame gone":
+        (trial / "gen.parquet").unlink()
+    elif how == "frame cut":
+        (trial / "embed.parquet").write_bytes((trial / "embed.parquet").read_bytes()[:200])
+    elif how == "record of another type":
+        (trial / "trial.json").write_text("[]")
+    elif how == "no status":
+        write_json(trial / "trial.json", {"step": "step2", "trial": 1})
+    elif how == "start of another type":
+        (folder / START).write_text("3")
+    else:
+        write_json(folder / START, {"params": [], "machine": 3})
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("frame gone", r"gen\.parquet: missing.*without the folder .*trial-1 the trial is measured again"),
+        ("frame cut", r"embed\.parquet: not a readable parquet"),
+        ("record of another type", r"trial\.json: holds no JSON object"),
+        ("no status", r"trial\.json: 'status'"),
+        ("start of another type", r"start\.json: holds no JSON object"),
+        ("fields of another type", r"start\.json: .*'params'"),
+    ],
+)
+def test_a_damaged_unfinished_run_is_not_taken_up(tmp_path: Path, how: str, told: str) -> None:
+    whole = write_run(tmp_path, Plan(blocks=1, window_s=1.0))
+    manifest = json.loads((whole / MANIFEST).read_text())
+    (whole / MANIFEST).unlink()
+    folder = whole.rename(whole.with_name(f"{whole.name}.partial"))
+    write_json(folder / START, {name: manifest[name] for name in ("params", "machine", "models", "budget")})
+    assert resume(folder, tmp_path)[0] == folder
+    harm(folder, how)
+    with pytest.raises(InputError, match=told):
+        resume(folder, tmp_path)
 
 
 def test_seal_never_overwrites_a_run(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_a_notebook_is_executed_with_its_parameters(host: NotebookHost, tmp_path
     ("cell", "told"),
     [
         ("raise ValueError('the cause')", "the cause"),
+        ("import os, time; os.kill(os.getpid(), 2); time.sleep(5)", "KeyboardInterrupt"),
         ("import os; os.kill(os.getpid(), 9)", "kernel died"),
         ("import time; time.sleep(60)", "cell_timeout_s"),
     ],
@@ -53,6 +54,7 @@ def test_failures_are_told(host: NotebookHost, tmp_path: Path, cell: str, told: 
     complaint = host.execute(name, tmp_path / "out.ipynb", check({"cell_timeout_s": 3.0}, "test"), 60.0)
     assert complaint is not None
     assert told in complaint
+    assert "Traceback" not in complaint
     # The host is fit for the next one.
     assert host.execute(notebook(tmp_path, "window_s = 1.0"), tmp_path / "next.ipynb", check({}, "test"), 60.0) is None
 
