@@ -6,6 +6,10 @@ class ColoError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: a notebook tells the sentence that a command tells."""
+        return [f"colo: {self}"]
+
 
 class InputError(ColoError):
     """Wrong input: the message names what is wrong and the remedy. Exit code 2."""

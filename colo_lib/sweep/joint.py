@@ -24,7 +24,7 @@ from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL, cell_folder, cell_runs, trial_folder
 from colo_lib.run.captures import record_captures
 from colo_lib.run.flow import note_seconds, trial_line
-from colo_lib.run.folder import begin, counts, held, trial_status
+from colo_lib.run.folder import begin, counts, held, resume, trial_status
 from colo_lib.run.keeper import EngineKeeper
 from colo_lib.sweep.cell import finished_run
 from colo_lib.sweep.flow import Order
@@ -110,12 +110,13 @@ def _capture(cells: dict[str, JointCell], say: Say) -> None:
 
 
 def _open_cell(order: Order) -> JointCell:
-    """The cell's unfinished run, taken up or begun."""
+    """The cell's unfinished run, taken up or begun; raises InputError for one that is damaged."""
     base, _ = read_plan(order.folder)
     params = cell_params(base, order.cell, order.folder)
     runs = cell_runs(cell_folder(order.folder, order.cell.name))
     unfinished = sorted(file.parent for file in runs.glob(f"*{PARTIAL}/{START}"))
-    return JointCell(order, params, unfinished[-1] if unfinished else begin(params, say=lambda _: None))
+    run = resume(unfinished[-1], runs)[0] if unfinished else begin(params, say=lambda _: None)
+    return JointCell(order, params, run)
 
 
 def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:

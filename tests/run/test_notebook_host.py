@@ -59,6 +59,17 @@ def test_failures_are_told(host: NotebookHost, tmp_path: Path, cell: str, told: 
     assert host.execute(notebook(tmp_path, "window_s = 1.0"), tmp_path / "next.ipynb", check({}, "test"), 60.0) is None
 
 
+def test_a_damaged_run_is_a_sentence_in_a_notebook_too(host: NotebookHost, tmp_path: Path) -> None:
+    cell = "from colo_lib.parse.run_folder import open_run; open_run('no-such-run')"
+    complaint = host.execute(
+        notebook(tmp_path, "window_s = 1.0", cell), tmp_path / "out.ipynb", check({}, "test"), 60.0
+    )
+    assert complaint == "no run folder no-such-run; `colo list` names the runs"
+    shown = [output for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells for output in cell.get("outputs", [])]
+    (error,) = [output for output in shown if output["output_type"] == "error"]
+    assert error["traceback"] == [f"colo: {complaint}"]
+
+
 def test_a_quiet_exit_looks_like_success_to_papermill_alone(host: NotebookHost, tmp_path: Path) -> None:
     """Why a step is done only when its own record says so: nothing is complained of here."""
     name = notebook(tmp_path, "window_s = 1.0", "get_ipython().system('false')", "never = 'recorded'")
