@@ -1,6 +1,7 @@
 """Make a capture fit to share: a new file with what the workbook reads, and nothing that tells whose machine it was.
 
-Tables are kept by name, everything else stays behind: an unknown table of a newer export is left out, not leaked.
+Tables, columns and texts are kept by name (`redact_columns`), everything else stays behind. The new file is made
+afresh: of the old one's schema (defaults, checks, views, triggers, indexes) and of its free pages nothing comes along.
 """
 
 from __future__ import annotations
@@ -8,24 +9,17 @@ from __future__ import annotations
 import re
 import sqlite3
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import InputError
 from colo_lib.parse import export_tables as schema
+from colo_lib.parse.redact_columns import KEPT, META, TEXTS, kept_columns, shared_value
+from colo_lib.parse.scrub import Scrubber
 from colo_lib.parse.sqlite_file import check_file, opened, tables_of
 
-KEPT = re.compile(
-    r"CUPTI_ACTIVITY_KIND_(KERNEL|GRAPH_TRACE|MEMCPY|MEMSET|RUNTIME)(_V\d+)?|GPU_CONTEXT_SWITCH_EVENTS|PROFILER_OVERHEAD"
-    r"|CUDA_GRAPH_EVENTS|TARGET_INFO_(GPU|CUDA_GPU|CUDA_DEVICE|CUDA_CONTEXT_INFO|CUDA_STREAM|SESSION_START_TIME)"
-    r"|ANALYSIS_DETAILS|PROCESSES|StringIds|META_DATA_EXPORT|ENUM_\w+"
-)
-BLANKED = {"uuid", "luid", "localtime", "utctime", "ctxswdevpath", "ctrldevpath", "callchainid"}  # lower case
-KEPT_META = re.compile(r"EXPORT_(PRODUCT|SCHEMA|PARAM_TIME|CONFIG_TIME)_\w+|EXPORT_PLATFORM|EXPORT_ARCH")
-PATH = re.compile(r"""(?:(?<=[\s"'=:,(])|^)(?:~|[A-Za-z]:)?(?:[/\\][\w.+@ -]+){2,}[/\\]?""")
 PIDS = {"globalpid", "globaltid"}
 TIMED = ("start", "timestamp")
-HIDDEN = "(removed)"
 ROWS = 20_000
 
 
@@ -36,11 +30,18 @@ class Redaction:
     lines: list[str] = field(default_factory=list)
 
 
-def redact(source: Path, target: Path, pids: set[int], window_s: tuple[float, float] | None = None) -> Redaction:
+def redact(
+    source: Path,
+    target: Path,
+    pids: set[int],
+    window_s: tuple[float, float] | None = None,
+    scrub: Scrubber | None = None,
+) -> Redaction:
     """Write a shareable copy of export `source` to `target`, which must not exist; gives what was left out.
 
     `pids`: processes whose rows are kept, by the pids of kernels and of context switches. `window_s`: keep this part
-    alone. Raises InputError for an input that cannot be read or an output that exists or cannot be written.
+    alone. `scrub`: what else is shared together with it, so that a GPU keeps its number. Raises InputError for an input
+    that cannot be read or an output that exists or cannot be written.
     """
     check_file(source)
     if target.exists():
@@ -51,7 +52,7 @@ def redact(source: Path, target: Path, pids: set[int], window_s: tuple[float, fl
         with opened(source) as old:
             new = sqlite3.connect(made)
             try:
-                told = _Copier(old, new, pids, window_s).copy()
+                told = _Copier(old, new, pids, window_s, scrub or Scrubber()).copy()
                 new.commit()
                 new.execute("VACUUM")
             finally:
@@ -70,40 +71,47 @@ class _Copier:
     new: sqlite3.Connection
     pids: set[int]
     window_s: tuple[float, float] | None
+    scrub: Scrubber
     strings: set[int] = field(default_factory=set)
-    secrets: set[str] = field(default_factory=set)
     launched: set[tuple[int, int]] = field(default_factory=set)  # (pid, correlation) of the activity that is kept
-    hidden: int = 0
 
     def copy(self) -> Redaction:
-        tables, told = tables_of(self.old), Redaction()
-        self.secrets = _secrets(self.old, tables)
+        tables, told, before = tables_of(self.old), Redaction(), self.scrub.counts.copy()
+        words = 0
+        self.scrub.secrets |= _secrets(self.old, tables)
         # Activity first: its launches are kept with it, and of the names only those that anything kept refers to.
         for table in sorted(tables, key=lambda name: (name == "StringIds", "RUNTIME" in name)):
             count = int(self.old.execute(f"SELECT count(*) FROM {_quoted(table)}").fetchone()[0])
-            if not KEPT.fullmatch(table):
-                told.lines.append(f"table {table}: {count:,} rows")
+            columns = kept_columns(table, tables[table]) if KEPT.fullmatch(table) else {}
+            if not columns:
+                if table.startswith("ENUM_"):
+                    words += 1
+                else:
+                    told.lines.append(f"table {table}: {count:,} rows")
                 continue
-            kept = self._table(table, tables[table])
+            kept = self._table(table, columns)
             if kept < count:
                 told.lines.append(f"{table}: {count - kept:,} of {count:,} rows (other processes, times or names)")
-            blanked = [column for column in tables[table] if column.lower() in BLANKED]
-            if blanked and kept:
-                told.lines.append(f"{table}: values of {', '.join(blanked)}")
-        if self.hidden:
-            told.lines.append(f"{self.hidden:,} names that held a path, a host or a user")
+            left = [column for column in tables[table] if column not in columns]
+            if left and kept:
+                told.lines.append(f"{table}: values of {', '.join(left)}")
+        if words:
+            told.lines.append(f"lists of words that nothing here reads: {words} tables ENUM_*")
+        told.lines += [f"{kind}: {count:,}" for kind, count in (self.scrub.counts - before).items()]
         return told
 
-    def _table(self, table: str, columns: tuple[str, ...]) -> int:
-        sql = self.old.execute("SELECT sql FROM sqlite_master WHERE type='table' AND name=?", (table,)).fetchone()[0]
-        self.new.execute(re.sub(r"/\*.*?\*/|--[^\n]*", "", str(sql), flags=re.DOTALL))
+    def _table(self, table: str, columns: dict[str, str]) -> int:
+        kinds = {name: "TEXT" if (table, name.lower()) in TEXTS else "INTEGER" for name in columns.values()}
+        key = {"id": " PRIMARY KEY"} if table == "StringIds" else {}
+        declared = ", ".join(f"{_quoted(name)} {kind}{key.get(name, '')}" for name, kind in kinds.items())
+        self.new.execute(f"CREATE TABLE {_quoted(table)} ({declared})")
         low = [column.lower() for column in columns]
         places = ", ".join("?" * len(columns))
-        cursor = self.old.execute(f"SELECT * FROM {_quoted(table)}")
+        cursor = self.old.execute(f"SELECT {', '.join(map(_quoted, columns))} FROM {_quoted(table)}")
         kept = 0
         while rows := cursor.fetchmany(ROWS):
             chosen = [self._row(table, low, row) for row in rows if self._keeps(table, low, row)]
-            self.new.executemany(f"INSERT INTO {_quoted(table)} VALUES ({places})", chosen)
+            self.new.executemany(f"INSERT OR REPLACE INTO {_quoted(table)} VALUES ({places})", chosen)
             kept += len(chosen)
         return kept
 
@@ -112,7 +120,7 @@ class _Copier:
         if table == "StringIds":
             return values.get("id") in self.strings
         if table == "META_DATA_EXPORT":
-            return bool(KEPT_META.fullmatch(str(values.get("name"))))
+            return values.get("name") in META
         for name in PIDS & set(columns):
             serial = values[name]
             if isinstance(serial, int) and (serial >> 24) & 0xFFFFFF not in self.pids:
@@ -142,19 +150,9 @@ class _Copier:
         return tuple(self._value(table, name, value) for name, value in zip(columns, row, strict=True))
 
     def _value(self, table: str, column: str, value: Any) -> Any:
-        if column in BLANKED:
-            return "" if isinstance(value, str) else 0 if column == "luid" else None
         if isinstance(value, int) and (column.endswith("name") or column == "nameid"):
             self.strings.add(value)
-        if not isinstance(value, str):
-            return value
-        if table == "PROCESSES":
-            value = PurePosixPath(value.split()[0]).name if value.split() else ""
-        shown = PATH.sub(HIDDEN, value)
-        for secret in self.secrets:
-            shown = shown.replace(secret, HIDDEN)
-        self.hidden += shown != value
-        return shown
+        return shared_value(self.scrub, table, column, value)
 
 
 def _secrets(connection: sqlite3.Connection, tables: schema.Tables) -> set[str]:
