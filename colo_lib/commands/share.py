@@ -1,6 +1,8 @@
-"""Make a finished run or a sweep fit to share: frames whole, captures cut to milliseconds, redacted; no logs, no paths.
+"""Make a finished run or a sweep fit to share: what is known to be harmless is copied, everything else is replaced.
 
-The copy is a run like any other: every reading notebook and `colo report` take it. Kernel and model names are kept.
+The frames are whole, captures are cut to milliseconds and redacted; logs, notebooks, paths, hosts, tokens and GPU UUIDs
+stay behind, and the command counts them. The copy is a run like any other: every reading notebook and `colo report`
+take it. The run's own name, names of kernels and of the models that come with the workbook are kept: docs/sharing.md.
 
 examples:
   colo share h200-20261124-101500 recorded
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Write the copy and list what was left out; 0 done, 2 for a run that cannot be read or is there already."""
+    from colo_lib.analyse.workloads import printable
     from colo_lib.errors import InputError
     from colo_lib.parse.choose import named_run
     from colo_lib.paths import SWEEP
@@ -39,6 +42,6 @@ def carry_out(options: argparse.Namespace) -> int:
     else:
         folder, told = share(named_run(options.run, options.runs_dir), options.parent, options.capture_ms)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}: {size / 2**20:.1f} MiB. Left out:")
-    print("\n".join(f"  {line}" for line in told))
+    print(f"{folder}: {size / 2**20:.1f} MiB. Left out or replaced:")
+    print("\n".join(f"  {printable(line)}" for line in told.words()) or "  nothing")
     return 0

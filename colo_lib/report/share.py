@@ -1,54 +1,107 @@
-"""A run or a sweep fit to share: frames whole, captures cut to a few milliseconds and redacted, no logs, no paths."""
+"""A run or a sweep fit to share: what is known to be harmless is copied, everything else is replaced and counted.
+
+Which fields are harmless stands in `share_fields`. The frames of the trials are whole, captures are cut to a few
+milliseconds and redacted; logs, executed notebooks and reports of Nsight Systems stay behind.
+"""
 
 from __future__ import annotations
 
-import json
+import getpass
+import re
 import shutil
+import socket
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from colo_lib.analyse.residency import host_pids
-from colo_lib.capture.manifest import START, seal, write_json
+from colo_lib.capture.manifest import START, checksums, write_json
 from colo_lib.errors import InputError
+from colo_lib.frames import arrow_schema, write_frame
+from colo_lib.params import STEPS
 from colo_lib.parse.captures import StepCapture, read_capture
 from colo_lib.parse.exports import clock_shift
-from colo_lib.parse.redact import HIDDEN, PATH, redact
-from colo_lib.parse.run_folder import open_run
+from colo_lib.parse.json_file import read_object
+from colo_lib.parse.redact import redact
+from colo_lib.parse.run_folder import Run, open_run
+from colo_lib.parse.scrub import FILES, KINDS, Scrubber
 from colo_lib.parse.sweep import NOT_RUN, open_sweep
-from colo_lib.paths import CAPTURE, CELL, MANIFEST, PARTIAL, SWEEP, TRIAL, cell_folder, cell_runs
+from colo_lib.paths import (
+    CAPTURE,
+    CELL,
+    MANIFEST,
+    PARTIAL,
+    SWEEP,
+    TRIAL,
+    capture_folder,
+    cell_folder,
+    cell_runs,
+    frame_file,
+    trial_folder,
+)
+from colo_lib.report import share_fields as fields
+from colo_lib.schema import FRAMES
 
 NS_PER_MS = 1_000_000
-# Of the start record: what names one machine and says nothing about the measurement.
-MACHINE_NAMES = ("boot_id", "git_dirty")
+WRITER = re.compile(r"parquet-cpp-arrow version [\d.]{1,16}")
 
 
-def share(run: Path, parent: Path, capture_ms: float) -> tuple[Path, list[str]]:
-    """Copy a finished run into `parent` under its own name; (the new folder, what was left out, a line each).
+@dataclass
+class Told:
+    """What a share left out: `counts` by kind, and a line for each thing left out of a capture."""
+
+    counts: Counter[str]
+    lines: list[str]
+
+    def words(self) -> list[str]:
+        """A line a kind that was met, then the captures' lines."""
+        return [f"{kind}: {self.counts[kind]:,}" for kind in KINDS if self.counts[kind]] + self.lines
+
+
+def share(run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = None) -> tuple[Path, Told]:
+    """Copy a finished run into `parent` under its own name; (the new folder, what was left out).
 
     Every trial stays as it was measured; of every capture the middle `capture_ms` are kept, with the window in its
-    record moved accordingly. Raises InputError for a run that is damaged, unfinished, or there already.
+    record moved accordingly. `scrub`: what else is shared together with it. Raises InputError for a run that is
+    damaged, unfinished, or there already; nothing is left of a copy that failed.
     """
-    source = open_run(run).folder
-    target = parent / (source.name + PARTIAL)
-    if (parent / source.name).exists() or target.exists():
-        raise InputError(f"{parent / source.name} is there already: remove it, or name another folder")
-    told = ["logs, executed notebooks, reports of Nsight Systems"]
-    for record in sorted(source.glob(f"steps/*/trial-*/{TRIAL}")):
-        folder = target / record.parent.relative_to(source)
-        folder.mkdir(parents=True)
-        for file in (record, *record.parent.glob("*.parquet")):
-            shutil.copyfile(file, folder / file.name)
-    for record in sorted(source.glob(f"steps/*/capture/{CAPTURE}")):
-        told += _share_capture(source, record, target, capture_ms)
-    start = _start(source, told)
-    write_json(target / START, start)
-    final = seal(target)
-    finished = json.loads((source / MANIFEST).read_text())["finished_utc"]
-    write_json(final / MANIFEST, json.loads((final / MANIFEST).read_text()) | {"finished_utc": finished})
-    return final, told
+    source = open_run(run)
+    target = parent / source.folder.name
+    partial = parent / (target.name + PARTIAL)
+    if target.exists() or partial.exists():
+        raise InputError(f"{target} is there already: remove it, or name another folder")
+    scrub = scrub or new_scrubber()
+    scrub.folders.add(target.name)
+    before, lines = scrub.counts.copy(), list[str]()
+    try:
+        partial.mkdir(parents=True)
+        # Devices as the run was told them come first: they get the first numbers.
+        start = fields.START(scrub, read_object(source.folder / START)) if START in source.manifest["files"] else None
+        manifest = fields.MANIFEST(scrub, {k: v for k, v in source.manifest.items() if k != "files"})
+        for step in STEPS:
+            for trial in _trials(source, step):
+                _share_trial(source, step, trial, partial, scrub)
+            record = capture_folder(source.folder, step) / CAPTURE
+            if record.relative_to(source.folder).as_posix() in source.manifest["files"]:
+                lines += _share_capture(source, step, partial, capture_ms, scrub)
+        copied = {file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()}
+        scrub.counts[FILES] += len(set(source.manifest["files"]) - copied - {START})
+        counts = _since(scrub, before)
+        if start is not None:
+            write_json(partial / START, _with_counts(start, counts))
+        write_json(partial / MANIFEST, _with_counts(manifest, counts) | {"files": checksums(partial)})
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target, Told(counts, lines)
 
 
-def share_sweep(sweep: Path, parent: Path, capture_ms: float) -> tuple[Path, list[str]]:
+def share_sweep(sweep: Path, parent: Path, capture_ms: float) -> tuple[Path, Told]:
     """`share` for a sweep: its plan, and the run of every cell that is done; (the new folder, what was left out).
 
     Raises InputError as `share` does, and for a sweep of which no cell is done.
@@ -59,61 +112,104 @@ def share_sweep(sweep: Path, parent: Path, capture_ms: float) -> tuple[Path, lis
         raise InputError(f"{target} is there already: remove it, or name another folder")
     if not found.runs:
         raise InputError(f"{sweep}: no cell of this sweep is done: there is nothing to share")
-    told: list[str] = []
-    for name, run in found.runs.items():
-        into = cell_runs(cell_folder(target, name))
-        into.mkdir(parents=True)
-        _, left = share(run.folder, into, capture_ms)
-        told += [line for line in left if line not in told]
-    for cell in found.cells:
-        folder = cell_folder(target, cell.name)
-        record = json.loads((cell_folder(sweep, cell.name) / CELL).read_text()) if cell.status != NOT_RUN else None
-        if record is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            reason = record["reason"] and PATH.sub(HIDDEN, record["reason"].splitlines()[0])
-            write_json(folder / CELL, record | {"host": "", "reason": reason})
-    plan = json.loads((sweep / SWEEP).read_text())
-    write_json(target / SWEEP, plan | {"params": plan["params"] | {"runs_dir": "runs", "sweeps_dir": "sweeps"}})
-    return target, [*told, "what each cell's run said, its host, its params file"]
+    scrub, told = new_scrubber(), Told(Counter(), [])
+    scrub.folders.add(target.name)
+    try:
+        plan = fields.SWEEP(scrub, read_object(sweep / SWEEP))
+        for name, run in found.runs.items():
+            _, left = share(run.folder, cell_runs(cell_folder(target, name)), capture_ms, scrub)
+            told.lines += [line for line in left.lines if line not in told.lines]
+        for cell in found.cells:
+            if cell.status != NOT_RUN:
+                folder = cell_folder(target, cell.name)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / CELL, fields.CELL(scrub, read_object(cell_folder(sweep, cell.name) / CELL)))
+                others = ("params.yaml", "run.log")
+                scrub.counts[FILES] += sum((cell_folder(sweep, cell.name) / other).is_file() for other in others)
+        told.counts = _since(scrub, Counter())
+        write_json(target / SWEEP, _with_counts(plan, told.counts))
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return target, told
 
 
-def _start(source: Path, told: list[str]) -> dict[str, Any]:
-    """The start record without what names the machine or its paths."""
-    start = json.loads((source / START).read_text())
-    machine = {name: value for name, value in start["machine"].items() if name not in MACHINE_NAMES}
-    gpu = {name: value for name, value in (machine.get("gpu") or {}).items() if name != "uuid"}
-    settings = machine.get("vllm_settings") or {}
-    machine |= {
-        "gpu": gpu or None,
-        "vllm_settings": {name: value for name, value in settings.items() if not value.startswith("/")},
-    }
-    told.append("the GPU's UUID, the boot id, vLLM settings that are paths")
-    params = start["params"] | {"runs_dir": "runs", "sweeps_dir": "sweeps"}
-    return start | {"machine": machine, "params": params, "shared": {"left_out": told}}
+def new_scrubber() -> Scrubber:
+    """One that knows this machine's name and its user's."""
+    secrets = {socket.gethostname(), socket.gethostname().split(".")[0], Path.home().name}
+    with suppress(OSError, KeyError):  # a user without a name
+        secrets.add(getpass.getuser())
+    return Scrubber(secrets)
 
 
-def _share_capture(source: Path, record: Path, target: Path, capture_ms: float) -> list[str]:
-    step = record.parent.parent.name
-    facts = json.loads(record.read_text())
-    folder = target / record.parent.relative_to(source)
-    folder.mkdir(parents=True)
-    told: list[str] = []
-    if facts["status"] == "done":
-        capture = read_capture(source, step)
+def _since(scrub: Scrubber, before: Counter[str]) -> Counter[str]:
+    return Counter({kind: count for kind, count in (scrub.counts - before).items() if count})
+
+
+def _with_counts(record: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
+    """A record that says how much was replaced, in this share and in those before it."""
+    removed = Counter((record.get("shared") or {}).get("removed") or {}) + counts
+    return record | {"shared": {"removed": {kind: removed[kind] for kind in KINDS if removed[kind]}}}
+
+
+def _trials(source: Run, step: str) -> list[int]:
+    return sorted({int(row["trial"]) for row in source.manifest["trials"] if row["step"] == step})
+
+
+def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubber) -> None:
+    """The record and the frames of one trial, as far as the manifest lists them."""
+    folder, into = trial_folder(source.folder, step, trial), trial_folder(target, step, trial)
+    listed = source.manifest["files"]
+    if (folder / TRIAL).relative_to(source.folder).as_posix() in listed:
+        into.mkdir(parents=True, exist_ok=True)
+        write_json(into / TRIAL, fields.TRIAL(scrub, read_object(folder / TRIAL)))
+    for name, columns in FRAMES.items():
+        file = frame_file(folder, name)
+        if file.relative_to(source.folder).as_posix() not in listed:
+            continue
+        source.frame(step, trial, name)  # checked against the schema, so that a wrong one ends in a sentence
+        values = pq.read_table(file, columns=list(columns)).to_pydict()
+        plain = _plain(file, name)
+        into.mkdir(parents=True, exist_ok=True)
+        for column in columns:
+            rule = fields.FRAME_TEXTS.get((name, column))
+            if rule is not None:
+                own = {value: rule(scrub, value) for value in dict.fromkeys(values[column])}
+                plain &= all(value == shown for value, shown in own.items())
+                values[column] = [own[value] for value in values[column]]
+        if plain:
+            shutil.copyfile(file, into / file.name)
+        else:
+            write_frame(into, name, values)
+
+
+def _plain(file: Path, frame: str) -> bool:
+    """Whether a parquet file holds nothing beside its columns: no metadata of pandas or of somebody's own."""
+    footer, schema = pq.read_metadata(file), pq.read_schema(file)
+    known = set(footer.metadata or {}) <= {b"ARROW:schema"} and bool(WRITER.fullmatch(footer.created_by))
+    return known and schema.equals(arrow_schema(frame), check_metadata=True)
+
+
+def _share_capture(source: Run, step: str, target: Path, capture_ms: float, scrub: Scrubber) -> list[str]:
+    folder, into = capture_folder(source.folder, step), capture_folder(target, step)
+    facts = read_object(folder / CAPTURE)
+    told = fields.CAPTURE(scrub, facts)
+    into.mkdir(parents=True)
+    lines: list[str] = []
+    if facts.get("status") == "done":
+        capture = read_capture(source.folder, step)
         window_ns, window_s = _middle(capture, facts["window_ns"], capture_ms)
         pids = {pid for group in facts["pids"].values() for pid in group}
         pids |= host_pids(capture.capture, pids)
         for file, export in zip(capture.files, capture.capture.exports, strict=True):
-            own = _own_clock(window_s, export)
-            left = redact(file, folder / file.relative_to(record.parent), pids, own)
+            own = None if window_s is None else _own_clock(window_s, export)
+            left = redact(file, into / file.relative_to(folder), pids, own, scrub)
             which = f"{step} {file.stem}" if len(capture.files) > 1 else step
-            told += [f"{which}: {line}" for line in left.lines]
-        facts |= {"window_ns": window_ns, "recorded_window_ns": facts["window_ns"], "command": facts["command"][1:]}
-    # It quotes nsys and the engines' logs.
-    if facts.get("joint_reason"):
-        facts["joint_reason"] = PATH.sub(HIDDEN, facts["joint_reason"].splitlines()[0])
-    write_json(folder / CAPTURE, facts)
-    return told
+            lines += [f"{which}: {line}" for line in left.lines]
+        if window_ns != facts["window_ns"]:
+            told |= {"window_ns": window_ns, "recorded_window_ns": facts.get("recorded_window_ns", facts["window_ns"])}
+    write_json(into / CAPTURE, told)
+    return lines
 
 
 def _own_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[float, float]:
@@ -122,10 +218,15 @@ def _own_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[f
     return window_s[0] - shift_s, window_s[1] - shift_s
 
 
-def _middle(capture: StepCapture, window_ns: list[int], keep_ms: float) -> tuple[list[int], tuple[float, float]]:
-    """The middle `keep_ms` of a capture's window: in monotonic ns, and in seconds on the export's clock."""
+def _middle(capture: StepCapture, window_ns: list[int], keep_ms: float) -> tuple[list[int], tuple[float, float] | None]:
+    """The middle `keep_ms` of a capture's window: in monotonic ns, and in seconds on the export's clock.
+
+    A window that is no longer stays as it is, and so does what was recorded around it where it was cut before (None).
+    """
     if capture.window_s is None:
         raise InputError(f"{capture.step}: its capture does not say where its window lies: record it again")
+    if window_ns[1] - window_ns[0] <= keep_ms * NS_PER_MS and "recorded_window_ns" in capture.facts:
+        return window_ns, None
     half_ns = min(int(keep_ms * NS_PER_MS), window_ns[1] - window_ns[0]) // 2
     middle_ns = (window_ns[0] + window_ns[1]) // 2
     middle_s = sum(capture.window_s) / 2
