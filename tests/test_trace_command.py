@@ -111,11 +111,19 @@ def test_a_real_time_sliced_capture_overlaps_only_until_residency_is_looked_at(
         assert workload["busy_ns"] < upper["workloads"][name]["busy_ns"]
 
 
-def test_without_names_it_lists_who_launched_work_and_guesses(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "trace", *H100_PAIR)
+def test_without_names_it_lists_who_launched_work_and_guesses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    alone = [tmp_path / file.name for file in H100_PAIR]  # without the capture.json that says who was who
+    for file, copy in zip(H100_PAIR, alone, strict=True):
+        copy.write_bytes(file.read_bytes())
+    _, out, _ = run(capsys, "trace", *alone)
     assert "777  python3: 0 kernels, 7 graph launches  -> likely gen" in out
     assert "-> likely embed" in out
     assert "UPPER BOUND" in out
+    _, out, _ = run(capsys, "trace", *H100_PAIR)
+    assert "777  python3: 0 kernels, 7 graph launches  -> gen" in out
+    assert "UPPER BOUND" not in out
     assert "uncertainty 100 us" in out
     code, _, err = run(capsys, "trace", *H100_PAIR, "--gen", "nobody")
     assert code == 2

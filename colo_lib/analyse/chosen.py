@@ -10,7 +10,7 @@ import numpy as np
 from colo_lib.analyse import device_time, overlap
 from colo_lib.analyse.decode_steps import replays, tokens_of
 from colo_lib.analyse.view import View, look, window_of
-from colo_lib.analyse.workloads import WORKLOADS, assign
+from colo_lib.analyse.workloads import WORKLOADS, assign, launchers
 from colo_lib.params import Params
 from colo_lib.traces import Capture, Launches
 
@@ -23,16 +23,33 @@ def view_of(
     Without a `trace_window` it is the recorded window of steady state, `recorded_s`, where there is one.
     """
     asked = {"gen": params.trace_gen, "embed": params.trace_embed}
-    recorded = facts.get("pids") or {}
-    known = {process.pid for process in capture.processes}
-    for workload in WORKLOADS:
-        if not asked[workload]:
-            # The recorded pids are a whole process tree, of which some launched work.
-            own = [str(pid) for pid in recorded.get(workload) or [] if pid in known]
-            asked[workload] = ",".join(own)
-    assignment, _ = assign(capture, asked)
     window_s = window_of(params.trace_window) or recorded_s
-    return look(capture, assignment, window_s, mechanism=facts.get("mechanism"))
+    return looked_at(capture, facts, asked, window_s)[0]
+
+
+def looked_at(
+    capture: Capture,
+    facts: Mapping[str, Any],
+    asked: Mapping[str, str],
+    window_s: tuple[float, float] | None = None,
+    device: int | None = None,
+    mechanism: str | None = None,
+) -> tuple[View, bool]:
+    """Look at `capture`, and whether a workload's processes were guessed.
+
+    What is not asked for is as `facts`, its capture.json, says: the processes of a workload and the mechanism. A
+    workload of which no recorded process launched a kernel is idle, whoever else did.
+    """
+    asked, recorded, idle = dict(asked), facts.get("pids") or {}, []
+    launched = {item.process.pid for item in launchers(capture)}
+    for workload in WORKLOADS:
+        if not asked.get(workload, "").strip() and recorded.get(workload):
+            # The recorded pids are a whole process tree, of which some launched work.
+            own = [str(pid) for pid in recorded[workload] if pid in launched]
+            asked[workload] = ",".join(own)
+            idle += [] if own else [workload]
+    assignment, guessed = assign(capture, asked, idle)
+    return look(capture, assignment, window_s, device, mechanism or facts.get("mechanism")), guessed
 
 
 def gen_times(
@@ -75,7 +92,7 @@ def verdict_overlap(
     if share is None:
         return None
     rate = ((facts or {}).get("profiled") or {}).get("gen_tokens_per_s")
-    found = {"fraction_of_gen": share, "basis": view.basis}
+    found = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
     base = unprofiled_tokens_per_s
     return found | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
 

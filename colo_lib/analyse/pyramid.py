@@ -95,7 +95,7 @@ def stretch_of(view: View, centre_ns: int, most: int) -> tuple[int, int] | None:
 
     Times are the capture's. None where even the kernels of one moment are more.
     """
-    spans = [_spans(active) for active in view.workloads.values()]
+    spans = [intervals.none(), *(_spans(active) for active in view.workloads.values())]
     starts, ends = (np.sort(np.concatenate(side)) for side in zip(*spans, strict=True))
     if len(starts) <= most:
         return view.window

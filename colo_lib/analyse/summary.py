@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from colo_lib.analyse import categories, copies, gaps, intervals, occupancy, overlap
-from colo_lib.analyse.view import RESIDENCY, Active, View, look
+from colo_lib.analyse.basis import RESIDENCY
+from colo_lib.analyse.view import Active, View, look
 from colo_lib.analyse.workloads import launchers, printable
 from colo_lib.traces import Capture
 
@@ -48,7 +49,7 @@ def of_view(view: View, patterns: categories.Patterns = categories.PATTERNS) -> 
         "window_s": [view.window[0] / 1e9, view.window[1] / 1e9],
         "busy_ns": busy_ns,
         "idle_fraction": 1 - busy_ns / view.window_ns,
-        "idle_fraction_with_copies": copies.idle_without(view, list(view.copies.values())),
+        "idle_fraction_with_copies": copies.idle_without(view),
         "gaps": gaps.summarise(intervals.gaps(busy, view.window)),
         **overlap.summarise(view),
         "alignment": {
@@ -57,6 +58,7 @@ def of_view(view: View, patterns: categories.Patterns = categories.PATTERNS) -> 
             "uncertainty_us": alignment.uncertainty_ns / 1e3,
             "overlap_of_gen_range": None if moved is None else list(moved),
         },
+        "absent": view.absent(),
         "workloads": {name: _workload(view, name, patterns) for name in view.workloads},
         "other_processes": {"busy_ns": others_ns, "fraction_of_window": others_ns / view.window_ns},
         "processes": [_process(item.process.pid, item.process.label, item.process.name, item.kernel_count,
@@ -87,13 +89,7 @@ def notes(view: View) -> list[str]:
     """What a reader must know to take the numbers for what they are."""
     told = []
     if view.basis != RESIDENCY and len(view.workloads) > 1:
-        if view.upper_bound:
-            told.append(
-                "no context switches were recorded: if the two were time-sliced, a kernel's interval includes the time "
-                "its context was switched out, so the overlap is an upper bound (record with --gpuctxsw=true)"
-            )
-        if any(active.unmatched for active in view.workloads.values()):
-            told.append("context switches were recorded, but no context holds a workload's kernels: they are not used")
+        told.append(_why_intervals(view))
     if granularity(view.workloads) == GRAPH:
         told.append(
             "graph launches count as busy, idle and overlap; what ran inside them is not known, so they are in no "
@@ -110,10 +106,22 @@ def notes(view: View) -> list[str]:
         told.append(f"work ran on {len(view.capture.devices)} devices; this is device {view.device.number} alone")
     if len(view.others[0]):
         told.append("other processes ran kernels on this device; they are in no number of gen or embed")
-    if len(view.workloads) < len(view.assignment):
-        missing = [name for name in view.assignment if name not in view.workloads]
-        told.append(f"{' and '.join(missing)} ran nothing on this device")
+    told += [f"{name} {why}: it is absent from the numbers" for name, why in view.absent().items()]
     return told
+
+
+def _why_intervals(view: View) -> str:
+    """Why the figures of two workloads rest on kernel intervals, and what that means for the overlap."""
+    reason = view.decided.reason
+    recorded = len(view.capture.switches) > 0
+    told = f"context switches were recorded but are not used ({reason})" if recorded else reason
+    if not view.upper_bound:
+        return f"{told}; under {view.mechanism} no context is switched out for the other: intervals tell the overlap"
+    remedy = "" if recorded else " (record with --gpuctxsw=true)"
+    return (
+        f"{told}: if the two were time-sliced, a kernel's interval includes the time its context was switched out, "
+        f"so the overlap is an upper bound{remedy}"
+    )
 
 
 def _workload(view: View, name: str, patterns: categories.Patterns) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _workload(view: View, name: str, patterns: categories.Patterns) -> dict[str,
         **occupancy.summarise(active, view.device),
         "categories": categories.summarise(table, patterns),
         "top_kernels": [row | {"name": printable(row["name"], LONGEST_NAME)} for row in categories.top_kernels(table)],
-        "copies": copies.summarise(view.copies[name], view.window),
+        "copies": copies.summarise(view.copies[name]),
     }
 
 

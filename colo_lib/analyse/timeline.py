@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from colo_lib.analyse import intervals
+from colo_lib.analyse.basis import RESIDENCY
 from colo_lib.analyse.view import View
 from colo_lib.traces import Union
 
@@ -16,7 +17,7 @@ MOST_RECTANGLES = 4000
 def typical_stretch(view: View, length_ns: int) -> tuple[int, int]:
     """A stretch of that length in which gen and embed overlap about as much of gen's time as in the whole window.
 
-    With one workload, the first in which it runs. The whole window if that is shorter.
+    With one workload, the first in which it runs; with none, the window's start. The whole window if that is shorter.
     """
     start, end = view.window
     if end - start <= length_ns:
@@ -25,7 +26,7 @@ def typical_stretch(view: View, length_ns: int) -> tuple[int, int]:
     stops = np.minimum(edges + length_ns, end)
     busy = {name: intervals.covered(edges, stops, active.busy) for name, active in view.workloads.items()}
     if len(busy) < 2:
-        place = int(np.argmax(next(iter(busy.values())) > 0))
+        place = int(np.argmax(next(iter(busy.values()), edges[:1] < 0) > 0))
     else:
         gen, embed = (view.workloads[name].busy for name in ("gen", "embed"))
         both = intervals.covered(edges, stops, intervals.intersect(gen, embed))
@@ -46,7 +47,7 @@ def rectangles(view: View, stretch: tuple[int, int], most: int = MOST_RECTANGLES
         start, end = intervals.within(active.get("start_ns"), active.get("end_ns"), stretch)
         real = end > start
         spans = (start[real], end[real])
-        if view.basis == "residency":
+        if view.basis == RESIDENCY:
             spans = intervals.intersect(active.busy, intervals.union(*spans))
         if len(spans[0]) > most:
             spans, merged = _joined(intervals.union(*spans), (stretch[1] - stretch[0]) // most), True

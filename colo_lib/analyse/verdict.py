@@ -38,8 +38,9 @@ class Verdict:
 def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mapping[str, Any] | None = None) -> Verdict:
     """Judge the trials that count (`Measured.counted`).
 
-    `overlap`: fraction_of_gen and basis ('residency' or 'kernel intervals') of step 2's capture, where there is one,
-    and profiled_ratio where it is known: gen's rate while it was captured / its rate in the unprofiled trials.
+    `overlap`: fraction_of_gen, basis ('residency' or 'kernel intervals') and upper_bound of step 2's capture, where
+    there is one; range, least and most of the fraction as the clocks of two sessions allow; and profiled_ratio where it
+    is known: gen's rate while it was captured / its rate in the unprofiled trials.
     """
     asked = clauses_asked(counted, params)
     rows = [one.row(status) for one, status in zip(asked, decide(asked), strict=True)]
@@ -156,8 +157,13 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
             row["missing"] = (
                 f"the capture says {fraction:.0%} of gen's busy time, which cannot be: needs a sound capture"
             )
-        elif overlap.get("basis") != "residency":
+        elif overlap.get("upper_bound", overlap.get("basis") != "residency"):
             row["missing"] = "the capture has kernel intervals only, an upper bound: needs context-switch rows"
+        elif overlap.get("range") and overlap["range"][0] < params.min_overlap <= overlap["range"][1]:
+            row["missing"] = (
+                f"as far as the clocks of its two sessions are known, {overlap['range'][0]:.0%} to "
+                f"{overlap['range'][1]:.0%} of gen's busy time: needs one session over both"
+            )
         elif profiled is not None and profiled < params.min_profiled_ratio:
             row["missing"] = (
                 f"gen ran at {profiled:.0%} of its rate while it was captured: what the capture shows is not what was "

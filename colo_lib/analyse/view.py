@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from colo_lib.analyse import intervals, residency
+from colo_lib.analyse.basis import RESIDENCY, Basis, decide
 from colo_lib.errors import InputError
-from colo_lib.traces import Capture, Copies, Device, Ints, Kernels, Union
+from colo_lib.traces import Bools, Capture, Copies, Device, Ints, Kernels, Union
 
-RESIDENCY, INTERVALS = "residency", "kernel intervals"
 LONGEST_S = 1e9
-CONCURRENT = {"mps", "sm-partition", "mig", "none"}  # mechanisms under which no context is switched out
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,6 @@ class Active:
     active_ns: Ints
     busy: Union
     span: Union
-    resident: residency.Residency | None
-    unmatched: bool = False  # switches were recorded, but no context holds this workload's kernels
 
     def get(self, column: str) -> Any:
         """A column of its rows; taken when asked for, since ten million rows of all columns need not be held twice."""
@@ -50,8 +47,22 @@ class Active:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Memory copies and sets of a workload that touch the window: time in it and in residence, and their union."""
+
+    rows: Copies
+    active_ns: Ints
+    busy: Union
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
 class View:
-    """What is looked at. `others`: work of processes that are neither; it is in no number but its own."""
+    """What is looked at. `workloads`: those with a kernel in the window. `others`: work of processes that are neither;
+    it is in no number but its own. `decided`: what the figures rest on.
+    """
 
     capture: Capture
     device: Device
@@ -59,8 +70,8 @@ class View:
     window: tuple[int, int]
     workloads: Mapping[str, Active]
     others: Union
-    copies: Mapping[str, Copies]
-    basis: str
+    copies: Mapping[str, Moved]
+    decided: Basis
     mechanism: str | None = None
     assignment: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
@@ -75,9 +86,29 @@ class View:
         return intervals.join(intervals.none(), *(active.busy for active in self.workloads.values()))
 
     @property
+    def basis(self) -> str:
+        """`basis.RESIDENCY` or `basis.INTERVALS`."""
+        return self.decided.name
+
+    @property
+    def basis_words(self) -> str:
+        """The basis for a caption; says where it makes an overlap an upper bound."""
+        return self.decided.words
+
+    @property
     def upper_bound(self) -> bool:
         """Whether the overlap can only be said to be at most this: a context may have been switched out unseen."""
-        return self.basis != RESIDENCY and self.mechanism not in CONCURRENT
+        return self.decided.upper_bound
+
+    def absent(self) -> dict[str, str]:
+        """Workload -> why it has no number here, for each of `assignment` that ran no kernel in the window."""
+        kernels = self.capture.kernels
+        found = {}
+        for name in [name for name in self.assignment if name not in self.workloads]:
+            here = (kernels.device == self.device_place) & _of(kernels.process, self.assignment[name])
+            where = "in this window" if here.any() else "on this device"
+            found[name] = f"ran no kernel {where}"
+        return found
 
 
 def look(
@@ -90,32 +121,35 @@ def look(
     """Look at the workloads of `assignment` (places of processes) on one device.
 
     `window_s`: seconds on the capture's clock; None: from the first start to the last end of the workloads' kernels.
-    `device`: a GPU's number; None: the one with most of gen's work, else of all. Raises InputError for a window that
-    holds nothing or a device without work.
+    `device`: a GPU's number; None: of those on which every workload ran the one with most of gen's work, else the one
+    with most of it. Raises InputError for a window outside all work or a device without work.
     """
     place = _device_place(capture, assignment, device)
     kernels = capture.kernels
     here = kernels.device == place
     member = {name: here & _of(kernels.process, places) for name, places in assignment.items()}
-    window = _window(capture, np.logical_or.reduce(list(member.values())), window_s)
-    touching = (kernels.start_ns < window[1]) & (kernels.end_ns >= window[0])
-    contexts = residency.contexts(capture.switches)
-    workloads = {}
-    for name, rows in member.items():
-        if rows.any():
-            workloads[name] = _active(capture, rows, touching, window, place, contexts)
-    others = here & touching & ~np.logical_or.reduce(list(member.values()))
-    spans = intervals.union(*intervals.within(kernels.start_ns[others], kernels.end_ns[others], window))
-    clipped = [active.resident is not None for active in workloads.values()]
+    of_any = np.logical_or.reduce(list(member.values()))
+    window = _window(capture, of_any, window_s)
+    touching = _touching(kernels, window)
+    chosen = {name: np.flatnonzero(rows & touching) for name, rows in member.items()}
+    chosen = {name: rows for name, rows in chosen.items() if len(rows)}
+    holders = _Holders(capture, place)
+    matches = {
+        name: {process: holders.of(process) for process in np.unique(kernels.process[rows]).tolist()}
+        for name, rows in chosen.items()
+    }
+    decided = decide(matches, bool(holders.contexts), mechanism)
+    cut = _Cut(window, holders if decided.name == RESIDENCY else None)
+    others = np.flatnonzero(here & touching & ~of_any)
     return View(
         capture=capture,
         device=capture.devices[place],
         device_place=place,
         window=window,
-        workloads=workloads,
-        others=spans,
-        copies={name: _copies(capture, places, place, window) for name, places in assignment.items()},
-        basis=RESIDENCY if clipped and all(clipped) else INTERVALS,
+        workloads={name: _active(kernels, rows, cut) for name, rows in chosen.items()},
+        others=cut(kernels.start_ns[others], kernels.end_ns[others], kernels.process[others])[1],
+        copies={name: _copies(capture, places, place, cut) for name, places in assignment.items()},
+        decided=decided,
         mechanism=mechanism,
         assignment=assignment,
     )
@@ -152,11 +186,17 @@ def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], num
     if len(capture.devices) == 1 and len(kernels):
         return 0
     duration = (kernels.end_ns - kernels.start_ns).astype(np.float64)
-    for name in assignment:
-        rows = _of(kernels.process, assignment[name])
+    work = []
+    for places in assignment.values():
+        rows = _of(kernels.process, places)
         if rows.any():
-            return int(np.bincount(kernels.device[rows], duration[rows] + 1).argmax())
-    raise InputError("the workloads launched no work in this capture")
+            work.append(np.bincount(kernels.device[rows], duration[rows] + 1, len(capture.devices)))
+    if not work:
+        raise InputError("the workloads launched no work in this capture")
+    shared = np.logical_and.reduce([own > 0 for own in work])
+    most = np.where(shared, work[0], 0) if shared.any() else work[0]
+    # Of equals the lowest number, whatever the order in which the exports were given.
+    return max(range(len(most)), key=lambda place: (most[place], -capture.devices[place].number))
 
 
 def _window(capture: Capture, rows: np.ndarray, asked: tuple[float, float] | None) -> tuple[int, int]:
@@ -177,60 +217,69 @@ def _window(capture: Capture, rows: np.ndarray, asked: tuple[float, float] | Non
     return start, end
 
 
-def _active(
-    capture: Capture,
-    rows: np.ndarray,
-    touching: np.ndarray,
-    window: tuple[int, int],
-    place: int,
-    contexts: Mapping[tuple[int, int, int], Union],
-) -> Active:
-    """A workload's part; with several processes each is cut to its own context's residency."""
-    kernels = capture.kernels
-    found = _residencies(capture, rows, place, contexts)
-    chosen = np.flatnonzero(rows & touching & ~_ends_at(kernels, window))
-    start, end = intervals.within(kernels.start_ns[chosen], kernels.end_ns[chosen], window)
-    active_ns, busy = end - start, []
-    for process, resident in found.items():
-        own = kernels.process[chosen] == process if len(found) > 1 else slice(None)
-        spans = intervals.union(start[own], end[own])
-        if resident is not None:
-            active_ns[own] = intervals.covered(start[own], end[own], resident.spans)
-            spans = intervals.intersect(spans, resident.spans)
-        busy.append(spans)
-    weakest = min((item for item in found.values() if item), key=lambda item: item.coverage, default=None)
-    every = all(item is not None for item in found.values())
-    return Active(
-        kernels=kernels,
-        rows=chosen,
-        window=window,
-        active_ns=active_ns,
-        busy=busy[0] if len(busy) == 1 else intervals.join(*busy),
-        span=busy[0] if len(busy) == 1 and not any(found.values()) else intervals.union(start, end),
-        resident=weakest if every else None,
-        unmatched=bool(contexts) and not every,
-    )
+def _touching(kernels: Kernels, window: tuple[int, int]) -> Bools:
+    """Kernels in the window, those without length too; half-open, so not those that ended where it begins."""
+    inside = (kernels.start_ns < window[1]) & (kernels.end_ns >= window[0])
+    return np.asarray(inside & ~((kernels.end_ns == window[0]) & (kernels.start_ns < window[0])), np.bool_)
 
 
-def _ends_at(kernels: Kernels, window: tuple[int, int]) -> np.ndarray:
-    """Kernels that ended just where the window begins: half-open, so they are not in it."""
-    return (kernels.end_ns == window[0]) & (kernels.start_ns < window[0])
+class _Holders:
+    """The residency of each process on one device, looked for once."""
+
+    def __init__(self, capture: Capture, place: int) -> None:
+        self.contexts = residency.contexts(capture.switches)
+        self.capture, self.place = capture, place
+        self.found: dict[int, tuple[residency.Residency | None, str]] = {}
+
+    def of(self, process: int) -> tuple[residency.Residency | None, str]:
+        """The residency of the process at that place in the capture's list, else why there is none."""
+        if process not in self.found:
+            who = self.capture.processes[process]
+            starts = self._starts(self.capture.kernels, process)
+            starts = starts if len(starts) else self._starts(self.capture.copies, process)
+            self.found[process] = residency.of_process(self.contexts, starts, who.session, self.place, who.pid)
+        return self.found[process]
+
+    def _starts(self, rows: Kernels | Copies, process: int) -> Ints:
+        if not self.contexts:
+            return rows.start_ns[:0]
+        return rows.start_ns[(rows.process == process) & (rows.device == self.place)]
 
 
-def _residencies(
-    capture: Capture, rows: np.ndarray, place: int, contexts: Mapping[tuple[int, int, int], Union]
-) -> dict[int, residency.Residency | None]:
-    kernels, found = capture.kernels, {}
-    for process in np.unique(kernels.process[rows]).tolist():
-        who = capture.processes[process]
-        starts = kernels.start_ns[rows & (kernels.process == process)] if contexts else kernels.start_ns[:0]
-        number = residency.of_process(contexts, starts, who.session, place, who.pid)
-        found[process] = number
-    return found
+class _Cut:
+    """Cuts rows to the window and, with `holders`, each to the residency of its process where that is known."""
+
+    def __init__(self, window: tuple[int, int], holders: _Holders | None) -> None:
+        self.window, self.holders = window, holders
+
+    def __call__(self, start_ns: Ints, end_ns: Ints, process: np.ndarray) -> tuple[Ints, Union]:
+        """Each row's time that is left, and the union of what is left."""
+        start, end = intervals.within(start_ns, end_ns, self.window)
+        if self.holders is None:
+            return end - start, intervals.union(start, end)
+        left_ns, unions = end - start, [intervals.none()]
+        places = np.unique(process).tolist()
+        for place in places:
+            own = process == place if len(places) > 1 else slice(None)
+            spans = intervals.union(start[own], end[own])
+            resident, _ = self.holders.of(place)
+            if resident is not None:
+                left_ns[own] = intervals.covered(start[own], end[own], resident.spans)
+                spans = intervals.intersect(spans, resident.spans)
+            unions.append(spans)
+        return left_ns, unions[1] if len(unions) == 2 else intervals.join(*unions)
 
 
-def _copies(capture: Capture, places: Sequence[int], device: int, window: tuple[int, int]) -> Copies:
+def _active(kernels: Kernels, rows: Ints, cut: _Cut) -> Active:
+    start, end = kernels.start_ns[rows], kernels.end_ns[rows]
+    active_ns, busy = cut(start, end, kernels.process[rows])
+    span = busy if cut.holders is None else intervals.union(*intervals.within(start, end, cut.window))
+    return Active(kernels=kernels, rows=rows, window=cut.window, active_ns=active_ns, busy=busy, span=span)
+
+
+def _copies(capture: Capture, places: Sequence[int], device: int, cut: _Cut) -> Moved:
     copies = capture.copies
     rows = _of(copies.process, places) & (copies.device == device)
-    rows &= (copies.start_ns < window[1]) & (copies.end_ns > window[0])
-    return copies.take(np.flatnonzero(rows))
+    rows &= (copies.start_ns < cut.window[1]) & (copies.end_ns > cut.window[0])
+    taken = copies.take(np.flatnonzero(rows))
+    return Moved(taken, *cut(taken.start_ns, taken.end_ns, taken.process))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,11 +96,12 @@ def _gen_score(item: Launcher) -> float:
     return points + 2.0 * (item.graph_count > 0 or item.node_kernels) + 1.0 * item.gen_kernels
 
 
-def assign(capture: Capture, asked: Mapping[str, str]) -> tuple[Assignment, bool]:
+def assign(capture: Capture, asked: Mapping[str, str], idle: Collection[str] = ()) -> tuple[Assignment, bool]:
     """Places of gen's and embed's processes, and whether any was guessed.
 
     `asked`: workload -> pids or names, by comma; empty or absent: the likely one. A name stands for every process whose
-    name holds it. Raises InputError naming the processes there are where one is not found or is asked for twice.
+    name holds it. `idle`: workloads known to have launched nothing, which are not guessed. Raises InputError naming the
+    processes there are where one is not found or is asked for twice.
     """
     found = launchers(capture)
     if not found:
@@ -115,12 +116,14 @@ def assign(capture: Capture, asked: Mapping[str, str]) -> tuple[Assignment, bool
     left = [item for item in found if not any(item.place in places for places in chosen.values())]
     guesses = likely(found if not chosen else left)
     for workload in WORKLOADS:
-        if workload in chosen:
+        if workload in chosen or workload in idle:
             continue
         guess = guesses.get(workload) or (guesses.get(_other(workload)) if named else None)
         if guess:
             chosen[workload] = guess
-    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, len(chosen) > named
+    guessed = len(chosen) > named
+    chosen |= {workload: [] for workload in idle}
+    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, guessed
 
 
 def matching(capture: Capture, words: str) -> list[int]:

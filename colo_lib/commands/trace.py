@@ -3,6 +3,9 @@
 Give one SQLite export that holds both processes, or one export a process: several are aligned on their recorded
 session starts. Make an export with `nsys export --type sqlite REPORT.nsys-rep`. Nothing is written beside it.
 
+A capture.json beside the exports, as a run leaves one, says which GPUs the processes saw, which of them were gen and
+embed, how they shared the GPU, and the window of steady state; what you give comes first.
+
 examples:
   colo trace trace.sqlite                              names the processes and guesses which is which
   colo trace gen.sqlite embed.sqlite --gen 777 --embed 774
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)"
     )
     parser.add_argument(
-        "--mechanism", default="", metavar="NAME", help="how the two shared the GPU, if you know: mps, …"
+        "--mechanism", default="", metavar="NAME", help="how the two shared the GPU: mps, time-sliced, …"
     )
     parser.add_argument(
         "--category", action="append", default=[], metavar="NAME=REGEX", help="a category of kernels of your own, first"
@@ -39,17 +42,18 @@ def carry_out(options: argparse.Namespace) -> int:
     """Print the answers; 0 done, 2 for exports that cannot be read or hold nothing."""
     import json
 
+    from colo_lib.analyse.chosen import looked_at
     from colo_lib.analyse.summary import of_view
-    from colo_lib.analyse.view import look, window_of
-    from colo_lib.analyse.workloads import assign
-    from colo_lib.parse.exports import read_exports
+    from colo_lib.analyse.view import window_of
+    from colo_lib.parse.captures import read_files
     from colo_lib.report import trace_text
 
     patterns, window = categories_of(options.category), window_of(options.window)
     mechanism = mechanism_of(options.mechanism)
-    capture = read_exports(options.exports)
-    assignment, guessed = assign(capture, {"gen": options.gen, "embed": options.embed})
-    view = look(capture, assignment, window, options.device, mechanism)
+    captured = read_files(options.exports)
+    asked = {"gen": options.gen, "embed": options.embed}
+    window = window or captured.window_s
+    view, guessed = looked_at(captured.capture, captured.facts, asked, window, options.device, mechanism)
     if options.perfetto:
         from colo_lib.report import perfetto
 
@@ -57,6 +61,7 @@ def carry_out(options: argparse.Namespace) -> int:
         if not options.json:
             print(told)
     found = of_view(view, patterns) | {"workloads_guessed": guessed}
+    found["notes"] += captured.doubts(mechanism)
     print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
     return 0
 

@@ -48,6 +48,16 @@ class StepCapture:
         start, end = (int(moment) - int(clock["monotonic_ns"]) + int(clock["utc_ns"]) - zero for moment in window)
         return start / 1e9, end / 1e9
 
+    def doubts(self, mechanism: str | None = None) -> list[str]:
+        """What a reader must know of its capture.json; `mechanism`: the one that the reader names."""
+        told = []
+        if self.facts.get("status", "done") != "done":
+            reason = self.facts.get("reason") or "no reason recorded"
+            told.append(f"{paths.CAPTURE} says that this capture is {self.facts['status']}: {reason}")
+        if mechanism and self.mechanism and mechanism != self.mechanism:
+            told.append(f"{paths.CAPTURE} says that the mechanism was {self.mechanism}, you say {mechanism}")
+        return told
+
 
 def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
     """The CUDA API calls of the capture's exports, on its clock, `process` being its places."""
@@ -80,6 +90,27 @@ def read_capture(run_folder: str | Path, step: str) -> StepCapture:
         raise InputError(f"{step} of {Path(run_folder).name} has no capture: {', '.join(missing)} is not in {folder}")
     capture = on_their_gpus(read_exports(files), facts.get("visible_devices") or {})
     return StepCapture(step, capture, facts, files)
+
+
+def read_files(files: Sequence[str | Path]) -> StepCapture:
+    """Exports that somebody names, with what the capture.json beside them says of them.
+
+    It says so where all of them lie in one folder whose capture.json names them. Raises InputError where one cannot be
+    read.
+    """
+    named = tuple(Path(file) for file in files)
+    facts = _facts_beside(named)
+    capture = on_their_gpus(read_exports(named), facts.get("visible_devices") or {})
+    return StepCapture(str(facts.get("step") or ""), capture, facts, named)
+
+
+def _facts_beside(files: Sequence[Path]) -> dict[str, Any]:
+    folders = {file.parent.resolve() for file in files}
+    if len(folders) != 1:
+        return {}
+    facts = _capture_facts(folders.pop() / paths.CAPTURE)
+    told = facts.get("exports") or [DEFAULT_EXPORT]
+    return facts if all(file.name in told for file in files) else {}
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:

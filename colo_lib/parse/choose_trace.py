@@ -9,7 +9,7 @@ from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, STEPS, simulated_capture
 from colo_lib.examples.folder import example_folder
 from colo_lib.params import Params, split_list
-from colo_lib.parse.captures import StepCapture, captured_steps, read_capture
+from colo_lib.parse.captures import StepCapture, captured_steps, read_capture, read_files
 from colo_lib.parse.exports import read_exports
 from colo_lib.parse.run_folder import newest_run, open_run
 
@@ -49,7 +49,7 @@ def choose_trace(params: Params, example: str = SIMULATED, alone: bool = False) 
 def _of_exports(params: Params) -> Trace:
     files = tuple(paths.from_checkout(name) for name in split_list(params.exports))
     told = f"Exports: {', '.join(file.name for file in files)}."
-    return Trace("exports", told, StepCapture("", read_exports(files), {}, files), _named(params))
+    return Trace("exports", told, read_files(files), _named(params))
 
 
 def _of_run(params: Params, alone: bool) -> Trace | None:
@@ -80,7 +80,7 @@ def _of_example(params: Params, example: str, alone: bool) -> Trace:
 
 def _named(params: Params) -> dict[str, StepCapture]:
     files = [paths.from_checkout(name) for name in split_list(params.exports_alone)]
-    return {str(place): StepCapture("alone", read_exports([file]), {}, (file,)) for place, file in enumerate(files)}
+    return {str(place): read_files([file]) for place, file in enumerate(files)}
 
 
 def _example(step: str, example: str) -> tuple[StepCapture, str]:
@@ -89,7 +89,7 @@ def _example(step: str, example: str) -> tuple[StepCapture, str]:
             "EXAMPLE: no capture was found, so this is a REAL but short one of an H100 under MPS: a graph of "
             "matrix-vector products (gen's stand-in) beside matrix products (embed's); neither is a language model."
         )
-        return StepCapture("step2", read_exports(H100_PAIR), {"mechanism": "mps"}, H100_PAIR), told
+        return read_files(H100_PAIR), told
     wanted = step or "step2"
     if wanted not in STEPS:
         raise InputError(f"the example has no capture of {wanted}; it has {', '.join(STEPS)}")

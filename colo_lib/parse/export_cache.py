@@ -23,7 +23,7 @@ from colo_lib.parse.export import read_export
 from colo_lib.parse.sqlite_file import check_file
 from colo_lib.traces import Capture, Columns, Copies, Device, Kernels, Overhead, Process, Switches
 
-VERSION = 2  # of what reading makes; raise it when that changes
+VERSION = 3  # of what reading makes; raise it when that changes
 WORTH_ROWS = 200_000
 KEPT_ENTRIES = 8
 SAMPLES, SAMPLE_BYTES = 32, 4096

@@ -42,11 +42,11 @@ COLUMNS = {
     },
 }
 SWITCH_COLUMNS = {
-    "t_ns": "timestamp",
-    "tag": "tag",
+    "t_ns": "timestamp;NULL",
+    "tag": "tag;NULL",
     "global_pid": "globalPid;NULL",
-    "context": "contextId;0",
-    "device": "gpuId;0",
+    "context": "contextId;NULL",
+    "device": "gpuId;NULL",
     "sequence": "seqNo;0",
 }
 OVERHEAD_COLUMNS = {

@@ -137,9 +137,9 @@ def _merged(parts: Sequence[Capture], sessions: Sequence[int]) -> Capture:
 def _renumbered(
     part: Capture, session: int, devices: list[str], processes: list[tuple[int, int]], names: dict[str, int]
 ) -> Capture:
-    device = np.array([devices.index(item.key) for item in part.devices], np.int16)
+    device = np.array([*(devices.index(item.key) for item in part.devices), -1], np.int16)  # UNKNOWN stays the last
     process = np.array([processes.index((session, item.pid)) for item in part.processes], np.int16)
-    name = np.array([*(names[item] for item in part.names), -1], np.int32)  # UNKNOWN stays the last place
+    name = np.array([*(names[item] for item in part.names), -1], np.int32)
     tables: dict[str, Callable[[Any], Any]] = {
         "device": lambda places: device[places],
         "process": lambda places: process[places],

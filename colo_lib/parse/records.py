@@ -207,7 +207,6 @@ class CaptureFacts(Record):
     window_ns: Annotated[list[Ns], Field(min_length=2, max_length=2)] | None = None
     clock: Clock | None = None
     pids: dict[str, list[int]] | None = None
-    engine_starts: dict[str, str | None] | None = None
     visible_devices: dict[str, list[str]] | None = None
     context_switches: bool | None = None
     profiled: dict[str, Number | None] | None = None

@@ -28,7 +28,7 @@ def write(view: View, file: Path) -> str:
     if events > MOST_EVENTS:
         raise InputError(f"{events:,} events are more than a viewer holds ({MOST_EVENTS:,}); give a shorter --window")
     shown = "SIMULATED " if view.capture.simulated else ""
-    facts = {"source": "colo trace", "device": printable(shown + view.device.name), "basis": view.basis}
+    facts = {"source": "colo trace", "device": printable(shown + view.device.name), "basis": view.basis_words}
     try:
         with file.open("w", encoding="utf-8") as stream:
             stream.write('{"displayTimeUnit": "ns", "otherData": ' + json.dumps(facts) + ', "traceEvents": [\n')
@@ -64,7 +64,7 @@ def _kernels(view: View, active: Active, pid: int) -> Iterator[dict[str, Any]]:
 
 
 def _copies(view: View, workload: str, pid: int) -> Iterator[dict[str, Any]]:
-    copies = view.copies[workload]
+    copies = view.copies[workload].rows
     start, end = intervals.within(copies.start_ns, copies.end_ns, view.window)
     rows = zip(start.tolist(), end.tolist(), copies.kind.tolist(), copies.stream.tolist(), copies.size_bytes.tolist(),
                strict=True)  # fmt: skip
@@ -76,7 +76,7 @@ def _copies(view: View, workload: str, pid: int) -> Iterator[dict[str, Any]]:
 def _both(view: View) -> Iterator[dict[str, Any]]:
     """A track of its own that shows when both were busy."""
     gen, embed = (view.workloads[name].busy for name in ("gen", "embed"))
-    yield {"ph": "M", "pid": COUNTER_PID, "name": "process_name", "args": {"name": f"both busy ({view.basis})"}}
+    yield {"ph": "M", "pid": COUNTER_PID, "name": "process_name", "args": {"name": f"both busy ({view.basis_words})"}}
     for start, end in zip(*(side.tolist() for side in intervals.intersect(gen, embed)), strict=True):
         yield _complete(COUNTER_PID, 0, "gen and embed", "overlap", start, end, {})
 

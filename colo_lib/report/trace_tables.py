@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from colo_lib.analyse.basis import Basis
 from colo_lib.analyse.workloads import printable
-from colo_lib.report.trace_text import percent
+from colo_lib.report.trace_text import percent, without_overlap
 
 NONE = "—"
 NAME_WIDTH = 90
@@ -27,11 +28,12 @@ def device(found: Mapping[str, Any]) -> pd.DataFrame:
         ("GPU", f"{gpu['name']}, {gpu['sm_count'] or 'unknown number of'} SMs"),
         ("Window", f"{found['window_ns'] / 1e6:,.2f} ms, from {start:.4f} to {end:.4f} s"),
         ("Granularity", f"{found['granularity']} (graph: launches whole; node: a graph's kernels; kernel: no graphs)"),
-        ("Basis", found["basis"] + (", an upper bound" if found["overlap_is_upper_bound"] else "")),
+        ("Basis", Basis(found["basis"], found["overlap_is_upper_bound"]).words),
         ("Mechanism", found["mechanism"] or "not recorded"),
         ("Clocks", clocks),
         ("Profiler's own rows", f"{overhead['count']:,}, {percent(overhead['fraction'])} of the window"),
         ("Other processes on the GPU", percent(found["other_processes"]["fraction_of_window"])),
+        *((f"{name[0].upper()}{name[1:]}", f"absent: it {why}") for name, why in found["absent"].items()),
     ]
     return pd.DataFrame(rows, columns=["What", "Value"])
 
@@ -39,7 +41,7 @@ def device(found: Mapping[str, Any]) -> pd.DataFrame:
 def overlap(found: Mapping[str, Any]) -> pd.DataFrame:
     """Kernel overlap, each share with its denominator."""
     if found["overlap_ns"] is None:
-        return pd.DataFrame([("Kernel overlap", NONE, "it takes both gen and embed")], columns=["What", "Value", "Of"])
+        return pd.DataFrame([("Kernel overlap", NONE, without_overlap(found))], columns=["What", "Value", "Of"])
     moved = found["alignment"]["overlap_of_gen_range"]
     rows = [
         ("Both at once", _ms(found["overlap_ns"]), "|U(gen) ∩ U(embed)|"),
@@ -154,7 +156,7 @@ def one_sided(found: Sequence[Mapping[str, Any]], most: int = 8) -> pd.DataFrame
 def overlap_words(found: Mapping[str, Any]) -> str:
     """The timeline in words."""
     if found["overlap_ns"] is None:
-        return "Kernels of one workload over time; the other has none in this window."
+        return f"Kernels over time. No overlap: {without_overlap(found)}."
     bound = ", at most" if found["overlap_is_upper_bound"] else ""
     return (
         f"Kernels of gen and embed over time, in two rows. Both ran at once for {_ms(found['overlap_ns'])}{bound}: "

@@ -13,6 +13,7 @@ def text(found: Mapping[str, Any]) -> str:
     lines = [*_head(found), "", *_overlap(found), *_idle(found)]
     for name, workload in found["workloads"].items():
         lines += ["", *_workload(name, workload)]
+    lines += [line for name, why in found["absent"].items() for line in ("", f"{name}: absent, it {why}")]
     told = [*found["notes"], *(f"left out: {words}" for words in found["omissions"])]
     if told:
         lines += ["", "Note:", *(f"  - {words}" for words in told)]
@@ -24,6 +25,12 @@ def percent(value: float | None) -> str:
     return "—" if value is None else f"{value:.1%}"
 
 
+def without_overlap(found: Mapping[str, Any]) -> str:
+    """Why there is no overlap: which workload is absent."""
+    told = [f"{name} {why}" for name, why in found["absent"].items()]
+    return f"it takes both gen and embed{': ' if told else ''}{', '.join(told)}"
+
+
 def _head(found: Mapping[str, Any]) -> list[str]:
     device = found["device"]
     sms = f"{device['sm_count']} SMs" if device["sm_count"] else "SM count not recorded"
@@ -31,7 +38,7 @@ def _head(found: Mapping[str, Any]) -> list[str]:
     lines = ["SIMULATED: these rows were planted, no GPU ran."] if found["simulated"] else []
     lines += [
         f"GPU {device['id']}: {device['name']} ({sms}); window {start:.6f} to {end:.6f} s, {_ms(found['window_ns'])}; "
-        f"granularity: {found['granularity']}",
+        f"granularity: {found['granularity']}; mechanism: {found['mechanism'] or 'not recorded'}",
         "Processes that launched work:",
     ]
     roles = {pid: name for name, workload in found["workloads"].items() for pid in workload["pids"]}
@@ -55,7 +62,7 @@ def _head(found: Mapping[str, Any]) -> list[str]:
 
 def _overlap(found: Mapping[str, Any]) -> list[str]:
     if found["overlap_ns"] is None:
-        return ["Kernel overlap: — (it takes both gen and embed)"]
+        return [f"Kernel overlap: — ({without_overlap(found)})"]
     bound = ", an UPPER BOUND" if found["overlap_is_upper_bound"] else ""
     lines = [
         f"Kernel overlap (basis: {found['basis']}{bound}): {_ms(found['overlap_ns'])} = "

@@ -12,10 +12,13 @@ from colo_lib.analyse import chosen, summary
 from colo_lib.analyse.loss import PerToken, decompose
 from colo_lib.analyse.loss_inputs import with_captures
 from colo_lib.analyse.verdict import judge
+from colo_lib.cli import main
 from colo_lib.errors import InputError
 from colo_lib.params import Params
-from colo_lib.parse.captures import captured_steps, find_capture, read_capture, read_step_launches
+from colo_lib.parse.captures import captured_steps, find_capture, read_capture, read_files, read_step_launches
 from colo_lib.parse.choose_trace import H100, choose_trace
+from colo_lib.paths import RECORDED
+from colo_lib.report import trace_tables
 from tests.run_folders import Plan, add_capture, planted_measures, write_run
 
 
@@ -48,7 +51,9 @@ def _parts(run: Path, step: str) -> tuple[Any, Any]:
 
 
 def test_time_slices_do_not_overlap_and_sharing_does(run: Path) -> None:
-    assert chosen.verdict_overlap(view(run, "step3")) == {"fraction_of_gen": 0.0, "basis": "residency"}
+    assert chosen.verdict_overlap(view(run, "step3")) == {
+        "fraction_of_gen": 0.0, "basis": "residency", "upper_bound": False,
+    }  # fmt: skip
     shared = chosen.verdict_overlap(view(run, "step2"))
     assert shared is not None
     assert shared["fraction_of_gen"] > 0.9
@@ -123,3 +128,96 @@ def test_the_manifest_is_checked_before_a_capture_is_read(tmp_path: Path) -> Non
     (folder / "capture.json").write_text(json.dumps(facts | {"mechanism": "none"}))
     with pytest.raises(InputError, match="not the file that was recorded"):
         choose_trace(Params(run=str(made)))
+
+
+def test_colo_trace_reads_what_lies_beside_an_export(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same numbers as the notebooks: recorded window, processes and mechanism; what is given comes first."""
+    file = str(read_capture(run, "step2").files[0])
+    found = _traced(capsys, file)
+    assert found["window_s"] == pytest.approx([0.010, 0.050])
+    assert (found["mechanism"], found["workloads_guessed"]) == ("mps", False)
+    expected = summary.of_view(view(run, "step2"))
+    assert all(found[key] == expected[key] for key in expected if key not in ("exports",))
+    given = _traced(
+        capsys, file, "--window", "0.02:0.03", "--mechanism", "time-sliced", "--gen", "774", "--embed", "777"
+    )
+    assert (given["window_ns"], given["mechanism"]) == (10_000_000, "time-sliced")
+    assert given["workloads"]["gen"]["pid"] == 774
+    assert any("mechanism was mps, you say time-sliced" in note for note in given["notes"])
+    bare = choose_trace(Params(exports=file))
+    seen = chosen.view_of(bare.captured.capture, bare.captured.facts, Params(), bare.captured.window_s)
+    assert summary.of_view(seen)["overlap_ns"] == expected["overlap_ns"]
+
+
+def _traced(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    capsys.readouterr()
+    assert main(["trace", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_does_not_name_the_export_says_nothing_of_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = read_capture(run, "step2").files[0]
+    for name in ("trace.sqlite", "other.sqlite"):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    (tmp_path / "capture.json").write_text(json.dumps({"mechanism": "mps", "exports": ["trace.sqlite"]}))
+    assert _traced(capsys, str(tmp_path / "trace.sqlite"))["mechanism"] == "mps"
+    assert _traced(capsys, str(tmp_path / "other.sqlite"))["mechanism"] is None
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"pids": [1]}, {"pids": {"gen": ["x"]}}, {"mechanism": 3}, {"visible_devices": {"777": "0"}}, {"window_ns": [1]},
+     {"clock": {"utc_ns": 1}}, {"clock": []}, {"profiled": {"gen_tokens_per_s": "fast"}}, {"exports": "trace.sqlite"},
+     {"window_ns": [1, 10**30]}, {"status": []}],
+)  # fmt: skip
+def test_a_capture_json_of_another_kind_is_a_sentence(
+    facts: Any, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trace.sqlite").write_bytes(read_capture(run, "step2").files[0].read_bytes())
+    (tmp_path / "capture.json").write_text(json.dumps(facts))
+    assert main(["trace", str(tmp_path / "trace.sqlite")]) == 2
+    said = capsys.readouterr().err
+    assert f"'{next(iter(facts))}' is not what a capture.json holds there" in said
+    assert said.count("\n") == 1
+
+
+def test_a_workload_whose_recorded_processes_idled_is_not_guessed_among_strangers(run: Path, tmp_path: Path) -> None:
+    source = read_capture(run, "step2").files[0]
+    (tmp_path / "trace.sqlite").write_bytes(source.read_bytes())
+    (tmp_path / "capture.json").write_text(json.dumps({"pids": {"gen": [777], "embed": [5]}}))
+    one = read_files([tmp_path / "trace.sqlite"])
+    seen = chosen.view_of(one.capture, one.facts, Params(), one.window_s)
+    assert list(seen.workloads) == ["gen"]
+    assert seen.absent() == {"embed": "ran no kernel on this device"}
+
+
+def test_the_recorded_embedder_on_the_second_gpu_is_looked_at_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """By each process's own numbers both would be on GPU 0 and overlap for 37 % of gen's time, who never met there."""
+    (file,) = RECORDED.glob("h100-x2-*/cells/cell-001/runs/*/steps/configB-one/capture/trace.sqlite")
+    found = _traced(capsys, str(file))
+    assert (found["device"]["id"], found["mechanism"], found["overlap_is_upper_bound"]) == (1, "mps", False)
+    assert found["overlap_of_gen"] == pytest.approx(0.303, abs=5e-4)
+    assert found["overlap_of_embed"] == pytest.approx(0.687, abs=5e-4)
+    assert _traced(capsys, str(file), "--device", "0")["overlap_ns"] is None
+
+
+def test_trace_notebook_and_verdict_say_the_same_of_step_2_on_the_recorded_h100(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Under MPS without context switches: kernel intervals, and no upper bound."""
+    (folder,) = RECORDED.glob("h100-llama-*/cells/cell-001/runs/*")
+    one = read_capture(folder, "step2")
+    seen = chosen.view_of(one.capture, one.facts, Params(), one.window_s)
+    of_notebook, of_verdict = summary.of_view(seen), chosen.verdict_overlap(seen)
+    of_trace = _traced(capsys, str(one.files[0]))
+    assert of_verdict is not None
+    for told in (of_trace, of_notebook):
+        assert (told["basis"], told["overlap_is_upper_bound"]) == ("kernel intervals", False)
+        assert told["overlap_of_gen"] == pytest.approx(of_verdict["fraction_of_gen"]) == pytest.approx(0.686, abs=5e-4)
+    assert trace_tables.device(of_notebook).set_index("What").loc["Basis", "Value"] == "kernel intervals"
+    clause = judge(planted_measures(Plan()), Params(), stand_in=False, overlap=of_verdict).clauses.iloc[-1]
+    assert (clause["status"], clause["mean"]) == ("supported", of_verdict["fraction_of_gen"])
+    blind = _traced(capsys, str(one.files[0]), "--mechanism", "time-sliced")
+    assert blind["overlap_is_upper_bound"]
