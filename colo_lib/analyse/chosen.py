@@ -93,6 +93,8 @@ def verdict_overlap(
         return None
     rate = ((facts or {}).get("profiled") or {}).get("gen_tokens_per_s")
     found = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
+    moved = overlap.alignment_range(view)
+    found |= {"range": moved.of_gen} if moved and moved.of_gen else {}
     base = unprofiled_tokens_per_s
     return found | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
 

@@ -144,7 +144,7 @@ def _enough_gaps(row: dict[str, Any], counted: pd.DataFrame) -> dict[str, Any]:
 def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] | None) -> dict[str, Any]:
     row = dict.fromkeys(COLUMNS, np.nan) | {"threshold": params.min_overlap, "blocks": 0, "status": OPEN, "missing": ""}
     row["clause"] = (
-        f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, by residency"
+        f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, not only at most"
     )
     if stand_in:
         row["missing"] = "cores stand in for a GPU here, and a CPU has no kernel trace: needs a capture from a GPU"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from colo_lib.analyse.basis import Basis
 from colo_lib.analyse.workloads import printable
-from colo_lib.report.trace_text import percent, without_overlap
+from colo_lib.report.trace_text import clocks_moved, percent, without_overlap
 
 NONE = "—"
 NAME_WIDTH = 90
@@ -42,15 +42,13 @@ def overlap(found: Mapping[str, Any]) -> pd.DataFrame:
     """Kernel overlap, each share with its denominator."""
     if found["overlap_ns"] is None:
         return pd.DataFrame([("Kernel overlap", NONE, without_overlap(found))], columns=["What", "Value", "Of"])
-    moved = found["alignment"]["overlap_of_gen_range"]
     rows = [
         ("Both at once", _ms(found["overlap_ns"]), "|U(gen) ∩ U(embed)|"),
         ("Overlap of gen", percent(found["overlap_of_gen"]), f"gen's busy {_busy(found, 'gen')}"),
         ("Overlap of embed", percent(found["overlap_of_embed"]), f"embed's busy {_busy(found, 'embed')}"),
     ]
-    if moved:
-        shown = f"{percent(moved[0])} to {percent(moved[1])}"
-        rows.append(("Overlap of gen, clocks moved by their uncertainty", shown, "gen's busy"))
+    for what, words in clocks_moved(found["alignment"]).items():
+        rows.append((f"{what}, clocks moved by their uncertainty", words, ""))
     return pd.DataFrame(rows, columns=["What", "Value", "Of"])
 
 

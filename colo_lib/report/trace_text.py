@@ -31,6 +31,21 @@ def without_overlap(found: Mapping[str, Any]) -> str:
     return f"it takes both gen and embed{': ' if told else ''}{', '.join(told)}"
 
 
+def clocks_moved(alignment: Mapping[str, Any]) -> dict[str, str]:
+    """What the overlap may be as the clocks of two sessions allow, by figure, in words; empty with one session."""
+    nanoseconds = alignment["overlap_ns_range"]
+    if nanoseconds is None:
+        return {}
+    told = {"Both at once": f"{_ms(nanoseconds[0])} to {_ms(nanoseconds[1])}"}
+    for name in ("gen", "embed"):
+        shares = alignment[f"overlap_of_{name}_range"]
+        if shares:
+            told[f"Overlap of {name}"] = f"{percent(shares[0])} to {percent(shares[1])} of {name}'s"
+    if not alignment["range_is_exact"]:
+        told = {what: f"{words} (at the widest: too much to go through)" for what, words in told.items()}
+    return told
+
+
 def _head(found: Mapping[str, Any]) -> list[str]:
     device = found["device"]
     sms = f"{device['sm_count']} SMs" if device["sm_count"] else "SM count not recorded"
@@ -68,11 +83,8 @@ def _overlap(found: Mapping[str, Any]) -> list[str]:
         f"Kernel overlap (basis: {found['basis']}{bound}): {_ms(found['overlap_ns'])} = "
         f"{percent(found['overlap_of_gen'])} of gen's busy time, {percent(found['overlap_of_embed'])} of embed's"
     ]
-    moved = found["alignment"]["overlap_of_gen_range"]
-    if moved:
-        lines.append(
-            f"  with the clocks moved by their uncertainty: {percent(moved[0])} to {percent(moved[1])} of gen's"
-        )
+    moved = clocks_moved(found["alignment"])
+    lines += [f"  with the clocks moved by their uncertainty: {', '.join(moved.values())}"] if moved else []
     return lines
 
 
