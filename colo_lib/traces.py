@@ -47,7 +47,8 @@ class Columns:
 class Kernels(Columns):
     """Kernels and, where graphs were traced whole, graph launches; sorted by start.
 
-    `blocks` = gridX*gridY*gridZ, 0 where unknown (graphs always); `threads` a block; `shared_bytes` a block, static
+    `blocks` = gridX*gridY*gridZ, 0 where unknown (graphs always); `threads` a block, 0 where
+    a part of its shape is not known; `shared_bytes` a block, static
     and dynamic; `process`, `device`, `name` are places in the capture's lists, UNKNOWN where the export gives none;
     `node`: the kernel is a node of a graph.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.examples.planted_export import Schema
-from tests.exports import EMBED, GEN, Kernel, write
+from tests.exports import EMBED, GEN, Kernel, Planted, write
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\x1b[31m\x07\n`${x}`"
 GOOD = [Kernel(GEN, 1_000, 2_000, 66, "attn"), Kernel(GEN, 3_000, 4_000, 132, "gemm"),
@@ -281,3 +281,101 @@ def few_columns(folder: Path) -> Path:
 @case
 def graph_launch_without_times(folder: Path) -> Path:
     return changed(folder, kernels=[*GOOD, Kernel(GEN, 0, 0, 0)])
+
+
+SWITCHES = "GPU_CONTEXT_SWITCH_EVENTS"
+# Each begins in its own turn and lasts into the other's.
+SLICED = Planted([Kernel(GEN, 1_000, 2_500), Kernel(EMBED, 2_000, 3_500), Kernel(GEN, 3_000, 4_000)],
+                 {(GEN, 1): [(1_000, 2_000), (3_000, 4_000)], (EMBED, 2): [(2_000, 3_000)]})  # fmt: skip
+
+
+@case
+def time_slices(folder: Path) -> Path:
+    return changed(folder, kernels=SLICED)
+
+
+@case
+def switches_name_no_process(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {SWITCHES} SET globalPid = NULL", kernels=SLICED)
+
+
+@case
+def switches_have_no_process_column(folder: Path) -> Path:
+    return changed(folder, f"ALTER TABLE {SWITCHES} DROP COLUMN globalPid", kernels=SLICED)
+
+
+@case
+def half_of_the_switches_name_no_process(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {SWITCHES} SET globalPid = NULL WHERE contextId = 2", kernels=SLICED)
+
+
+@case
+def switches_of_another_gpu(folder: Path) -> Path:
+    gpus = {"id": [0, 1], "busLocation": ["0000:01:00.0", "0000:02:00.0"]}
+    served = Planted(SLICED.kernels, {(9_000, 1): [(0, 9_000)]})
+    return changed(
+        folder, f"UPDATE {SWITCHES} SET gpuId = 1", kernels=served, tables={"TARGET_INFO_GPU": gpus}
+    )  # fmt: skip
+
+
+@case
+def switches_without_times(folder: Path) -> Path:
+    return changed(folder, f"ALTER TABLE {SWITCHES} DROP COLUMN timestamp", kernels=SLICED)
+
+
+@case
+def grids_missing(folder: Path) -> Path:
+    """The largest launches have no grid: an occupancy of the rest alone must say so."""
+    return changed(folder, f"UPDATE {KERNEL} SET gridX = NULL WHERE gridX = 132")
+
+
+@case
+def registers_missing(folder: Path) -> Path:
+    kernels = [Kernel(k.pid, k.start, k.end, k.blocks, k.name, node=True) for k in GOOD]
+    return changed(folder, f"UPDATE {KERNEL} SET registersPerThread = NULL", kernels=kernels)
+
+
+@case
+def names_not_utf_8(folder: Path) -> Path:
+    return changed(
+        folder,
+        "UPDATE StringIds SET value = CAST(x'ff00fe67656d6d' AS TEXT) WHERE value = 'gemm'",
+        "UPDATE PROCESSES SET name = CAST(x'fffe' AS TEXT)",
+        "UPDATE TARGET_INFO_GPU SET name = CAST(x'c3285b' AS TEXT)",
+        "INSERT INTO META_DATA_EXPORT VALUES (CAST(x'ff' AS TEXT), CAST(x'fe' AS TEXT))",
+        f"UPDATE {KERNEL} SET streamId = CAST(x'ff' AS TEXT)",
+    )
+
+
+@case
+def a_page_with_rows_dropped(folder: Path) -> Path:
+    """A leaf that counts fewer rows than it holds: every query runs, and misses them."""
+    file = write(folder / "trace.sqlite", GOOD * 400)
+    content = bytearray(file.read_bytes())
+    leaves = [place for place in range(4096, len(content), 4096) if content[place] == 0x0D]
+    fullest = max(leaves, key=lambda place: int.from_bytes(content[place + 3 : place + 5], "big"))
+    content[fullest + 3 : fullest + 5] = (3).to_bytes(2, "big")
+    file.write_bytes(content)
+    return file
+
+
+@case
+def a_damaged_table_that_nobody_reads(folder: Path) -> Path:
+    file = changed(folder, "CREATE TABLE NVTX_EVENTS (text TEXT)",
+                   "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) "
+                   "INSERT INTO NVTX_EVENTS SELECT 'a range of some name' FROM n")  # fmt: skip
+    content = bytearray(file.read_bytes())
+    content[-4096:-3000] = bytes(1096)
+    file.write_bytes(content)
+    return file
+
+
+@case
+def a_pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "trace.sqlite")
+    return folder / "trace.sqlite"
+
+
+@case
+def a_huge_name(folder: Path) -> Path:
+    return changed(folder, "UPDATE StringIds SET value = CAST(zeroblob(40000000) AS TEXT) WHERE value = 'gemm'")

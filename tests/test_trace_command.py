@@ -262,6 +262,32 @@ def test_large_exports_are_read_the_same_in_parallel_and_from_the_cache(
     assert traced(capsys, *words) == alone, "a damaged cache is read over"
 
 
+def test_text_that_is_no_utf_8_stops_no_reader(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a column of numbers, which large exports have read by processes of their own, and in a file's name."""
+    from colo_lib.parse import export_rows
+
+    kernels = [Kernel(GEN if k % 3 else EMBED, 100 * k, 100 * k + 150) for k in range(2_000)]
+    file = tmp_path / "e\udcff.sqlite"
+    write(file, [*kernels, Kernel(GEN, 9_000_000, 8_000_000)])
+    connection = sqlite3.connect(file)
+    connection.execute("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET gridX = CAST(x'ff31' AS TEXT), "
+                       "demangledName = CAST(x'ff' AS TEXT) WHERE rowid % 2")  # fmt: skip
+    connection.commit()
+    connection.close()
+    other = write(tmp_path / "other.sqlite", [Kernel(EMBED, 5, 9)], session_start_utc_ns=1_795_435_813_758_566_458)
+    monkeypatch.setenv("COLO_EXPORT_CACHE", "")
+    words = (file, other, "--gen", GEN, "--embed", EMBED)
+    alone = traced(capsys, *words)
+    assert alone["omissions"] == ["e\\udcff.sqlite: 1 kernels end before they start: left out"]
+    monkeypatch.setattr(export_rows, "WORTH_A_PROCESS", 500)
+    monkeypatch.setattr(export_rows, "cores", lambda: 2)
+    assert traced(capsys, *words) == alone
+    done = subprocess.run([sys.executable, "-m", "colo_lib.cli", "trace", *map(str, words)], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_command_starts_quickly_and_needs_neither_pandas_nor_matplotlib(tmp_path: Path) -> None:
     file = write(tmp_path / "e.sqlite", [Kernel(GEN, 0, 10), Kernel(EMBED, 5, 20)])
     code = "import sys; from colo_lib.cli import main; main(['trace', sys.argv[1]]); " \

@@ -21,8 +21,8 @@ WARP_THREADS = 32
 REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
 RESERVED_SHARED_BYTES, SHARED_UNIT_BYTES = 1024, 128  # a block's own share of the driver, and the unit of the rest
 KEYS = (
-    "mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time", "resident_occupancy_by_time",
-    "under_half_device", "one_block_fraction", "full_device_fraction",
+    "unknown_shape_count", "mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time",
+    "resident_occupancy_by_time", "under_half_device", "one_block_fraction", "full_device_fraction",
 )  # fmt: skip
 HISTOGRAM = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -33,16 +33,24 @@ def of_kernels(blocks: Ints, sm_count: int) -> Floats:
 
 
 def summarise(active: Active, device: Device) -> dict[str, Any]:
-    """The table of occupancy of one workload; every value None where no shape or no SM count is known."""
+    """The table of occupancy of one workload; every value None where no shape or no SM count is known.
+
+    `unknown_shape_count`: kernels without a grid, which are in no other value.
+    """
     blocks = active.get("blocks")
     known = blocks > 0
+    unknown = {"unknown_shape_count": int((~known & ~active.get("graph")).sum())}
     if not known.any():
-        return dict.fromkeys(KEYS)
+        return dict.fromkeys(KEYS) | unknown
     blocks, time_ns = blocks[known], active.active_ns[known].astype(np.float64)
-    found: dict[str, Any] = dict.fromkeys(KEYS) | {
-        "mean_blocks_per_kernel": float(blocks.mean()),
-        "one_block_fraction": float((blocks == 1).mean()),
-    }
+    found: dict[str, Any] = (
+        dict.fromkeys(KEYS)
+        | unknown
+        | {
+            "mean_blocks_per_kernel": float(blocks.mean()),
+            "one_block_fraction": float((blocks == 1).mean()),
+        }
+    )
     if device.sm_count is None:
         return found
     share = of_kernels(blocks, device.sm_count)
@@ -59,7 +67,7 @@ def summarise(active: Active, device: Device) -> dict[str, Any]:
 def resident_by_time(active: Active, device: Device) -> float | None:
     """Warps resident at once over the most the device holds, mean over kernels of known shape weighted by duration.
 
-    None where the export does not name the device's limits.
+    None where the export does not name the device's limits, or no kernel's threads, registers and shared memory.
     """
     limits: Mapping[str, int] = device.limits
     if device.sm_count is None or not {"blocks", "warps", "registers", "shared_bytes"} <= set(limits):
@@ -67,7 +75,8 @@ def resident_by_time(active: Active, device: Device) -> float | None:
     filled, whole = 0.0, 0.0
     for first in range(0, len(active.rows), CHUNK_ROWS):
         rows = active.rows[first : first + CHUNK_ROWS]
-        time_ns = active.active_ns[first : first + CHUNK_ROWS] * (active.kernels.blocks[rows] > 0)
+        known = (active.kernels.blocks[rows] > 0) & (active.kernels.threads[rows] > 0)
+        time_ns = active.active_ns[first : first + CHUNK_ROWS] * known
         filled += float((resident_fraction(active.kernels, rows, limits, device.sm_count) * time_ns).sum())
         whole += float(time_ns.sum())
     return filled / whole if whole else None

@@ -98,6 +98,7 @@ def notes(view: View) -> list[str]:
             "graph launches count as busy, idle and overlap; what ran inside them is not known, so they are in no "
             "occupancy and no category (record with --cuda-graph-trace=node)"
         )
+    told += _unknown_shapes(view)
     if view.device.sm_count is None:
         told.append("the export does not say how many SMs the device has: no occupancy")
     if any(not export.get("devices_told", True) and len(export.get("gpus", ())) > 1 for export in view.capture.exports):
@@ -110,6 +111,17 @@ def notes(view: View) -> list[str]:
     if len(view.others[0]):
         told.append("other processes ran kernels on this device; they are in no number of gen or embed")
     told += [f"{name} {why}: it is absent from the numbers" for name, why in view.absent().items()]
+    return told
+
+
+def _unknown_shapes(view: View) -> list[str]:
+    """How many kernels of each workload have no grid: what they would have filled is in no occupancy."""
+    told = []
+    for name, active in view.workloads.items():
+        graph, blocks = active.get("graph"), active.get("blocks")
+        lost, kernels = int(((blocks <= 0) & ~graph).sum()), int((~graph).sum())
+        if lost:
+            told.append(f"{lost:,} of {kernels:,} kernels of {name} have no grid recorded: they are in no occupancy")
     return told
 
 

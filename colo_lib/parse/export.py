@@ -16,7 +16,7 @@ from colo_lib.parse.export_devices import DeviceMap, read_devices
 from colo_lib.parse.export_rows import read_table
 from colo_lib.parse.export_switches import read_switches
 from colo_lib.parse.export_worker import MISSING
-from colo_lib.parse.sqlite_file import check_file, opened, tables_of
+from colo_lib.parse.sqlite_file import check_file, opened, pages_checked, tables_of
 from colo_lib.traces import SET, UNKNOWN, Bools, Capture, Copies, Ints, Kernels, Launches, Overhead, Process
 
 NO_TIME = 2**62  # 146 years: no session's clock shows it, and differences below it cannot overflow
@@ -99,7 +99,7 @@ def read_export(file: Path) -> Capture:
     `exports[0]` holds the facts on which sessions are aligned. Raises InputError naming what is wrong with the file.
     """
     check_file(file)
-    with opened(file) as connection:
+    with pages_checked(file), opened(file) as connection:
         tables = tables_of(connection)
         if not any(schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in schema.ACTIVITY):
             raise InputError(f"{file} {_what_it_lacks(tables)}")
@@ -240,7 +240,7 @@ def _facts(reader: Reader) -> dict[str, Any]:
     start = schema.first_row(reader.connection, reader.tables, "TARGET_INFO_SESSION_START_TIME").get("utcEpochNs")
     shift = meta.get("EXPORT_PARAM_TIME_SHIFT", "0")
     return {
-        "file": reader.file.name,
+        "file": "".join(char if char.isprintable() else ascii(char)[1:-1] for char in reader.file.name),
         "path": str(reader.file),
         "product_version": meta.get("EXPORT_PRODUCT_VERSION"),
         "schema_version": meta.get("EXPORT_SCHEMA_VERSION"),

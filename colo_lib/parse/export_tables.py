@@ -94,7 +94,8 @@ def _expression(ours: str, expression: str, have: set[str], table: str) -> str:
         pid = "coalesce(globalPid, 0) & -16777216" if "globalpid" in have else "0"
         return f"({pid}) | {'deviceId' if 'deviceid' in have else '0'}"
     if ours == "shape":
-        shape = _stand_in(SHAPE, have, table)
+        # A shape of which a part is NULL is 0, no threads: not known. It must not take the node along.
+        shape = f"coalesce({_stand_in(SHAPE, have, table)}, 0)"
         return f"({shape}) | ({NODE})" if "graphnodeid" in have else shape
     return _stand_in(expression, have, table)
 

@@ -48,6 +48,7 @@ def main() -> int:
     gc.disable()  # rows hold no cycles, and looking for them costs a tenth of the reading
     request = json.load(sys.stdin)
     connection = sqlite3.connect(request["address"], uri=True)
+    connection.text_factory = bytes  # text is no number whatever its bytes are: not decoded, it cannot fail to be
     try:
         for block in blocks(connection, request["query"], request["low"], request["high"]):
             sys.stdout.buffer.write(block)

@@ -107,17 +107,23 @@ def _merged(parts: Sequence[Capture], sessions: Sequence[int]) -> Capture:
     devices: dict[str, Device] = {}
     processes: dict[tuple[int, int], Process] = {}
     names: dict[str, int] = {}
-    renumbered = []
-    for part, session in zip(parts, sessions, strict=True):
+    # By session and content, not by the order of arguments: labels and ties must not depend on that.
+    order = sorted(range(len(parts)), key=lambda place: (sessions[place], _content(parts[place])))
+    for place in order:
+        part, session = parts[place], sessions[place]
         for device in part.devices:
             devices.setdefault(device.key, device)
         for process in part.processes:
-            taken = any(pid == process.pid and other != session for other, pid in processes)
-            label = f"{process.label}@{session + 1}" if taken else process.label
-            processes.setdefault((session, process.pid), replace(process, label=label, session=session))
+            processes.setdefault((session, process.pid), replace(process, session=session))
         for name in part.names:
             names.setdefault(name, len(names))
-        renumbered.append(_renumbered(part, session, list(devices), list(processes), names))
+    earliest: dict[int, int] = {}
+    for session, pid in sorted(processes):
+        first = earliest.setdefault(pid, session)
+        if session != first:
+            process = processes[session, pid]
+            processes[session, pid] = replace(process, label=f"{process.label}@{session + 1}")
+    renumbered = [_renumbered(parts[place], sessions[place], list(devices), list(processes), names) for place in order]
     if len(parts) == 1 and len(names) == len(parts[0].names):
         return replace(parts[0], omissions=list(parts[0].omissions))
     return Capture(
@@ -132,6 +138,11 @@ def _merged(parts: Sequence[Capture], sessions: Sequence[int]) -> Capture:
         omissions=[f"{part.exports[0]['file']}: {words}" for part in parts for words in part.omissions],
         simulated=any(part.simulated for part in parts),
     )
+
+
+def _content(part: Capture) -> tuple[Any, ...]:
+    first = int(part.kernels.start_ns[0]) if len(part.kernels) else 0
+    return sorted(process.pid for process in part.processes), len(part.kernels), first, str(part.exports[0]["file"])
 
 
 def _renumbered(

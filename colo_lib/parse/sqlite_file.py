@@ -6,7 +6,9 @@ Immutable means that SQLite looks neither at locks nor at journals; both are the
 from __future__ import annotations
 
 import sqlite3
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,18 +17,23 @@ from colo_lib.errors import InputError
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 WAL_VERSION = 2
+MOST_BYTES = 16 * 2**20  # of one text; names are some thousand bytes long, and a row is held whole
 GUARDS = ("PRAGMA query_only=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON")
 
 
 def check_file(file: Path) -> None:
     """Raise InputError, with the remedy, unless `file` is a whole SQLite database that nobody is writing to."""
-    if file.is_dir():
-        raise InputError(f"{file} is a folder; give the .sqlite file that `nsys export --type sqlite` writes")
+    give = "give the .sqlite file that `nsys export --type sqlite` writes"
     try:
+        kind_of_file = file.stat().st_mode
+        if stat.S_ISDIR(kind_of_file):
+            raise InputError(f"{file} is a folder; {give}")
+        if not stat.S_ISREG(kind_of_file):  # opening a pipe would wait for its writer
+            raise InputError(f"{file} is a pipe, a socket or a device, no file; {give}")
         with file.open("rb") as stream:
             header = stream.read(HEADER_BYTES)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not header:
         raise InputError(f"{file} is empty; export the report again: nsys export --type sqlite REPORT.nsys-rep")
     if not header.startswith(MAGIC) or len(header) < HEADER_BYTES:
@@ -73,15 +80,45 @@ def opened(file: Path) -> Iterator[sqlite3.Connection]:
     connection = None
     try:
         connection = sqlite3.connect(address(file), uri=True)
-        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        # What is no UTF-8 is shown as its bytes, \xff, so that two such names stay two.
+        connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
         for guard in GUARDS:
             connection.execute(guard)
         yield connection
+    except sqlite3.DataError:
+        raise InputError(f"{file}: holds a text of more than {MOST_BYTES >> 20} MiB, which no name is") from None
     except sqlite3.Error as error:
         raise InputError(f"{file}: damaged or not an export: {error}; export it again") from None
     finally:
         if connection is not None:
             connection.close()
+
+
+@contextmanager
+def pages_checked(file: Path) -> Iterator[None]:
+    """Look through all pages of `file` while something reads it; raises InputError naming what SQLite finds damaged.
+
+    Reading alone does not notice a page that only drops rows, or that no query touches. What a damaged page makes the
+    reader raise gives way to what names the page.
+    """
+    with ThreadPoolExecutor(1) as pool:  # SQLite lets go of the interpreter while it looks
+        found = pool.submit(_quick_check, file)
+        try:
+            yield
+        finally:
+            said = found.result()
+            if said != "ok":
+                told = "".join(char if char.isprintable() else " " for char in said)
+                raise InputError(f"{file} is damaged: SQLite's quick_check says: {told}; export or copy it again")
+
+
+def _quick_check(file: Path) -> str:
+    try:
+        with opened(file) as connection:
+            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except InputError:
+        return "ok"  # the reader meets the same, and says it
 
 
 def address(file: Path) -> str:

@@ -37,7 +37,8 @@ def write(view: View, file: Path) -> str:
             stream.write("\n]}\n")
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror}") from None
-    return f"{file}: {events:,} events; open it at https://ui.perfetto.dev (it stays in your browser)"
+    told = printable(str(file), 4000)
+    return f"{told}: {events:,} events; open it at https://ui.perfetto.dev (it stays in your browser)"
 
 
 def _events(view: View) -> Iterator[dict[str, Any]]:

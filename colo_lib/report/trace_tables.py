@@ -57,6 +57,7 @@ def occupancy(found: Mapping[str, Any]) -> pd.DataFrame:
     rows = {
         "Kernels": lambda w: f"{w['kernel_count']:,}",
         "Graph launches (unknown shape)": lambda w: f"{w['graph_launch_count']:,}",
+        "Kernels without a grid (in no occupancy)": lambda w: f"{w['unknown_shape_count']:,}",
         "Mean kernel duration": lambda w: _us(w["mean_kernel_us"]),
         "Mean blocks a kernel": lambda w: _number(w["mean_blocks_per_kernel"]),
         "SM occupancy by kernel count (theoretical)": lambda w: percent(w["sm_occupancy_by_count"]),

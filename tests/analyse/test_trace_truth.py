@@ -255,6 +255,24 @@ def test_the_same_pid_in_two_sessions_is_two_processes(tmp_path: Path) -> None:
     assert assign(capture, {"gen": "777", "embed": "777@2"})[0] == {"gen": [0], "embed": [1]}
 
 
+def test_the_order_of_arguments_changes_no_label_and_no_number(tmp_path: Path) -> None:
+    kernels = [Kernel(GEN, 0, 1_000, name="b"), Kernel(GEN, 2_000, 3_000, 1, name="a", device=1)]
+    files = [
+        write(tmp_path / f"{place}.sqlite", [*kernels, Kernel(EMBED + place, 0, 500 + place)],
+              session_start_utc_ns=10**18 + 100 * place)
+        for place in (0, 1, 2)
+    ]  # fmt: skip
+    seen = []
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        capture = read_exports([files[place] for place in order])
+        assert capture.alignment.offsets_ns == tuple(100 * place for place in order), "in the order of arguments"
+        labels = {(process.session, process.pid): process.label for process in capture.processes}
+        assert [labels[session, GEN] for session in (0, 1, 2)] == ["777", "777@2", "777@3"]
+        found = summarise(capture, assign(capture, {"gen": "777@2", "embed": "775"})[0])
+        seen.append({key: value for key, value in found.items() if key != "alignment"})
+    assert seen[0] == seen[1] == seen[2]
+
+
 @given(
     st.lists(st.tuples(times, st.integers(0, 60)), max_size=20),
     st.lists(st.tuples(times, st.integers(0, 60)), max_size=20),
