@@ -379,3 +379,8 @@ def a_pipe(folder: Path) -> Path:
 @case
 def a_huge_name(folder: Path) -> Path:
     return changed(folder, "UPDATE StringIds SET value = CAST(zeroblob(40000000) AS TEXT) WHERE value = 'gemm'")
+
+
+@case
+def text_where_sizes_belong(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET gridY = '7 or so' WHERE gridX = 66")

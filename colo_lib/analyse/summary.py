@@ -99,6 +99,8 @@ def notes(view: View) -> list[str]:
             "occupancy and no category (record with --cuda-graph-trace=node)"
         )
     told += _unknown_shapes(view)
+    for export in view.capture.exports:
+        told += [f"{export['file']}: {words}: figures may be off" for words in export.get("doubts", ())]
     if view.device.sm_count is None:
         told.append("the export does not say how many SMs the device has: no occupancy")
     if any(not export.get("devices_told", True) and len(export.get("gpus", ())) > 1 for export in view.capture.exports):
@@ -122,6 +124,12 @@ def _unknown_shapes(view: View) -> list[str]:
         lost, kernels = int(((blocks <= 0) & ~graph).sum()), int((~graph).sum())
         if lost:
             told.append(f"{lost:,} of {kernels:,} kernels of {name} have no grid recorded: they are in no occupancy")
+        half = int(((blocks > 0) & (active.get("threads") <= 0) & ~graph).sum())
+        if half and view.device.limits:
+            told.append(
+                f"{half:,} of {kernels:,} kernels of {name} lack threads, registers or shared memory: they are in no "
+                "resident occupancy"
+            )
     return told
 
 

@@ -217,8 +217,8 @@ def _window(capture: Capture, rows: np.ndarray, asked: tuple[float, float] | Non
     return start, end
 
 
-def _touching(kernels: Kernels, window: tuple[int, int]) -> Bools:
-    """Kernels in the window, those without length too; half-open, so not those that ended where it begins."""
+def _touching(kernels: Kernels | Copies, window: tuple[int, int]) -> Bools:
+    """Rows in the window, those without length too; half-open, so not those that ended where it begins."""
     inside = (kernels.start_ns < window[1]) & (kernels.end_ns >= window[0])
     return np.asarray(inside & ~((kernels.end_ns == window[0]) & (kernels.start_ns < window[0])), np.bool_)
 
@@ -279,7 +279,6 @@ def _active(kernels: Kernels, rows: Ints, cut: _Cut) -> Active:
 
 def _copies(capture: Capture, places: Sequence[int], device: int, cut: _Cut) -> Moved:
     copies = capture.copies
-    rows = _of(copies.process, places) & (copies.device == device)
-    rows &= (copies.start_ns < cut.window[1]) & (copies.end_ns > cut.window[0])
+    rows = _of(copies.process, places) & (copies.device == device) & _touching(copies, cut.window)
     taken = copies.take(np.flatnonzero(rows))
     return Moved(taken, *cut(taken.start_ns, taken.end_ns, taken.process))

@@ -16,10 +16,11 @@ from colo_lib.parse.export_devices import DeviceMap, read_devices
 from colo_lib.parse.export_rows import read_table
 from colo_lib.parse.export_switches import read_switches
 from colo_lib.parse.export_worker import MISSING
-from colo_lib.parse.sqlite_file import check_file, opened, pages_checked, tables_of
+from colo_lib.parse.sqlite_file import check_file, looked_through, opened, tables_of
 from colo_lib.traces import SET, UNKNOWN, Bools, Capture, Copies, Ints, Kernels, Launches, Overhead, Process
 
 NO_TIME = 2**62  # 146 years: no session's clock shows it, and differences below it cannot overflow
+LONGEST_NS = 2**50  # 13 days
 PID_BITS, PID_MASK = 24, 0xFFFFFF
 UNNAMED = "(unnamed)"
 DENSE = 1_000_000
@@ -58,6 +59,10 @@ class Reader:
             checks["have no time"] = checks["have no time"] | ((start == 0) & (end == 0))
         checks["have a time that no session's clock shows"] = (np.abs(start) >= NO_TIME) | (np.abs(end) >= NO_TIME)
         checks["end before they start"] = end < start
+        # Differences of what is left cannot overflow, nor their sums over as many rows as a file can hold.
+        checks["last longer than any session"] = (
+            (np.abs(start) < NO_TIME) & (np.abs(end) < NO_TIME) & (end - start > LONGEST_NS)
+        )
         if kind != "RUNTIME":
             checks["name no device"] = owner == MISSING
         bad = np.zeros(len(start), np.bool_)
@@ -99,7 +104,7 @@ def read_export(file: Path) -> Capture:
     `exports[0]` holds the facts on which sessions are aligned. Raises InputError naming what is wrong with the file.
     """
     check_file(file)
-    with pages_checked(file), opened(file) as connection:
+    with looked_through(file, _odd_numbers) as odd, opened(file) as connection:
         tables = tables_of(connection)
         if not any(schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in schema.ACTIVITY):
             raise InputError(f"{file} {_what_it_lacks(tables)}")
@@ -108,7 +113,7 @@ def read_export(file: Path) -> Capture:
         kernels = _joined(Kernels, [reader.rows(name, Kernels, make[name]) for name in make])
         copies = _joined(Copies, [reader.rows(name, Copies, _copies(reader)) for name in ("MEMCPY", "MEMSET")])
         overhead = _read_overhead(reader)
-        return Capture(
+        capture = Capture(
             kernels=kernels,
             copies=copies,
             switches=read_switches(connection, tables, reader.device_map),
@@ -120,6 +125,8 @@ def read_export(file: Path) -> Capture:
             omissions=[f"{count:,} {words}: left out" for words, count in reader.dropped.items()],
             simulated=schema.export_facts(connection, tables).get("EXPORT_PRODUCT_NAME") == "SIMULATED",
         )
+    capture.exports[0]["doubts"] = list(odd)
+    return capture
 
 
 def read_launches(file: Path) -> tuple[Launches, list[int]]:
@@ -134,6 +141,21 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
 
         made = reader.rows("RUNTIME", Launches, make)
         return _joined(Launches, [made]), list(reader.pids)
+
+
+def _odd_numbers(connection: sqlite3.Connection) -> list[str]:
+    """Rows that hold text where numbers belong, in words; SQL makes numbers of it in silence."""
+    tables, told = tables_of(connection), []
+    for kind in schema.ACTIVITY:
+        table = schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}")
+        columns = schema.number_columns(tables, table) if table else []
+        if not columns:
+            continue
+        odd = " OR ".join(f"{column} >= ''" for column in columns)  # text is more than any number
+        (count,) = connection.execute(f'SELECT count(*) FROM "{table}" WHERE {odd}').fetchone()
+        if count:
+            told.append(f"{count:,} {ROW_WORDS[kind]} hold text where numbers belong")
+    return told
 
 
 def _what_it_lacks(tables: schema.Tables) -> str:

@@ -67,6 +67,13 @@ class Source:
     columns: Mapping[str, str]
 
 
+def number_columns(tables: Tables, table: str) -> list[str]:
+    """Columns of an activity table that expressions compute with, where what is no number would pass for one."""
+    expressions = " ".join(item for kind in ACTIVITY for item in (*COLUMNS[kind].values(), SHAPE) if ";" in item)
+    used = {word.lower() for word in WORDS.findall(expressions)} - {"correlationid", "streamid"}  # ids, not summed
+    return [f'"{column}"' for column in tables[table] if column.lower() in used and '"' not in column]
+
+
 def find_table(tables: Tables, base: str) -> str | None:
     """The table of that name, or its newest version: some exports have `_V2` and `_V3` beside or instead."""
     versions = {int(found[1] or 1): name for name in tables if (found := re.fullmatch(rf"{base}(?:_V(\d+))?", name))}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,29 +96,32 @@ def opened(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def pages_checked(file: Path) -> Iterator[None]:
+def looked_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> Iterator[list[str]]:
     """Look through all pages of `file` while something reads it; raises InputError naming what SQLite finds damaged.
 
     Reading alone does not notice a page that only drops rows, or that no query touches. What a damaged page makes the
-    reader raise gives way to what names the page.
+    reader raise gives way to what names the page. The list is filled with what `more` finds, when all is done.
     """
+    told: list[str] = []
     with ThreadPoolExecutor(1) as pool:  # SQLite lets go of the interpreter while it looks
-        found = pool.submit(_quick_check, file)
+        looking = pool.submit(_look_through, file, more)
         try:
-            yield
+            yield told
         finally:
-            said = found.result()
+            said, found = looking.result()
             if said != "ok":
-                told = "".join(char if char.isprintable() else " " for char in said)
-                raise InputError(f"{file} is damaged: SQLite's quick_check says: {told}; export or copy it again")
+                shown = "".join(char if char.isprintable() else " " for char in said)
+                raise InputError(f"{file} is damaged: SQLite's quick_check says: {shown}; export or copy it again")
+            told += found
 
 
-def _quick_check(file: Path) -> str:
+def _look_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> tuple[str, list[str]]:
     try:
         with opened(file) as connection:
-            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            return said, more(connection) if said == "ok" else []
     except InputError:
-        return "ok"  # the reader meets the same, and says it
+        return "ok", []  # the reader meets the same, and says it
 
 
 def address(file: Path) -> str:
