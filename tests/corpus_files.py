@@ -384,3 +384,14 @@ def a_huge_name(folder: Path) -> Path:
 @case
 def text_where_sizes_belong(folder: Path) -> Path:
     return changed(folder, f"UPDATE {KERNEL} SET gridY = '7 or so' WHERE gridX = 66")
+
+
+@case
+def a_schema_that_is_no_utf_8(folder: Path) -> Path:
+    """SQLite's own message quotes it, and Python cannot decode the message."""
+    file = write(folder / "trace.sqlite", GOOD)
+    content = file.read_bytes()
+    file.write_bytes(
+        content.replace(b'CREATE TABLE "TARGET_INFO_GPU" (', b'CREATE TABLE "TARGET_INFO_GPU" \xff\n'[:32])
+    )
+    return file

@@ -111,8 +111,11 @@ class Export:
         connection.row_factory = sqlite3.Row
         self.tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         self.connection, self.lost = connection, 0
-        self.names = {row["id"]: row["value"] for row in self.rows("StringIds") if isinstance(row["value"], str)}
-        self.gpus = {row["id"]: row for row in self.rows("TARGET_INFO_GPU") if isinstance(row.get("id"), int)}
+        texts = self.rows("StringIds")
+        self.names = {row.get("id"): row["value"] for row in texts if isinstance(row.get("value"), str)}
+        table = next((name for name in ("TARGET_INFO_GPU", "TARGET_INFO_CUDA_GPU") if name in self.tables), "")
+        numbered = [(row.get("id", row.get("gpuId")), row) for row in self.rows(table)]
+        self.gpus = {number: row for number, row in numbered if isinstance(number, int)}
         self.numbers = {
             (row.get("pid") or 0, row.get("cudaId")): row.get("gpuId") for row in self.rows("TARGET_INFO_CUDA_DEVICE")
         }

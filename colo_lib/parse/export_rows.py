@@ -130,7 +130,7 @@ def _of_worker(file: Path, query: str, span: tuple[int, int], width: int) -> Ite
         process.stdin.close()
         while block := process.stdout.read(BLOCK_ROWS * width * 8):
             yield np.frombuffer(block, np.int64).reshape(-1, width)
-        complaint = process.stderr.read().decode(errors="replace").strip()
+        complaint = sqlite_file.plain(process.stderr.read().decode(errors="replace"))
         if process.wait():
             raise InputError(f"{file}: damaged or not an export: {complaint or 'its reader died'}; export it again")
     finally:

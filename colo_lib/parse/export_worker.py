@@ -53,7 +53,7 @@ def main() -> int:
         for block in blocks(connection, request["query"], request["low"], request["high"]):
             sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second where SQLite's message is no UTF-8
         print(error, file=sys.stderr)
         return 1
     finally:

@@ -17,6 +17,9 @@ from colo_lib.errors import InputError
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 WAL_VERSION = 2
+# Python raises the second where a message of SQLite's quotes bytes of a damaged file that are no UTF-8.
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+MOST_SAID = 300  # characters of a message of SQLite's
 MOST_BYTES = 16 * 2**20  # of one text; names are some thousand bytes long, and a row is held whole
 GUARDS = ("PRAGMA query_only=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON")
 
@@ -66,9 +69,9 @@ def _check_lock(file: Path) -> None:
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise InputError(f"{file} is locked: another process writes to it; wait until that ends") from None
-        raise InputError(f"{file}: not a readable SQLite database: {error}") from None
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{file}: not a readable SQLite database: {error}") from None
+        raise InputError(f"{file}: not a readable SQLite database: {plain(error)}") from None
+    except DAMAGE as error:
+        raise InputError(f"{file}: not a readable SQLite database: {plain(error)}") from None
     finally:
         if connection is not None:
             connection.close()
@@ -88,8 +91,8 @@ def opened(file: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     except sqlite3.DataError:
         raise InputError(f"{file}: holds a text of more than {MOST_BYTES >> 20} MiB, which no name is") from None
-    except sqlite3.Error as error:
-        raise InputError(f"{file}: damaged or not an export: {error}; export it again") from None
+    except DAMAGE as error:
+        raise InputError(f"{file}: damaged or not an export: {plain(error)}; export it again") from None
     finally:
         if connection is not None:
             connection.close()
@@ -110,8 +113,9 @@ def looked_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) 
         finally:
             said, found = looking.result()
             if said != "ok":
-                shown = "".join(char if char.isprintable() else " " for char in said)
-                raise InputError(f"{file} is damaged: SQLite's quick_check says: {shown}; export or copy it again")
+                raise InputError(
+                    f"{file} is damaged: SQLite's quick_check says: {plain(said)}; copy or export it again"
+                )
             told += found
 
 
@@ -122,6 +126,11 @@ def _look_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -
             return said, more(connection) if said == "ok" else []
     except InputError:
         return "ok", []  # the reader meets the same, and says it
+
+
+def plain(said: object) -> str:
+    """What SQLite says as part of a sentence: its messages quote a damaged file, line breaks and all."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(said)[:MOST_SAID]).split())
 
 
 def address(file: Path) -> str:
