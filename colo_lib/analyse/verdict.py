@@ -142,7 +142,13 @@ def _enough_gaps(row: dict[str, Any], counted: pd.DataFrame) -> dict[str, Any]:
 
 
 def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] | None) -> dict[str, Any]:
-    row = dict.fromkeys(COLUMNS, np.nan) | {"threshold": params.min_overlap, "blocks": 0, "status": OPEN, "missing": ""}
+    row = dict.fromkeys(COLUMNS, np.nan) | {
+        "threshold": params.min_overlap,
+        "blocks": 0,
+        "starts": np.nan,
+        "status": OPEN,
+    }
+    row["missing"] = ""
     row["clause"] = (
         f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, not only at most"
     )

@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("parent", metavar="FOLDER", type=Path, help="the copy is made in here, under the run's name")
     parser.add_argument("--capture-ms", type=float, default=50.0, help="kept of each capture, ms (default: 50)")
+    parser.add_argument(
+        "--capture-tokens", type=float, default=20.0, metavar="N",
+        help="kept of each capture with gen, if that is more: as long as N tokens took (default: 20)",
+    )  # fmt: skip
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 
 
@@ -36,11 +40,14 @@ def carry_out(options: argparse.Namespace) -> int:
 
     if not 0 < options.capture_ms <= 60_000:
         raise InputError(f"--capture-ms {options.capture_ms:g}: give milliseconds, more than 0 and at most 60,000")
+    if not 0 <= options.capture_tokens <= 1e6:
+        raise InputError(f"--capture-tokens {options.capture_tokens:g}: give a number of tokens from 0 on")
+    keep = {"capture_ms": options.capture_ms, "capture_tokens": options.capture_tokens}
     source = Path(options.run)
     if (source / SWEEP).is_file():
-        folder, told = share_sweep(source, options.parent, options.capture_ms)
+        folder, told = share_sweep(source, options.parent, **keep)
     else:
-        folder, told = share(named_run(options.run, options.runs_dir), options.parent, options.capture_ms)
+        folder, told = share(named_run(options.run, options.runs_dir), options.parent, **keep)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB. Left out or replaced:")
     print("\n".join(f"  {printable(line)}" for line in told.words()) or "  nothing")

@@ -97,7 +97,7 @@ def blocks(run: Run) -> str:
                     ("Commit", f"{_told(machine.get('git_commit'))}, {dirty}"),
                     ("Time", f"{_seconds(measured)} in windows of {_seconds(total)} in all{share}"),
                     ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
-                    ("Interval", "95 % over blocks, paired: the wider of scipy's bootstrap (BCa) and Student's t"),
+                    ("Interval", "95 %: Student's t over starts of the engines, paired by block; docs/statistics.md"),
                 ]
             ),
             details("Machine", definitions(flat), opened=False),

@@ -18,11 +18,14 @@ def clauses(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in frame.itertuples():
         figure = with_interval(row.mean, row.low, row.high, row.starts) if row.mean == row.mean else NONE
-        rows.append(
-            (row.clause, figure, number(row.threshold), str(row.blocks or NONE), row.status, row.missing or NONE)
-        )
-    columns = ["Clause", "Figure [95 % interval]", "Threshold", "Blocks", "Status", "What is missing"]
+        rows.append((row.clause, figure, number(row.threshold), _size(row), row.status, row.missing or NONE))
+    columns = ["Clause", "Figure [95 % interval]", "Threshold", "Blocks / starts", "Status", "What is missing"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _size(row: Any) -> str:
+    """Blocks, and the starts of the engines that they ran on: what an interval rests on."""
+    return f"{row.blocks:.0f} / {row.starts:.0f}" if row.blocks else NONE
 
 
 def paying(frame: pd.DataFrame) -> pd.DataFrame:
@@ -31,12 +34,13 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
         (
             f"{row.step}: {STEP_TITLES[row.step]}",
             with_interval(row.mean, row.low, row.high, row.starts),
-            str(row.blocks),
+            _size(row),
             row.answer,
         )
         for row in frame.itertuples()
     ]
-    return pd.DataFrame(rows, columns=["Step", "Work per device [95 % interval]", "Blocks", "Against dedicated (1)"])
+    columns = ["Step", "Work per device [95 % interval]", "Blocks / starts", "Against dedicated (1)"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def bounds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,10 +178,11 @@ def kept(frame: pd.DataFrame) -> pd.DataFrame:
         (
             f"{row.step} ({row.mechanism}): {row.quantity.replace('_', ' ')}",
             with_interval(row.mean, row.low, row.high, row.starts),
-            str(row.blocks),
+            _size(row),
             number(row.smallest_detectable),
         )
         for row in frame[frame["step"] != "configA"].itertuples()
     ]
-    columns = ["Step and quantity", "Kept [95 % interval]", "Blocks", "Smallest shift seen in 80 % of such runs"]
+    seen = "Smallest shift seen in 80 % of such runs"
+    columns = ["Step and quantity", "Kept [95 % interval]", "Blocks / starts", seen]
     return pd.DataFrame(rows, columns=columns)

@@ -62,12 +62,15 @@ class Told:
         return [f"{kind}: {self.counts[kind]:,}" for kind in KINDS if self.counts[kind]] + self.lines
 
 
-def share(run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = None) -> tuple[Path, Told]:
+def share(
+    run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = None, capture_tokens: float = 0.0
+) -> tuple[Path, Told]:
     """Copy a finished run into `parent` under its own name; (the new folder, what was left out).
 
-    Every trial stays as it was measured; of every capture the middle `capture_ms` are kept, with the window in its
-    record moved accordingly. `scrub`: what else is shared together with it. Raises InputError for a run that is
-    damaged, unfinished, or there already; nothing is left of a copy that failed.
+    Every trial stays as it was measured; of every capture the middle `capture_ms` are kept, or as much as shows
+    `capture_tokens` of gen if that is more, with the window in its record moved accordingly. `scrub`: what else is
+    shared together with it. Raises InputError for a run that is damaged, unfinished, or there already; nothing is left
+    of a copy that failed.
     """
     source = open_run(run)
     target = parent / source.folder.name
@@ -87,7 +90,7 @@ def share(run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = N
                 _share_trial(source, step, trial, partial, scrub)
             record = capture_folder(source.folder, step) / CAPTURE
             if record.relative_to(source.folder).as_posix() in source.manifest["files"]:
-                lines += _share_capture(source, step, partial, capture_ms, scrub)
+                lines += _share_capture(source, step, partial, (capture_ms, capture_tokens), scrub)
         copied = {file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()}
         scrub.counts[FILES] += len(set(source.manifest["files"]) - copied - {START})
         counts = _since(scrub, before)
@@ -101,7 +104,7 @@ def share(run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = N
     return target, Told(counts, lines)
 
 
-def share_sweep(sweep: Path, parent: Path, capture_ms: float) -> tuple[Path, Told]:
+def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: float = 0.0) -> tuple[Path, Told]:
     """`share` for a sweep: its plan, and the run of every cell that is done; (the new folder, what was left out).
 
     Raises InputError as `share` does, and for a sweep of which no cell is done.
@@ -117,7 +120,7 @@ def share_sweep(sweep: Path, parent: Path, capture_ms: float) -> tuple[Path, Tol
     try:
         plan = fields.SWEEP(scrub, read_object(sweep / SWEEP))
         for name, run in found.runs.items():
-            _, left = share(run.folder, cell_runs(cell_folder(target, name)), capture_ms, scrub)
+            _, left = share(run.folder, cell_runs(cell_folder(target, name)), capture_ms, scrub, capture_tokens)
             told.lines += [line for line in left.lines if line not in told.lines]
         for cell in found.cells:
             if cell.status != NOT_RUN:
@@ -190,7 +193,7 @@ def _plain(file: Path, frame: str) -> bool:
     return known and schema.equals(arrow_schema(frame), check_metadata=True)
 
 
-def _share_capture(source: Run, step: str, target: Path, capture_ms: float, scrub: Scrubber) -> list[str]:
+def _share_capture(source: Run, step: str, target: Path, keep: tuple[float, float], scrub: Scrubber) -> list[str]:
     folder, into = capture_folder(source.folder, step), capture_folder(target, step)
     facts = read_object(folder / CAPTURE)
     told = fields.CAPTURE(scrub, facts)
@@ -198,7 +201,7 @@ def _share_capture(source: Run, step: str, target: Path, capture_ms: float, scru
     lines: list[str] = []
     if facts.get("status") == "done":
         capture = read_capture(source.folder, step)
-        window_ns, window_s = _middle(capture, facts["window_ns"], capture_ms)
+        window_ns, window_s = _middle(capture, facts["window_ns"], _kept_ms(facts, *keep))
         pids = {pid for group in facts["pids"].values() for pid in group}
         pids |= host_pids(capture.capture, pids)
         for file, export in zip(capture.files, capture.capture.exports, strict=True):
@@ -210,6 +213,12 @@ def _share_capture(source: Run, step: str, target: Path, capture_ms: float, scru
             told |= {"window_ns": window_ns, "recorded_window_ns": facts.get("recorded_window_ns", facts["window_ns"])}
     write_json(into / CAPTURE, told)
     return lines
+
+
+def _kept_ms(facts: dict[str, Any], least_ms: float, tokens: float) -> float:
+    """How much of a capture is kept: `least_ms`, or what so many tokens of gen took at the rate it was captured at."""
+    rate = (facts.get("profiled") or {}).get("gen_tokens_per_s")
+    return max(least_ms, tokens / rate * 1e3) if rate else least_ms
 
 
 def _own_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[float, float]:

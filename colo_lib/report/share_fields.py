@@ -168,6 +168,8 @@ def nsys_word(scrub: Scrubber, value: Any) -> Any:
 
 
 BY_WORKLOAD = {"gen": number, "embed": number}
+# A workload: pids with their times of starting, joined; or a simulated name.
+STARTS = keyed("gen|embed", matching(r"(\d{1,10}(@[\d.]{1,20})?\+?){1,64}|(gen|embed)-\d{1,6}"))
 PIDS = record({"gen": listed(number), "embed": listed(number)})
 DEVICES = record({"gen": listed(either(listed(device), device)), "embed": listed(either(listed(device), device))})
 PACING = record({"kind": one_of("none", "duty", "slo"), "micro_batch_size": number, "duty": number})
@@ -200,7 +202,8 @@ BY_DEVICE = DEVICE_ALIAS.pattern
 ABSENT = "|".join([*TELEMETRY, "GPM", "all fields"])
 TRIAL_FIELDS: dict[str, Rule] = {
     "schema_version": number, "step": STEP, "trial": number, "block": number, "mechanism": text, "status": STATUS,
-    "reason": text, "devices": DEVICES, "pids": PIDS, "latency_clock": text, "pacing": PACING, "measured_in": CELL_NAME,
+    "reason": text, "devices": DEVICES, "pids": PIDS, "engine_starts": STARTS,
+    "latency_clock": text, "pacing": PACING, "measured_in": CELL_NAME,
     **dict.fromkeys(
         (
             "window_start_ns", "window_end_ns", "window_s", "gen_tokens", "gen_tokens_per_s", "gen_server_tokens_per_s",
