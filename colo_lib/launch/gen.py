@@ -27,6 +27,14 @@ KEY_NAME = "COLO_GEN_KEY"
 READY_POLL_S = 0.25
 # Engines yield to the load client and the sampler, which would otherwise see tokens in bursts on shared cores.
 ENGINE_NICE = 5
+# Ranks meet and exchange over loopback: vLLM's address (else that of the route to the internet), NCCL's interface (else
+# the first that is no loopback), Gloo's (else what the host's name resolves to), torch's RPC's. No shell widens it.
+LOOPBACK = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "TP_SOCKET_IFNAME": "lo",
+}
 REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds")
 
 
@@ -77,7 +85,7 @@ def environment(
     params: Params, placement: Placement, key: str, shared: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
     """The server's environment with the mechanism's additions; the API key travels here, never in the command line."""
-    additions = {
+    additions = LOOPBACK | {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(params.ready_timeout_s) + 60),
