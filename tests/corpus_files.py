@@ -391,7 +391,6 @@ def a_schema_that_is_no_utf_8(folder: Path) -> Path:
     """SQLite's own message quotes it, and Python cannot decode the message."""
     file = write(folder / "trace.sqlite", GOOD)
     content = file.read_bytes()
-    file.write_bytes(
-        content.replace(b'CREATE TABLE "TARGET_INFO_GPU" (', b'CREATE TABLE "TARGET_INFO_GPU" \xff\n'[:32])
-    )
+    named = b'CREATE TABLE "TARGET_INFO_GPU" '
+    file.write_bytes(content.replace(named + b"(", named + b"\xff"))
     return file

@@ -12,21 +12,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import colo_lib.analyse.chosen
+import colo_lib.analyse.summary
+import colo_lib.parse.captures
+import colo_lib.report.trace_text  # noqa: F401 imported here once, not in every child
+from colo_lib.cli import main as command
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
-from colo_lib.paths import RECORDED, REPOSITORY
+from colo_lib.paths import RECORDED
 from tests.campaigns.damages import DAMAGES
 from tests.exports import EMBED, GEN
 from tests.naive_trace import answers, differences
@@ -77,11 +86,57 @@ def _copied(source: Path) -> Callable[[Path], Any]:
     return lambda file: file.write_bytes(source.read_bytes())
 
 
-def trace(file: Path, members: dict[str, set[int]]) -> subprocess.CompletedProcess[str]:
-    """`colo trace --json` as a process of its own."""
+@dataclass(frozen=True)
+class Done:
+    """How `colo trace --json` ended; `code` is None where it did not within the limit."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def trace(file: Path, members: dict[str, set[int]]) -> Done:
+    """`colo trace --json` in a process of its own, forked from this one, in which everything is imported already."""
     words = [word for name, pids in members.items() for word in (f"--{name}", ",".join(map(str, sorted(pids))))]
-    command = [sys.executable, "-m", "colo_lib.cli", "trace", str(file), *words, "--json"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=REPOSITORY, errors="replace")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if not child:
+            _be_the_command(["trace", str(file), *words, "--json"], out.fileno(), err.fileno())
+        code = _waited_for(child)
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode("utf-8", "replace"))
+    return Done(code, *texts)
+
+
+def _be_the_command(words: list[str], out: int, err: int) -> NoReturn:
+    code = 1
+    try:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 they end with the process
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        os.environ["COLO_EXPORT_CACHE"] = ""
+        code = command(words)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _waited_for(child: int) -> int | None:
+    until = time.monotonic() + LIMIT_S
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 @cache
@@ -92,7 +147,7 @@ def sound(place: int) -> tuple[frozenset[str], frozenset[str]]:
         file = Path(folder) / "trace.sqlite"
         source.make(file)
         done = trace(file, source.members)
-        found = json.loads(done.stdout) if done.returncode == 0 else {"notes": [], "omissions": []}
+        found = json.loads(done.out) if done.code == 0 else {"notes": [], "omissions": []}
     return frozenset(found["notes"]), frozenset(found["omissions"])
 
 
@@ -129,16 +184,15 @@ def _plain_copy(source: str, target: str) -> None:
 
 
 def _judged(file: Path, source: Source, place: int) -> tuple[str, str]:
-    try:
-        done = trace(file, source.members)
-    except subprocess.TimeoutExpired:
+    done = trace(file, source.members)
+    if done.code is None:
         return "hung", f"not done within {LIMIT_S} s"
-    if "Traceback" in done.stderr or done.returncode not in (0, 2):
-        return "crashed", f"exit code {done.returncode}: {done.stderr.strip()[-300:]}"
-    if done.returncode == 2:
-        sentence = done.stderr.startswith("colo: ") and done.stderr.count("\n") == 1 and not done.stdout
-        return REFUSED, "" if sentence else f"not one sentence: {done.stderr[:300]!r}"
-    found = json.loads(done.stdout)
+    if "Traceback" in done.err or done.code not in (0, 2):
+        return "crashed", f"exit code {done.code}: {done.err.strip()[-300:]}"
+    if done.code == 2:
+        sentence = done.err.startswith("colo: ") and done.err.count("\n") == 1 and not done.out
+        return REFUSED, "" if sentence else f"not one sentence: {done.err[:300]!r}"
+    found = json.loads(done.out)
     notes, omissions = sound(place)
     if set(found["notes"]) - notes or set(found["omissions"]) - omissions:
         return WARNED, ""
@@ -159,12 +213,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="a folder for the files of what fails")
     options = parser.parse_args(words)
     numbers = range(options.count) if options.only is None else [options.only]
-    for place in range(len(sources())):
-        sound(place)
-    with ThreadPoolExecutor(options.workers) as pool:
+    with ProcessPoolExecutor(options.workers, get_context("fork")) as pool:
         ended: Counter[str] = Counter()
         bad = 0
-        for outcome in pool.map(lambda number: one(options.seed, number, options.keep), numbers):
+        for outcome in pool.map(partial(one, options.seed, keep=options.keep), numbers):
             ended[outcome.ended] += 1
             if not sum(ended.values()) % 100:
                 print(f"{sum(ended.values())} done", file=sys.stderr, flush=True)

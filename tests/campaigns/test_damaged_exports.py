@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 from tests.campaigns.damaged_exports import REFUSED, TOLD, one
 
 SEED, SAMPLE = 7, 36
 
 
 def test_a_sample_of_damaged_exports_is_refused_warned_of_or_told_right() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(lambda number: one(SEED, number), range(SAMPLE)))
+    outcomes = [one(SEED, number) for number in range(SAMPLE)]
     assert not [outcome for outcome in outcomes if outcome.problem]
     assert {REFUSED, TOLD} <= {outcome.ended for outcome in outcomes}
