@@ -95,6 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     going = [True]
     signal.signal(signal.SIGTERM, lambda *_: going.__setitem__(0, False))
+    open(options.out, "w").close()  # the owner waits for it: from now on being told to end is heard
     turns: list[tuple[str, int, int]] = []
     try:
         tenants = Tenant("gen", options.gen), Tenant("embed", options.embed)

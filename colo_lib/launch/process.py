@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from colo_lib.errors import StepFailed
+from colo_lib.launch.guardian import mapped, remove_segments
 from colo_lib.launch.logs import tail
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
@@ -77,7 +78,7 @@ class Child:
         grace_s: float = 5.0,
     ) -> None:
         self.name, self.log, self.grace_s = name, Path(log), grace_s
-        self.token = secrets.token_hex(12)
+        self.token, self.began_s = secrets.token_hex(12), time.time()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.touch()
         guardian = [sys.executable, "-I", str(GUARDIAN), "--log", str(self.log), "--grace", str(grace_s)]
@@ -140,7 +141,7 @@ class Child:
             self._guardian.wait()
         if self._guardian.stdout is not None:
             self._guardian.stdout.close()
-        sweep(self.token)
+        sweep(self.token, since_s=self.began_s)
 
 
 def carriers(token: str) -> list[int]:
@@ -165,14 +166,19 @@ def _is_zombie(pid: int) -> bool:
         return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
 
 
-def sweep(token: str, timeout_s: float = 10.0) -> list[int]:
-    """SIGKILL every process that carries `token`; returns what is still there after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+def sweep(token: str, timeout_s: float = 10.0, since_s: float = 0.0) -> list[int]:
+    """SIGKILL every process that carries `token`; returns what is still there after `timeout_s`.
+
+    Who tracks their shared memory is killed with them: what they map and was made after `since_s` (Unix time) goes too.
+    """
+    deadline, noted = time.monotonic() + timeout_s, set[bytes]()
     while (left := carriers(token)) and time.monotonic() < deadline:
+        noted |= mapped(left)
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 continue
         time.sleep(0.02)
+    remove_segments(noted, since_s)
     return left

@@ -11,14 +11,16 @@ from pathlib import Path
 from colo_lib.errors import StepFailed
 from colo_lib.frames import write_frame
 from colo_lib.launch.engines import Handles
+from colo_lib.launch.loads import wait_for
 from colo_lib.launch.process import Child
 from colo_lib.params import Params
 
+BEGIN_TIMEOUT_S = 20.0
 ALTERNATE = Path(__file__).with_name("alternate.py")
 
 
 def start_alternator(params: Params, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
-    """The process that lets the two workloads take turns."""
+    """The process that lets the two workloads take turns; it has begun. Raises StepFailed for one that does not."""
     groups = handles.pids()
     command = [sys.executable, "-I", str(ALTERNATE), "--slice-ms", str(params.slice_ms)]
     for name in ("gen", "embed"):
@@ -28,6 +30,8 @@ def start_alternator(params: Params, handles: Handles, runtime: Path, folder: Pa
     # Whatever becomes of the alternator, nobody stays stopped.
     stack.callback(_continue_all, [group for part in groups.values() for group in part])
     stack.callback(child.stop)
+    # A trial that began without it would be no trial of taking turns.
+    wait_for((runtime / "slices.txt").exists, child, BEGIN_TIMEOUT_S, "the alternator")
     return child
 
 

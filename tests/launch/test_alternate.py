@@ -6,14 +6,19 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from colo_lib.errors import StepFailed
+from colo_lib.launch import turns as turns_module
 from colo_lib.launch.alternate import Tenant, stat
+from colo_lib.launch.engines import Handles
 from colo_lib.launch.process import Child
-from colo_lib.launch.turns import ALTERNATE
+from colo_lib.launch.turns import ALTERNATE, start_alternator
+from colo_lib.params import check
 from tests.processes import wait_until
 
 BUSY = """
@@ -81,3 +86,15 @@ def test_hold_names_what_does_not_stop(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(TimeoutError, match=f"gen did not stop.*{child.pid}"):
         tenant.hold()
     child.stop()
+
+
+def test_an_alternator_that_does_not_begin_is_waited_for_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "alternate.py"
+    slow.write_text("import time; print('still loading', flush=True); time.sleep(600)")
+    monkeypatch.setattr(turns_module, "ALTERNATE", slow)
+    monkeypatch.setattr(turns_module, "BEGIN_TIMEOUT_S", 2.0)
+    handles = Handles("key", os.getpid(), None, ())
+    with ExitStack() as stack, pytest.raises(StepFailed, match=r"the alternator did not start within 2 s"):
+        start_alternator(check({}, "test"), handles, tmp_path, tmp_path, stack)

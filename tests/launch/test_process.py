@@ -146,3 +146,25 @@ def test_stop_twice_is_harmless(tmp_path: Path) -> None:
     child.stop()
     child.stop()
     assert carriers(child.token) == []
+
+
+HOLDER = """
+import multiprocessing, sys, time
+from multiprocessing import shared_memory
+multiprocessing.set_executable(sys.executable)
+segment = shared_memory.SharedMemory(create=True, size=4096)
+print(segment.name, flush=True)
+time.sleep(600)
+"""
+KEEPER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_killed_guardian_leaves_no_shared_memory_of_the_orphans(tmp_path: Path) -> None:
+    child = Child("gen", [sys.executable, "-c", KEEPER, HOLDER], tmp_path / "log")
+    assert wait_until(lambda: (tmp_path / "log").read_text().startswith("psm_"))
+    segment = Path("/dev/shm") / (tmp_path / "log").read_text().split()[0]
+    assert segment.exists()
+    os.kill(child.guardian_pid, signal.SIGKILL)
+    assert wait_until(lambda: not child.running())
+    child.stop()
+    assert not segment.exists()
