@@ -394,3 +394,19 @@ def a_schema_that_is_no_utf_8(folder: Path) -> Path:
     named = b'CREATE TABLE "TARGET_INFO_GPU" '
     file.write_bytes(content.replace(named + b"(", named + b"\xff"))
     return file
+
+
+@case
+def a_long_name(folder: Path) -> Path:
+    """Two megabytes are read, but no pattern is searched in all of them."""
+    return changed(folder, "UPDATE StringIds SET value = 'gemm' || hex(zeroblob(1000000)) WHERE value = 'gemm'")
+
+
+@case
+def fractions_where_sizes_belong(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET gridX = 66.5 WHERE gridX = 66")
+
+
+@case
+def too_many_threads(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET blockZ = 100000 WHERE gridX = 66")

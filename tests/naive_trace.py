@@ -1,7 +1,8 @@
 """A second implementation of what `colo trace` tells: pure Python, slow, and straight from the definitions.
 
-It shares with colo_lib nothing but the table of categories. It reads an export by plain SELECTs, row by row, keeps
-intervals as pairs of whole numbers, and takes every length from a sweep over the moments at which something changes.
+It shares with colo_lib nothing but the table of categories and how a name is shown. It reads an export by plain
+SELECTs, row by row, keeps intervals as pairs of whole numbers, and takes every length from a sweep over the moments at
+which something changes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.analyse.categories import categorise
+from colo_lib.analyse.workloads import printable
 
 Span = tuple[int, int]
 FAR = 2**62
@@ -501,6 +503,7 @@ def _of_workload(found: dict[str, Any] | None, truth: dict[str, Any]) -> list[st
     told = []
     for place, value in truth.items():
         if place == "names":
+            value = {printable(name, 4000): counted for name, counted in value.items()}
             for row in found["top_kernels"]:
                 if not _same((row["kernel_count"], row["kernel_time_ns"]), value.get(row["name"])):
                     told.append(f"{row['name']}: {row}, not {value.get(row['name'])}")

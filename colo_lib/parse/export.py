@@ -20,6 +20,7 @@ from colo_lib.parse.sqlite_file import check_file, looked_through, opened, table
 from colo_lib.traces import SET, UNKNOWN, Bools, Capture, Copies, Ints, Kernels, Launches, Overhead, Process
 
 NO_TIME = 2**62  # 146 years: no session's clock shows it, and differences below it cannot overflow
+LONGEST_NAME = 16_384  # characters; patterns are searched in every name
 LONGEST_NS = 2**50  # 13 days
 PID_BITS, PID_MASK = 24, 0xFFFFFF
 UNNAMED = "(unnamed)"
@@ -144,17 +145,18 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
 
 
 def _odd_numbers(connection: sqlite3.Connection) -> list[str]:
-    """Rows that hold text where numbers belong, in words; SQL makes numbers of it in silence."""
+    """Rows that hold text, fractions or sizes out of range, in words; of these SQL makes other numbers in silence."""
     tables, told = tables_of(connection), []
     for kind in schema.ACTIVITY:
         table = schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}")
-        columns = schema.number_columns(tables, table) if table else []
-        if not columns:
+        if table is None or not (columns := schema.number_columns(tables, table)):
             continue
-        odd = " OR ".join(f"{column} >= ''" for column in columns)  # text is more than any number
+        # Text is more than any number, and a sum with a fraction in it is one; quicker than asking each for its type.
+        odd = " OR ".join([*(f"{column} >= ''" for column in columns), f"typeof({' + '.join(columns)}) = 'real'",
+                           *schema.out_of_range(tables, table)])  # fmt: skip
         (count,) = connection.execute(f'SELECT count(*) FROM "{table}" WHERE {odd}').fetchone()
         if count:
-            told.append(f"{count:,} {ROW_WORDS[kind]} hold text where numbers belong")
+            told.append(f"{count:,} {ROW_WORDS[kind]} hold text, fractions or sizes that cannot be")
     return told
 
 
@@ -242,7 +244,7 @@ def _names(reader: Reader) -> list[str]:
     if wanted and "StringIds" in reader.tables:
         for number, value in reader.connection.execute("SELECT id, value FROM StringIds"):
             if number in wanted and isinstance(value, str) and value:
-                found[number] = value
+                found[number] = value[:LONGEST_NAME]
     return [found.get(number, UNNAMED if number == MISSING else f"(name {number})") for number in wanted]
 
 

@@ -26,6 +26,12 @@ SHAPE = (
     "((blockX * blockY * blockZ) & 65535) | ((registersPerThread & 4095) << 16)"
     " | ((staticSharedMemory + dynamicSharedMemory) << 32);0"
 )
+RANGES = {
+    "deviceId": 16_777_215,
+    "blockX * blockY * blockZ": 65_535,
+    "registersPerThread": 4_095,
+    "(staticSharedMemory + dynamicSharedMemory)": 2**31 - 1,
+}
 NODE = "(graphNodeId IS NOT NULL AND graphNodeId <> 0) << 31"
 BASE = {"start_ns": '"start"', "end_ns": '"end"', "owner": OWNER, "link": LINK}
 # our column -> SQL over the table's columns, and after ";" what stands in where one of them is absent
@@ -72,6 +78,16 @@ def number_columns(tables: Tables, table: str) -> list[str]:
     expressions = " ".join(item for kind in ACTIVITY for item in (*COLUMNS[kind].values(), SHAPE) if ";" in item)
     used = {word.lower() for word in WORDS.findall(expressions)} - {"correlationid", "streamid"}  # ids, not summed
     return [f'"{column}"' for column in tables[table] if column.lower() in used and '"' not in column]
+
+
+def out_of_range(tables: Tables, table: str) -> list[str]:
+    """Conditions for rows with a number that does not fit its place in `OWNER` or `SHAPE`."""
+    have = {column.lower() for column in tables[table]}
+    return [
+        f"{sql} NOT BETWEEN 0 AND {most}"
+        for sql, most in RANGES.items()
+        if {word.lower() for word in WORDS.findall(sql)} <= have
+    ]
 
 
 def find_table(tables: Tables, base: str) -> str | None:
