@@ -59,6 +59,7 @@ ENGINE_WORDS = {
 STAGES = ("start-up", "trial", "between", "sealing")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HANGS_S = 400.0
+SHARED = ("psm_", "nccl-", "torch_", "vllm_dist_", "sem.mp-")
 RUNTIMES = Path("/tmp")
 
 
@@ -250,7 +251,7 @@ def traces_left(segments: set[str], began_s: float) -> list[str]:
     """Shared memory that nobody maps, and launchers' folders whose owner is gone."""
     living = mapped(int(name) for name in os.listdir("/proc") if name.isdigit())
     left = [name for name in set(os.listdir("/dev/shm")) - segments if f"/dev/shm/{name}".encode() not in living]
-    wrong = [f"in /dev/shm: {name}" for name in left if name.startswith(("psm_", "nccl-", "torch_", "sem.mp-"))]
+    wrong = [f"in /dev/shm: {name}" for name in left if name.startswith(SHARED)]
     for folder in set(RUNTIMES.glob("colo-*")) - set(RUNTIMES.glob("colo-example-*")):
         try:
             owner = json.loads((folder / "owner.json").read_text())["pid"]

@@ -152,16 +152,17 @@ HOLDER = """
 import multiprocessing, sys, time
 from multiprocessing import shared_memory
 multiprocessing.set_executable(sys.executable)
-segment = shared_memory.SharedMemory(create=True, size=4096)
+segment = shared_memory.SharedMemory(name=sys.argv[1], create=True, size=4096)
 print(segment.name, flush=True)
 time.sleep(600)
 """
-KEEPER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+KEEPER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
 
 
-def test_a_killed_guardian_leaves_no_shared_memory_of_the_orphans(tmp_path: Path) -> None:
-    child = Child("gen", [sys.executable, "-c", KEEPER, HOLDER], tmp_path / "log")
-    assert wait_until(lambda: (tmp_path / "log").read_text().startswith("psm_"))
+@pytest.mark.parametrize("name", ["psm_{}", "vllm_dist_{}-tp:0-[0-1]-cpushm_0"])
+def test_a_killed_guardian_leaves_no_shared_memory_of_the_orphans(tmp_path: Path, name: str) -> None:
+    child = Child("gen", [sys.executable, "-c", KEEPER, HOLDER, name.format(os.getpid())], tmp_path / "log")
+    assert wait_until(lambda: (tmp_path / "log").read_text().startswith(name[:4]))
     segment = Path("/dev/shm") / (tmp_path / "log").read_text().split()[0]
     assert segment.exists()
     os.kill(child.guardian_pid, signal.SIGKILL)
