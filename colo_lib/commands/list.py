@@ -52,5 +52,5 @@ def _finished(folder: Path) -> tuple[str, ...]:
         return (folder.name, "unreadable", "-", "-", "-")
     done = sum(row.status == "done" for row in manifest.trials)
     device = manifest.machine.device_name or "not recorded"
-    cells = (f"{done}/{len(manifest.trials)} count", device, manifest.created_utc)
+    cells = (f"{done}/{len(manifest.trials)} count", device, manifest.created_utc or "—")
     return (folder.name, "finished", *("".join(char if char.isprintable() else "?" for char in cell) for cell in cells))

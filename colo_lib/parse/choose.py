@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colo_lib import paths
 from colo_lib.errors import InputError
-from colo_lib.params import Params, check
+from colo_lib.params import Params, check_recorded
 from colo_lib.parse.json_file import checked, read_object
 from colo_lib.parse.records import Manifest
 from colo_lib.parse.run_folder import Run, find_runs, newest_run, open_run
@@ -73,7 +73,7 @@ def alike(params: Params, pair: Params, steps: tuple[str, ...]) -> Run | None:
 
 def _fits(folder: Path, pair: Params, steps: tuple[str, ...]) -> bool:
     """Whether a run has `steps` and measures `pair`; raises InputError for one that is damaged."""
-    own = check(checked(Manifest, read_object(folder / paths.MANIFEST), folder).params, str(folder))
+    own = check_recorded(checked(Manifest, read_object(folder / paths.MANIFEST), folder).params, str(folder))
     return set(steps) <= set(own.step_names()) and all(getattr(own, name) == getattr(pair, name) for name in PAIR)
 
 

@@ -168,7 +168,7 @@ class BudgetRow(Record):
 class Start(Record):
     """start.json, which a manifest holds too: what was known when the run began."""
 
-    created_utc: str = ""
+    created_utc: str | None = None
     params: dict[str, Any]
     machine: Machine
     models: dict[str, ModelFacts]
@@ -233,7 +233,7 @@ class SweepPlan(Record):
     """sweep.json."""
 
     sweep_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    created_utc: str = ""
+    created_utc: str | None = None
     params: dict[str, Any]
     over: Annotated[list[SweepAxis], Field(min_length=1)]
     cells: Annotated[list[SweepRow], Field(min_length=1)]

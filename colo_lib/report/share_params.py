@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any, get_args
 
-from colo_lib.params import RUN_ID, STEPS, Params, split_list
+from colo_lib.params import RETIRED, RUN_ID, STEPS, Params, split_list
 from colo_lib.parse.scrub import DEVICE, DEVICE_ALIAS, FIELDS, HIDDEN, HIDDEN_VALUE, VALUES, Scrubber, bundled_models
 
 # Arguments of vLLM's server whose value is a number, a switch or a word of vLLM's own.
@@ -104,8 +104,14 @@ TEXTS: dict[str, Callable[[Scrubber, str], str]] = {
 }
 
 
+# Parameters that earlier versions recorded.
+RETIRED_TEXTS: dict[str, Callable[[Scrubber, str], str]] = {"interleave": _only("engines|all")}
+
+
 def shared_param(scrub: Scrubber, name: str, value: Any) -> Any:
     """The value of one parameter."""
+    if name in RETIRED:
+        return RETIRED_TEXTS[name](scrub, str(value))
     kind, default = Params.model_fields[name].annotation, Params.model_fields[name].default
     if kind is not str:
         return value if isinstance(value, int | float) or value in get_args(kind) else scrub.hide(VALUES, default)
@@ -116,6 +122,6 @@ def shared_param(scrub: Scrubber, name: str, value: Any) -> Any:
 
 def shared_params(scrub: Scrubber, values: Any) -> dict[str, Any]:
     """Parameters by name, those that `Params` does not know left out."""
-    known = {name: value for name, value in values.items() if name in Params.model_fields}
+    known = {name: value for name, value in values.items() if name in Params.model_fields or name in RETIRED}
     scrub.counts[FIELDS] += len(values) - len(known)
     return {name: shared_param(scrub, name, value) for name, value in known.items()}

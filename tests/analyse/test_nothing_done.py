@@ -59,10 +59,10 @@ def test_a_shared_unit_without_work_costs_no_energy_a_token_and_is_no_layout(tmp
     silence(folder, "step2", "gen")
     run = open_run(folder)
     measured = measure(run.trials, run.frame, run.params)
-    kept = kept_fractions(block_ratios(measured.counted), 1)
+    kept = kept_fractions(block_ratios(measured.counted))
     counted = energy.with_power(measured.counted, telemetry.series(run.trials, run.frame))
     counted[energy.WATTS] = 300.0
-    found = capacity.units(counted, kept, against_bounds(measured.counted, run.params), 200.0, 1)
+    found = capacity.units(counted, kept, against_bounds(measured.counted, run.params), 200.0)
     costs = capacity.energy_costs(found).set_index("unit")
     assert costs.loc["step2"].isna().all()
     assert costs.loc["gen alone", "j_per_token"] > 0

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from colo_lib.analyse.estimate import Estimate, estimate
+from colo_lib.analyse.estimate import Estimate, estimate, holm
 from colo_lib.analyse.findings import pays
 from colo_lib.analyse.kept import block_ratios, kept_fractions, null_check, paired, ratio
 from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Clause, decide, judge
@@ -227,3 +227,17 @@ def test_the_smallest_detectable_effect_is_detected_about_as_often_as_stated() -
     shifted = gen_estimates(kept_plan(1.0 - typical, noise=0.02, blocks=8))
     assert 0.6 <= np.mean([item.high < 1 for item in shifted]) <= 0.95
     assert typical > spread / np.sqrt(8)
+
+
+def test_the_best_of_many_equal_settings_is_seldom_surely_good() -> None:
+    rng, wrong, runs = np.random.default_rng(14), 0, 600
+    for _ in range(runs):
+        made = [estimate(0.95 * np.exp(rng.normal(0, 0.02, 4)), range(4)) for _ in range(14)]
+        wrong += any(holm([one.doubt(0.95, True) for one in made]))
+    assert wrong / runs <= 0.045, "one by one the best of them would look good in 30 %"
+
+
+def test_holm_holds_what_is_sure_and_nothing_without_a_doubt() -> None:
+    assert holm([0.001, 0.9, float("nan"), 0.008]) == [True, False, False, True]
+    assert holm([0.02, 0.02]) == [False, False], "each by itself would hold"
+    assert holm([]) == []

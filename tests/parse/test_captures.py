@@ -179,7 +179,8 @@ def test_a_capture_json_of_another_kind_is_a_sentence(
     (tmp_path / "capture.json").write_text(json.dumps(facts))
     assert main(["trace", str(tmp_path / "trace.sqlite")]) == 2
     said = capsys.readouterr().err
-    assert f"'{next(iter(facts))}' is not what a capture.json holds there" in said
+    assert f"'{next(iter(facts))}" in said
+    assert "take it again from where it was recorded, or leave it out" in said
     assert said.count("\n") == 1
 
 

@@ -181,7 +181,10 @@ def test_a_redacted_capture_tells_the_same_numbers_and_is_the_same_the_second_ti
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = []
-    once, twice = tmp_path / "once.sqlite", tmp_path / "twice.sqlite"
+    once, twice = tmp_path / "trace.sqlite", tmp_path / "twice.sqlite"
+    if (beside := file.with_name("capture.json")).is_file():
+        copied = json.loads(beside.read_text())
+        (tmp_path / "capture.json").write_text(json.dumps(copied | {"exports": ["trace.sqlite"]}))
     for old, new in ((file, once), (once, twice)):
         assert main(["redact", str(old), str(new)]) == 0
     capsys.readouterr()

@@ -374,5 +374,5 @@ def test_a_run_of_the_same_models_is_found_also_among_the_recorded(tmp_path: Pat
     found = choose.alike(nothing, open_run(pair).params, ("step1", "step2", "step4"))
     assert found is not None
     assert found.folder.is_relative_to(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
-    other = open_run(pair).params.model_copy(update={"gen_model": "qwen3-30b-a3b"})
+    other = open_run(pair).params.model_copy(update={"gen_model": "qwen2.5-3b-instruct"})
     assert choose.alike(nothing, other, ("step1", "step2", "step4")) is None

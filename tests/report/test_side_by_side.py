@@ -8,7 +8,7 @@ import pytest
 
 from colo_lib import paths
 from colo_lib.errors import InputError
-from colo_lib.parse.run_folder import newest_run, open_run
+from colo_lib.parse.run_folder import open_run
 from colo_lib.report import compare, index, make, page, side_by_side
 from colo_lib.report.execute import execute
 from tests.report.test_page import HOSTILE, Reader, carry_out, only_own_script, report_command
@@ -16,8 +16,7 @@ from tests.run_folders import Plan, write_run
 
 
 def recorded() -> Path:
-    found = newest_run(paths.RECORDED)
-    assert found is not None
+    (found,) = paths.RECORDED.glob("h200-qwen3-*[0-9]")
     return found
 
 
@@ -41,10 +40,12 @@ def test_every_run_has_its_verdict_its_loss_and_its_label(both: Path) -> None:
     reader = Reader(both.read_text(encoding="utf-8"))
     first = reader.words.split("The verdict, clause by clause")[0]
     assert "A: H200" in first
-    assert "not supported" in first
+    assert "inconclusive" in first, "one start of the engines settles nothing"
     assert "B: " in first
     assert "SIMULATED" in first
-    assert "0.509 [0.418, 0.601]" in reader.words, "gen's kept fraction of the recorded run, as its own page tells it"
+    assert "0.509 [0.423, 0.612, within one start]" in reader.words, (
+        "gen's kept fraction of the recorded run, as its own page tells it"
+    )
     for title in side_by_side.TITLES.values():
         assert title in reader.words
 
@@ -65,7 +66,7 @@ def test_the_page_tells_the_verdict_that_the_notebook_tells(tmp_path: Path) -> N
     assert (own.verdict.status, own.sentence, own.warnings) == (
         told["verdict"]["status"], told["verdict"]["sentence"], told["verdict"]["warnings"]
     )  # fmt: skip
-    assert "gen keeps at least 95% of its tokens/s (measured 51% [42%, 60%])" in own.sentence
+    assert "1.21 to 1.86, within one start" in own.sentence
 
 
 def test_what_differs_is_named_and_what_is_alike_is_not(runs: list[Path]) -> None:
