@@ -134,7 +134,7 @@ class Params(BaseModel):
     min_gen_kept: float = Field(0.95, gt=0, le=2, description="verdict: least kept fraction of gen")
     max_gap_growth: float = Field(0.10, ge=0, description="verdict: most growth of gen's p99 inter-token gap")
     min_embed_kept: float = Field(0.20, ge=0, le=2, description="verdict: least kept fraction of embed")
-    min_overlap: float = Field(0.05, ge=0, le=1, description="verdict: least overlap of gen's busy time, by residency")
+    min_overlap: float = Field(0.05, ge=0, le=1, description="verdict: least overlap of gen's time, no upper bound")
     min_profiled_ratio: float = Field(0.8, ge=0, le=1, description="verdict: least rate under the profiler / without")
     # --- capacity plan ---------------------------------------------------------------------------------
     capacity_devices: int = Field(8, ge=1, le=100_000, description="54: GPUs to be shared out")

@@ -2,7 +2,8 @@
 
 The hypothesis holds when, at 95 % confidence, gen keeps `min_gen_kept` of its tokens/s and its p99 inter-token gap
 grows by at most `max_gap_growth`, embed keeps `min_embed_kept`, step 3 is worse than step 2 for both workloads, and
-a capture shows overlap by residency. A bound missed with confidence refutes it; anything else is inconclusive.
+a capture shows overlap, as a measurement and no upper bound. A bound missed with confidence refutes it; anything else
+is inconclusive.
 
 The clauses are judged at once: with five of them at their bounds one in nine runs would show a false status, were each
 judged by itself. Holm's procedure keeps it to one in twenty. A clause is settled over starts of the engines only.
@@ -150,7 +151,8 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
     }
     row["missing"] = ""
     row["clause"] = (
-        f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, not only at most"
+        f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, as a "
+        "measurement and no upper bound"
     )
     if stand_in:
         row["missing"] = "cores stand in for a GPU here, and a CPU has no kernel trace: needs a capture from a GPU"

@@ -85,8 +85,11 @@ def _bars(
 
 
 def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str]) -> None:
-    counts = {step: int(kept.loc[kept["step"] == step, "blocks"].max()) for step in steps}
-    labels = [f"{step}\nn={counts[step]} blocks" for step in steps]
+    labels = []
+    for step in steps:
+        mine = kept[kept["step"] == step]
+        blocks, starts = int(mine["blocks"].max()), int(mine["starts"].min())
+        labels.append(f"{step}\nn={blocks} blocks\n{starts} start{'s' if starts > 1 else ''}")
     axes.set_xticks(range(len(steps)), labels)
     axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
     axes.set_ylim(bottom=0)
