@@ -11,7 +11,8 @@ from colo_lib.analyse.workloads import assign
 from colo_lib.errors import InputError
 from colo_lib.parse.exports import read_exports
 from tests.exports import EMBED, GEN, Kernel, Planted, write
-from tests.naive_trace import Refused, answers, differences
+from tests.naive_differences import differences
+from tests.naive_trace import Refused, answers
 from tests.twisted import SWITCHED, twisted
 
 SEEDS = 400

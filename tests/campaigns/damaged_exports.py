@@ -38,7 +38,8 @@ from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.paths import RECORDED
 from tests.campaigns.damages import DAMAGES, no_file
 from tests.exports import EMBED, GEN
-from tests.naive_trace import answers, differences
+from tests.naive_differences import differences
+from tests.naive_trace import answers
 from tests.twisted import twisted
 
 LIMIT_S = 20
