@@ -250,6 +250,11 @@ def assumptions(found: Sequence[Unit]) -> list[str]:
         "Power is each GPU's under full load; GPUs that stand idle and the host's own power are left out.",
         "The energy of a shared GPU is split between tokens and sequences as their costs alone stand to each other.",
     ]
+    if any(min(unit.gen.starts, unit.embed.starts) < LEAST_STARTS for unit in found):
+        told.append(
+            "Ranges are within fewer than three starts of the engines: engines started anew may give other rates than "
+            "these, which a plan for longer than a day should measure (parameter 'starts')."
+        )
     if any(unit.predicted for unit in found):
         low, high = TENSOR_PARALLEL_GAIN
         told.append(

@@ -143,3 +143,11 @@ def test_power_is_of_all_devices_by_the_counter_where_there_is_one() -> None:
     assert with_power(counted, samples)[WATTS].tolist()[0] == pytest.approx(300.0)
     assert np.isnan(with_power(counted, samples)[WATTS].iloc[1])
     assert with_power(counted, pd.DataFrame())[WATTS].isna().all()
+
+
+def test_a_plan_made_of_one_start_says_so() -> None:
+    found = units_of(Plan(blocks=6, starts=1))
+    assert any("fewer than three starts" in line for line in capacity.assumptions(found))
+    assert not any(
+        "fewer than three starts" in line for line in capacity.assumptions(units_of(Plan(blocks=6, starts=3)))
+    )
