@@ -127,6 +127,15 @@ def _within_error(groups: Sequence[np.ndarray], within: float) -> float:
     return float(within * np.sqrt(sum(1 / len(group) for group in groups)) / len(groups))
 
 
+def sides_of_one(more: Sequence[float], less: Sequence[float]) -> list[str]:
+    """'more', 'less' or 'not settled' of several ratios against 1, all judged at once, by their one-sided p-values."""
+    held = holm([min(pair) if np.isfinite(pair).all() else np.nan for pair in zip(more, less, strict=True)])
+    return [
+        "not settled" if not sure else "more" if up < down else "less"
+        for sure, up, down in zip(held, more, less, strict=True)
+    ]
+
+
 def holm(doubts: Sequence[float], level: float = (1 - CONFIDENCE) / 2) -> list[bool]:
     """Which of several claims hold together, by their one-sided p-values: all wrong ones stay out at `level`.
 

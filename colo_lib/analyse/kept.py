@@ -109,13 +109,17 @@ def block_ratios(counted: pd.DataFrame) -> pd.DataFrame:
 
 
 def kept_fractions(ratios: pd.DataFrame) -> pd.DataFrame:
-    """A row a step and quantity of `block_ratios`: mean, low, high, blocks, starts, method, smallest_detectable."""
+    """A row a step and quantity of `block_ratios`: mean, low, high, blocks, starts, method, smallest_detectable.
+
+    doubt_more, doubt_less: one-sided p-values of more and of less than 1, null under three starts of the engines.
+    """
     shown = ["mean", "low", "high", "blocks", "starts", "method", "smallest_detectable"]
     rows = []
     for (step, quantity), group in ratios.groupby(["step", "quantity"], sort=False):
         found = estimate(group["ratio"].to_numpy(), list(group["start"]))
-        rows.append((step, group["mechanism"].iloc[0], quantity, *(getattr(found, name) for name in shown)))
-    return pd.DataFrame(rows, columns=["step", "mechanism", "quantity", *shown])
+        doubts = [found.doubt(1.0, side) if found.across_starts else np.nan for side in (True, False)]
+        rows.append((step, group["mechanism"].iloc[0], quantity, *(getattr(found, name) for name in shown), *doubts))
+    return pd.DataFrame(rows, columns=["step", "mechanism", "quantity", *shown, "doubt_more", "doubt_less"])
 
 
 def null_check(counted: pd.DataFrame, step: str = "step1", column: str = "gen_tokens_per_s") -> dict[str, float]:

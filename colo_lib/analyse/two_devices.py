@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analyse.capacity import Unit
-from colo_lib.analyse.estimate import LEAST_STARTS
+from colo_lib.analyse.estimate import LEAST_STARTS, sides_of_one
 from colo_lib.analyse.kept import RATES, by_block, rate, ratio
 from colo_lib.analyse.steps_table import within_starts
 
@@ -156,14 +156,18 @@ def _beside(met: Mapping[str, Mapping[str, float]]) -> str:
 
 def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
     asked = "More work per device than dedicated ones, config A, which is 1?"
+    asked_rows = [
+        (concurrency, row)
+        for concurrency, found in per_device.items()
+        for row in found[found["quantity"] == "aggregate_per_device"].itertuples()
+        if row.step in ("configB", "configB-one")
+    ]
+    # All at once: one of six that are equal to 1 would look settled in a quarter of sweeps.
+    sides = sides_of_one([row.doubt_more for _, row in asked_rows], [row.doubt_less for _, row in asked_rows])
     told: dict[str, list[str]] = {}
-    for concurrency, found in per_device.items():
-        for row in found[found["quantity"] == "aggregate_per_device"].itertuples():
-            if row.step in ("configB", "configB-one"):
-                answer = "more" if row.low > 1 else "less" if row.high < 1 else "not settled"
-                answer = answer if row.starts >= LEAST_STARTS else "not settled"
-                span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
-                told.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
+    for (concurrency, row), answer in zip(asked_rows, sides, strict=True):
+        span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
+        told.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
     words = "; ".join(f"{step} {', '.join(values)}" for step, values in told.items())
     return f"{asked} {words or 'Not measured'}."
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from colo_lib.analyse.estimate import Estimate, estimate, holm
+from colo_lib.analyse.estimate import Estimate, estimate, holm, sides_of_one
 from colo_lib.analyse.findings import pays
 from colo_lib.analyse.kept import block_ratios, kept_fractions, null_check, paired, ratio
 from colo_lib.analyse.verdict import OPEN, REFUTED, SUPPORTED, Clause, decide, judge
@@ -241,3 +241,10 @@ def test_holm_holds_what_is_sure_and_nothing_without_a_doubt() -> None:
     assert holm([0.001, 0.9, float("nan"), 0.008]) == [True, False, False, True]
     assert holm([0.02, 0.02]) == [False, False], "each by itself would hold"
     assert holm([]) == []
+
+
+def test_one_ratio_among_several_is_settled_only_if_it_is_sure_enough_for_all() -> None:
+    alone = sides_of_one([0.02], [0.98])
+    among = sides_of_one([0.02, 0.4, 0.5, float("nan")], [0.98, 0.6, 0.5, float("nan")])
+    assert (alone, among) == (["more"], ["not settled"] * 4)
+    assert sides_of_one([0.999, 0.3], [0.001, 0.7]) == ["less", "not settled"]
