@@ -26,15 +26,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from colo_lib.commands.run import changes  # noqa: E402
+from colo_lib.cli.run import changes  # noqa: E402
+from colo_lib.hardware.engine_python import resolve_models  # noqa: E402
 from colo_lib.launch.engines import Engines, Handles  # noqa: E402
-from colo_lib.launch.gen import SERVED_NAME  # noqa: E402
-from colo_lib.launch.models import resolve_models  # noqa: E402
-from colo_lib.launch.placement import place  # noqa: E402
-from colo_lib.launch.runtime import runtime_folder  # noqa: E402
+from colo_lib.launch.rpc import runtime_folder  # noqa: E402
 from colo_lib.launch.trial import run_trial  # noqa: E402
+from colo_lib.launch.vllm_server import SERVED_NAME  # noqa: E402
 from colo_lib.params import Params, load  # noqa: E402
-from colo_lib.run.progress import Progress  # noqa: E402
+from colo_lib.record.plan import Progress  # noqa: E402
+from colo_lib.steps import placement_of  # noqa: E402
 
 TOKENIZER = """
 import sys
@@ -81,7 +81,7 @@ def bench(params: Params, python: Path, handles: Handles, tokenizer: Path, reque
 
 def rounds(params: Params, count: int) -> list[tuple[float, float]]:
     """(our tokens/s, the benchmark's) of each round."""
-    found, placement, models = [], place("step1", params), resolve_models(params)
+    found, placement, models = [], placement_of("step1", params), resolve_models(params)
     with runtime_folder() as runtime, tempfile.TemporaryDirectory() as made:
         folder, tokenizer = Path(made), Path(made) / "tokenizer"
         subprocess.run(

@@ -4,7 +4,8 @@
     python benchmarks/coverage.py --runs 200
 
 A run has a shared step and its baseline in every block, as `colo run` carries them out: in rounds that start the
-engines anew, every second round backwards. Simulated; the estimate is the product's own (`colo_lib.analyse.estimate`).
+engines anew, every second round backwards. Simulated; the estimate is the product's own
+(`colo_lib.analysis.statistics`).
 For comparison stands what taking blocks for independent repetitions gives, as the workbook did before.
 """
 
@@ -16,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from colo_lib.analyse.estimate import estimate
-from colo_lib.run.plan import rounds_of
+from colo_lib.analysis.statistics import estimate
+from colo_lib.record.plan import rounds_of
 
 KEPT = 0.95  # at the verdict's bound: any verdict is a false one
 NOISE = 0.02

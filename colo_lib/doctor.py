@@ -14,26 +14,34 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
-from colo_lib.budget import refuse_if_too_large
-from colo_lib.capture.nsys import find_nsys
-from colo_lib.engines_env import KERNELS, EngineLook, look_at_engine, resolve_pythons
 from colo_lib.errors import InputError
-from colo_lib.gpu_look import GpuLook, look_at_gpus
 from colo_lib.gpus import find_gpu
-from colo_lib.launch.guard import about
-from colo_lib.memory import budget_here, host_memory
-from colo_lib.model_catalog import models_of
+from colo_lib.hardware.budget import refuse_if_too_large
+from colo_lib.hardware.engine_python import KERNELS, EngineLook, look_at_engine, resolve_pythons
+from colo_lib.hardware.memory import budget_here, host_memory
+from colo_lib.hardware.nvml import GpuLook, look_at_gpus
+from colo_lib.launch.preflight import about
+from colo_lib.models.catalog import models_of
+from colo_lib.nsys.commands import find_nsys
 from colo_lib.params import Params, split_list
-from colo_lib.schema import MECHANISMS
+from colo_lib.steps import MECHANISMS
 
 Answer = Literal["ok", "missing", "could not look"]
+
 OK: Final = "ok"
+
 MISSING: Final = "missing"
+
 UNKNOWN: Final = "could not look"
+
 MIN_DISK_GIB = 2.0
+
 GIB = 2**30
+
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
 MPS_STEPS = {step for step, by_device in MECHANISMS.items() if by_device["cuda"] == "mps"}
 
 

@@ -1,5 +1,7 @@
 """How a command of the workbook, or a step of a run, ends otherwise than well; each with its exit code."""
 
+from __future__ import annotations
+
 
 class ColoError(Exception):
     """A failure that is told to the user as one sentence, without a traceback."""

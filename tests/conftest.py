@@ -11,8 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from colo_lib.engines_env import resolve_python
 from colo_lib.errors import InputError
+from colo_lib.hardware.engine_python import resolve_python
 from tests.processes import MARK, token_carriers, wait_until
 
 # A run in a shell's background inherits an ignored Ctrl-C, and would hand it down to what it tests.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colo_lib.analyse.workloads import printable
+from colo_lib.analysis.trace.processes import printable
 
 
 def differences(found: dict[str, Any], truth: dict[str, Any]) -> list[str]:

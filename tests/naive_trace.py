@@ -17,7 +17,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from colo_lib.analyse.categories import categorise
+from colo_lib.analysis.trace.kernels import categorise
 
 Span = tuple[int, int]
 FAR = 2**62

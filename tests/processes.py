@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from colo_lib.launch.process import TOKEN_NAME
+from colo_lib.launch.child import TOKEN_NAME
 
 MARK = "COLO_MARK"
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
-from colo_lib.examples.plan import Plan
-from colo_lib.examples.simulated import planted_rates, start_of_block, write_run
+from colo_lib.examples.simulated_run import planted_rates, start_of_block, write_run
+from colo_lib.examples.simulated_trial import Plan
 from colo_lib.paths import MANIFEST, capture_folder
-from colo_lib.schema import MECHANISMS
+from colo_lib.steps import MECHANISMS
 
 __all__ = ["Plan", "add_capture", "change_manifest", "planted_measures", "reseal", "write_run"]
 

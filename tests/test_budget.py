@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib import memory
-from colo_lib.budget import PARTS, device_groups, format_budget, plan_budget, refuse_if_too_large
 from colo_lib.errors import InputError
-from colo_lib.gpu_look import GpuLook
 from colo_lib.gpus import GPUS
+from colo_lib.hardware import memory
+from colo_lib.hardware.budget import PARTS, device_groups, format_budget, plan_budget, refuse_if_too_large
+from colo_lib.hardware.nvml import GpuLook
 from colo_lib.params import Params, load
 from colo_lib.paths import REPOSITORY
 

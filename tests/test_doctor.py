@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from colo_lib import doctor
-from colo_lib.engines_env import EngineLook
-from colo_lib.gpu_look import GpuLook, look_at_gpus
+from colo_lib.hardware.engine_python import EngineLook
+from colo_lib.hardware.nvml import GpuLook, look_at_gpus
 from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
 
@@ -53,7 +53,7 @@ def engines_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def ask(tmp_path: Path, behaviour: str, timeout_s: float = 10.0) -> GpuLook:
     (tmp_path / "pynvml.py").write_text(PYNVML + behaviour)
     start = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}, {str(REPOSITORY)!r}]; runpy.run_module"
-    return look_at_gpus(timeout_s, ("-c", f"{start}('colo_lib.gpu_look', run_name='__main__')"))
+    return look_at_gpus(timeout_s, ("-c", f"{start}('colo_lib.hardware.nvml', run_name='__main__')"))
 
 
 def test_what_the_device_does_not_tell_is_none(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from colo_lib.engines_env import KERNELS, look_at_engine, resolve_python
 from colo_lib.errors import InputError
+from colo_lib.hardware.engine_python import KERNELS, look_at_engine, resolve_python
 from colo_lib.paths import REPOSITORY
 
 NAME = re.compile(r"^([A-Za-z0-9._-]+)(\[[^]]*\])?\s*(.*)$")
@@ -199,7 +199,7 @@ def test_auto_is_the_environment_variable_first(monkeypatch: pytest.MonkeyPatch,
 
 def test_auto_is_the_engine_environment_then_this_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("COLO_ENGINE_PYTHON", raising=False)
-    monkeypatch.setattr("colo_lib.engines_env.REPOSITORY", tmp_path)
+    monkeypatch.setattr("colo_lib.hardware.engine_python.REPOSITORY", tmp_path)
     assert resolve_python("auto") == Path(sys.executable)
     python = tmp_path / ".venv-engine/bin/python"
     python.parent.mkdir(parents=True)

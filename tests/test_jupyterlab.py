@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from colo_lib.launch.gen import free_port
+from colo_lib.launch.vllm_server import free_port
 from colo_lib.params import STEPS
 from colo_lib.paths import NOTEBOOKS, REPOSITORY
 from tests.processes import wait_until
@@ -179,11 +179,11 @@ def test_a_timeline_takes_its_keys_before_jupyterlab_does_and_a_table_is_sorted(
 def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
     browser: Any, lab: str, lab_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from colo_lib.report import parts
+    from colo_lib.report import notebook_output
 
     shown: list[Any] = []
-    monkeypatch.setattr(parts, "_publish", lambda data, part: shown.append(data))
-    parts.show_timeline(_packed(), "kernel-zoom", "A caption.", "It in words.")
+    monkeypatch.setattr(notebook_output, "_publish", lambda data, part: shown.append(data))
+    notebook_output.show_timeline(_packed(), "kernel-zoom", "A caption.", "It in words.")
     output = {"output_type": "display_data", "data": shown[0], "metadata": {}}
     cell = {"cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1, "outputs": [output]}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
@@ -197,14 +197,14 @@ def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
 
 def _packed() -> dict[str, Any]:
     """A timeline of the built-in example."""
-    from colo_lib.analyse import chosen
+    from colo_lib.analysis.trace import captured as trace_captured
     from colo_lib.params import Params
-    from colo_lib.parse.choose_trace import choose_trace
-    from colo_lib.report import zoom
+    from colo_lib.report import timeline
+    from colo_lib.select import select_trace
 
-    captured = choose_trace(Params(runs_dir="none")).captured
-    view = chosen.view_of(captured.capture, captured.facts, Params())
-    return zoom.of_view(view, sum(view.window) // 2)
+    captured = select_trace(Params(runs_dir="none")).captured
+    view = trace_captured.view_of(captured.capture, captured.facts, Params())
+    return timeline.timeline_of(view, sum(view.window) // 2)
 
 
 def _run_all(browser: Any, address: str, allowed_s: float) -> None:

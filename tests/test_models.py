@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib.architecture import (
+from colo_lib.errors import InputError
+from colo_lib.gpus import GPUS, find_gpu
+from colo_lib.hardware.engine_python import resolve_python
+from colo_lib.models.architecture import (
     DTYPE_BYTES,
     GIB,
     activation_bytes,
@@ -19,10 +22,7 @@ from colo_lib.architecture import (
     kv_bytes_per_token,
     weight_bytes,
 )
-from colo_lib.engines_env import resolve_python
-from colo_lib.errors import InputError
-from colo_lib.gpus import GPUS, find_gpu
-from colo_lib.model_catalog import FOLDER, find_model, models_of, names
+from colo_lib.models.catalog import FOLDER, find_model, models_of, names
 from colo_lib.params import Params
 
 ROLES = {name: role for role in ("gen", "embed") for name in names(role)}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from colo_lib.gpus import GPUS
-from colo_lib.model_catalog import models_of
+from colo_lib.models.catalog import models_of
 from colo_lib.params import Params, load, read_file
 from colo_lib.paths import REPOSITORY
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from colo_lib import notebooks_sync, params, paths
-from colo_lib.report import parts
+from colo_lib.report import notebook_output
 
 READING = ("46-telemetry", "47-memory", "51-verdict", "52-gen-loss", "53-published", "54-capacity-plan")
 SWEEPS = (*(file.stem for file in sorted(paths.NOTEBOOKS.glob("3*.ipynb"))), "55-two-devices")
@@ -59,7 +59,7 @@ def test_run_all_reaches_the_bottom_where_nothing_was_measured(name: str, tmp_pa
     source = str(paths.NOTEBOOKS / f"{name}.ipynb")
     papermill.execute_notebook(source, str(out), parameters=empty, kernel_name="python3", progress_bar=False)
     executed = json.loads(out.read_text(encoding="utf-8"))
-    found = parts.lift(executed)
+    found = notebook_output.lift(executed)
     last = found[-1]
     assert (last["kind"], last["notebook"]) == ("done", name)
     recorded = [folder.name for folder in paths.RECORDED.iterdir()]

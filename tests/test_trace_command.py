@@ -238,7 +238,7 @@ def test_redacting_keeps_residency_and_drops_strangers(capsys: pytest.CaptureFix
 def test_large_exports_are_read_the_same_in_parallel_and_from_the_cache(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from colo_lib.parse import export_cache, export_rows
+    from colo_lib.data import export_cache, sqlite_reader
 
     kernels = [Kernel(GEN if k % 3 else EMBED, 100 * k, 100 * k + 150, k % 200 + 1, f"k{k % 7}") for k in range(3000)]
     (tmp_path / "in").mkdir()
@@ -246,8 +246,8 @@ def test_large_exports_are_read_the_same_in_parallel_and_from_the_cache(
     words = (file, "--gen", GEN, "--embed", EMBED)
     monkeypatch.setenv("COLO_EXPORT_CACHE", "")
     alone = traced(capsys, *words)
-    monkeypatch.setattr(export_rows, "WORTH_A_PROCESS", 500)
-    monkeypatch.setattr(export_rows, "cores", lambda: 4)
+    monkeypatch.setattr(sqlite_reader, "WORTH_A_PROCESS", 500)
+    monkeypatch.setattr(sqlite_reader, "cores", lambda: 4)
     assert traced(capsys, *words) == alone, "four readers"
     monkeypatch.setenv("COLO_EXPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(export_cache, "WORTH_ROWS", 1000)
@@ -266,7 +266,7 @@ def test_text_that_is_no_utf_8_stops_no_reader(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a column of numbers, which large exports have read by processes of their own, and in a file's name."""
-    from colo_lib.parse import export_rows
+    from colo_lib.data import sqlite_reader
 
     kernels = [Kernel(GEN if k % 3 else EMBED, 100 * k, 100 * k + 150) for k in range(2_000)]
     file = tmp_path / "e\udcff.sqlite"
@@ -281,8 +281,8 @@ def test_text_that_is_no_utf_8_stops_no_reader(
     words = (file, other, "--gen", GEN, "--embed", EMBED)
     alone = traced(capsys, *words)
     assert alone["omissions"] == ["e\\udcff.sqlite: 1 kernels end before they start: left out"]
-    monkeypatch.setattr(export_rows, "WORTH_A_PROCESS", 500)
-    monkeypatch.setattr(export_rows, "cores", lambda: 2)
+    monkeypatch.setattr(sqlite_reader, "WORTH_A_PROCESS", 500)
+    monkeypatch.setattr(sqlite_reader, "cores", lambda: 2)
     assert traced(capsys, *words) == alone
     done = subprocess.run([sys.executable, "-m", "colo_lib.cli", "trace", *map(str, words)], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")

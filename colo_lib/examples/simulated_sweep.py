@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from colo_lib import paths, schema
+from colo_lib import frames, paths
 from colo_lib.errors import InputError
-from colo_lib.examples.plan import Plan
-from colo_lib.examples.simulated import write_run
+from colo_lib.examples.simulated_run import write_run
+from colo_lib.examples.simulated_trial import Plan
 from colo_lib.params import Params, check
-from colo_lib.sweep.grid import GridCell, grid, parse_axis
+from colo_lib.record.sweep import GridCell, grid, parse_axis
 
 MOST_MEMORY_GIB = 9.5
 
@@ -94,7 +94,7 @@ def write_sweep(sweeps_dir: Path, name: str, seed: int = 1, blocks: int = 4) -> 
         record = _carry_out(own, cell, params, response(params), seed)
         (own / paths.CELL).write_text(json.dumps(record), encoding="utf-8")
     plan: dict[str, Any] = {
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": frames.SCHEMA_VERSION,
         "sweep_id": folder.name,
         "created_utc": "2026-11-24T10:15:00Z",
     }

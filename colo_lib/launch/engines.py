@@ -3,6 +3,11 @@
 `colo run` keeps engines up between the trials of steps that can share them and tells the notebooks
 through a file in its private runtime folder, named by `COLO_ENGINES`; a notebook on its own starts and
 ends them itself.
+
+What running engines are made of: trials whose engines are made alike can use the same ones.
+
+The parts are what a process is really started with, its command line and environment, so that no list of parameters
+has to be kept true. What only the load decides (concurrency, lengths of prompts, pacing) is in none of them.
 """
 
 from __future__ import annotations
@@ -20,20 +25,20 @@ from typing import Any
 import psutil
 
 from colo_lib.errors import StepFailed
-from colo_lib.launch.embed import EmbedProcess
-from colo_lib.launch.gen import GenHandle, GenServer
-from colo_lib.launch.gpu_memory import before_engines
-from colo_lib.launch.logs import tail
-from colo_lib.launch.mechanisms import check_mechanism, start_mechanism, witness
-from colo_lib.launch.mechanisms.base import Mechanism, Tenants
-from colo_lib.launch.models import resolve_models
-from colo_lib.launch.orders import Handle
-from colo_lib.launch.placement import Placement
-from colo_lib.launch.runtime import runtime_folder
-from colo_lib.launch.wrapped import Wrap
+from colo_lib.hardware.engine_python import resolve_models
+from colo_lib.hardware.memory import before_engines
+from colo_lib.launch import embed_server, vllm_server
+from colo_lib.launch.child import ProfilerLaunch, tail
+from colo_lib.launch.embed_server import EmbedProcess
+from colo_lib.launch.mechanisms import check_mechanism, start_mechanism, verify
+from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
+from colo_lib.launch.rpc import Handle, runtime_folder
+from colo_lib.launch.vllm_server import GenHandle, GenServer
 from colo_lib.params import Params
+from colo_lib.steps import Placement
 
 ENGINES_FILE = "COLO_ENGINES"
+
 Tick = Callable[[str], None]
 
 
@@ -66,7 +71,7 @@ class Handles:
 
     def evidence(self) -> dict[str, Any] | None:
         """Proof that the engines share the GPU as they should; raises StepFailed when they do not."""
-        return witness(self.mechanism, Tenants(self.pids(), {"gen": self.tensor_parallel, "embed": 1}))
+        return verify(self.mechanism, EngineProcesses(self.pids(), {"gen": self.tensor_parallel, "embed": 1}))
 
     def check_alive(self) -> None:
         """Raises StepFailed, with the log's end, when an engine's root process or the mechanism is gone."""
@@ -103,7 +108,7 @@ class Engines:
         placement: Placement,
         runtime: Path,
         logs: Path,
-        wraps: Mapping[str, Wrap] = MappingProxyType({}),
+        wraps: Mapping[str, ProfilerLaunch] = MappingProxyType({}),
     ) -> None:
         self.params, self.placement, self.runtime, self.logs = params, placement, runtime, logs
         self.wraps = wraps  # by `gen` and `embed_name`
@@ -241,3 +246,51 @@ def engines_for(params: Params, placement: Placement, logs: Path, tick: Tick = s
             yield engines.start(placement.runs_gen, placement.runs_embed, tick)
         finally:
             engines.stop()
+
+
+# Prefixes of the parameters by which a mechanism limits a workload's processes, read when they start.
+LIMITED = ("mps", "sm-partition")
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """`gen`: the server, its devices and the mechanism below both; `embed`: the embedding processes."""
+
+    gen: str
+    embed: str
+
+
+def identity_of(params: Params, placement: Placement) -> EngineIdentity:
+    """The identity of the engines that a trial of `placement` with `params` needs.
+
+    Another `embed` alone can be had beside the same gen. Raises InputError as `resolve_models` does.
+    """
+    models = resolve_models(params)
+    server = vllm_server.command(params, models.gen_python, models.gen.source(params.weights), 0, placement)
+    limits = {name: limited(params, placement, name) for name in ("gen", "embed")}
+    partition = values(params, "sm_partition_", "mps_") if placement.mechanism == "sm-partition" else {}
+    mig = values(params, "mig_") if placement.mechanism == "mig" else {}
+    first = (
+        placement.engine_key(),
+        server,
+        vllm_server.environment(params, placement, ""),
+        limits["gen"],
+        partition,
+        mig,
+    )
+    model = models.embed.source(params.weights)
+    jobs = [
+        (embed_server.job(params, one, model), embed_server.environment(params, one)) for one in placement.embed_devices
+    ]
+    return EngineIdentity(repr(first), repr((str(models.embed_python), jobs, limits["embed"])))
+
+
+def limited(params: Params, placement: Placement, workload: str) -> dict[str, object]:
+    """The limits of a workload's processes, by parameter; none where the mechanism has no such limits."""
+    mechanism = placement.engine_key()[-1]
+    return values(params, f"mps_{workload}_") if mechanism in LIMITED else {}
+
+
+def values(params: Params, *prefixes: str) -> dict[str, object]:
+    """The parameters whose names begin with one of `prefixes`."""
+    return {name: value for name, value in params.model_dump().items() if name.startswith(prefixes)}

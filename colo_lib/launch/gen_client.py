@@ -23,9 +23,10 @@ from typing import Any
 import aiohttp
 
 from colo_lib.frames import write_frame
-from colo_lib.launch.gen import SERVED_NAME
+from colo_lib.launch.vllm_server import SERVED_NAME
 
 PAUSE_AFTER_ERROR_S = 0.2
+
 RESERVED_TOKEN_IDS = 8
 
 

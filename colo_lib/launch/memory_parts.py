@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.orders import order
+from colo_lib.launch.rpc import call
 from colo_lib.params import Params
 
 # vLLM's worker (v1/worker/gpu_worker.py, gpu_model_runner.py); a rank a line.
@@ -17,6 +17,7 @@ TOLD = {
     "kv_cache": re.compile(r"Available KV cache memory: ([\d.]+) GiB"),
     "graphs": re.compile(r"Graph capturing finished in \d+ secs?, took (-?[\d.]+) GiB"),
 }
+
 READ_BYTES = 4 * 2**20
 
 
@@ -50,7 +51,7 @@ def memory_parts(params: Params, handles: Handles, held_gib: dict[str, float | N
         found["gen"] = with_rest(gen_parts(Path(handles.gen.log), params), held_gib.get("gen"), handles.tensor_parallel)
     for handle in handles.embeds[:1]:
         with suppress(OSError, ValueError):
-            told = order(handle, "status", timeout_s=10.0).get("memory_gib", {})
+            told = call(handle, "status", timeout_s=10.0).get("memory_gib", {})
             found["embed"] = with_rest(embed_parts(told), held_gib.get("embed"), len(handles.embeds))
     return found
 

@@ -10,23 +10,22 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from colo_lib.capture.gpu_strangers import in_window
-from colo_lib.capture.manifest import write_json
-from colo_lib.capture.telemetry import Telemetry, convert
 from colo_lib.errors import ColoError, InputError, StepFailed
+from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.loads import collect, package_environment, read_counters, wait_steady, watch_window
+from colo_lib.launch.load import collect, package_environment, read_counters, wait_steady, watch_window
 from colo_lib.launch.memory_parts import memory_parts
 from colo_lib.launch.pacing import pacing_record
-from colo_lib.launch.placement import Placement
-from colo_lib.launch.process import Child
-from colo_lib.launch.runtime import runtime_folder
-from colo_lib.launch.strangers import StrangerMeter
-from colo_lib.launch.under_load import begin, connect, settle
-from colo_lib.launch.window import Window, measure
+from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.under_load import begin_load, connect, settle
+from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
-from colo_lib.schema import SCHEMA_VERSION
+from colo_lib.records import write_json
+from colo_lib.steps import Placement
+from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
+from colo_lib.telemetry.watchdog import Telemetry, convert
 
 LEAST_FREE_BYTES = 256 * 2**20
 
@@ -92,10 +91,10 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     runtime = stack.enter_context(runtime_folder())
     loads = connect(params, placement, handles, runtime, folder, stack)
     sampler = start_sampler(params, placement, handles, runtime, folder, stack)
-    begin(params, placement, handles, loads, runtime, folder, stack)
+    begin_load(params, placement, handles, loads, runtime, folder, stack)
     wait_steady(params, loads, handles)
     before = handles.evidence()
-    meter, counters = StrangerMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
+    meter, counters = OtherProcessesMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
     counters.append(read_counters(params, loads, handles))
@@ -114,7 +113,7 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
         memory = told.memory_gib(start_ns, end_ns)
         parts = memory_parts(params, handles, memory)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
-    record = measure(params, placement, folder, window)
+    record = measure_window(params, placement, folder, window)
     if doubts := device_doubts(told, start_ns, end_ns):
         record |= {"status": "invalid", "reason": "; ".join(filter(None, [record["reason"], *doubts]))}
     record |= {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
@@ -143,7 +142,7 @@ def start_sampler(
         "workloads": handles.pids(),
         "owner_pid": handles.owner_pid,
     }
-    command = [sys.executable, "-m", "colo_lib.capture.telemetry", json.dumps(job)]
+    command = [sys.executable, "-m", "colo_lib.telemetry.watchdog", json.dumps(job)]
     child = Child("telemetry", command, folder / "logs" / "telemetry.log", env=package_environment({}), grace_s=2.0)
     stack.callback(child.stop)
     return child

@@ -1,25 +1,28 @@
-"""Put the engines of a placement under load: the client, the embedding processes, who takes turns, who paces."""
+"""Put the engines of a placement under load: the client, the embedding processes, who takes turns, who paces.
+
+The owner's side of `alternate`: start the process that lets the workloads take turns, keep its account.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import StepFailed
-from colo_lib.frames import write_frame
+from colo_lib.frames import PACING, write_frame
+from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.loads import CLIENT_TIMEOUT_S, Loads, package_environment, start_client, stop_quietly, wait_for
-from colo_lib.launch.orders import order
+from colo_lib.launch.load import CLIENT_TIMEOUT_S, Loads, package_environment, start_client, stop_quietly, wait_for
 from colo_lib.launch.pacing import shares, start_order
-from colo_lib.launch.placement import Placement
-from colo_lib.launch.process import Child
-from colo_lib.launch.turns import end_alternator, start_alternator
+from colo_lib.launch.rpc import call
 from colo_lib.params import Params
-from colo_lib.schema import PACING
+from colo_lib.steps import Placement
 
 ALTERNATOR, PACER = "alternator", "pacer"
 
@@ -34,12 +37,12 @@ def connect(
     return loads
 
 
-def begin(
+def begin_load(
     params: Params, placement: Placement, handles: Handles, loads: Loads, runtime: Path, folder: Path, stack: ExitStack
 ) -> None:
     """Give every workload its work; the stack takes it away again."""
     for name, handle in loads.each():
-        order(handle, "start", **(start_order(params, placement) if name == "embed" else {}))
+        call(handle, "start", **(start_order(params, placement) if name == "embed" else {}))
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
         loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
@@ -55,7 +58,7 @@ def start_pacer(params: Params, loads: Loads, runtime: Path, folder: Path, stack
         "slo_gap_ms": params.slo_gen_gap_ms, "concurrency": params.gen_concurrency,
         "out": str(runtime / "pacing.jsonl"),
     }  # fmt: skip
-    command = [sys.executable, "-m", "colo_lib.launch.pacer", json.dumps(job)]
+    command = [sys.executable, "-m", "colo_lib.launch.pacing", json.dumps(job)]
     child = Child(PACER, command, folder / "logs" / "pacer.log", env=package_environment({}), grace_s=1.0)
     stack.callback(child.stop)
     # The warm-up is for finding the duty: it begins when somebody looks for it.
@@ -79,3 +82,41 @@ def end_pacer(child: Child, runtime: Path, folder: Path) -> None:
     child.stop()
     rows = [json.loads(line) for line in (runtime / "pacing.jsonl").read_text().splitlines() if line.endswith("}")]
     write_frame(folder, "pacing", {name: [row[name] for row in rows] for name in PACING} if rows else {})
+
+
+BEGIN_TIMEOUT_S = 20.0
+
+ALTERNATE = Path(__file__).with_name("alternate.py")
+
+
+def start_alternator(params: Params, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
+    """The process that lets the two workloads take turns; it has begun. Raises StepFailed for one that does not."""
+    groups = handles.pids()
+    command = [sys.executable, "-I", str(ALTERNATE), "--slice-ms", str(params.slice_ms)]
+    for name in ("gen", "embed"):
+        command += [f"--{name}", ",".join(map(str, groups[name]))]
+    command += ["--out", str(runtime / "slices.txt")]
+    child = Child("alternator", command, folder / "logs" / "alternator.log", grace_s=20.0)
+    # Whatever becomes of the alternator, nobody stays stopped.
+    stack.callback(_continue_all, [group for part in groups.values() for group in part])
+    stack.callback(child.stop)
+    # A trial that began without it would be no trial of taking turns.
+    wait_for((runtime / "slices.txt").exists, child, BEGIN_TIMEOUT_S, "the alternator")
+    return child
+
+
+def _continue_all(groups: list[int]) -> None:
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGCONT)
+
+
+def end_alternator(child: Child, runtime: Path, folder: Path) -> None:
+    """Stop taking turns and keep who ran when, in slices.parquet; raises StepFailed when it had died."""
+    if not child.running():
+        raise StepFailed(f"the alternator ended unasked; its last lines:\n{child.tail()}")
+    child.stop()
+    rows = [line.split() for line in (runtime / "slices.txt").read_text().splitlines()]
+    names, starts, ends = zip(*rows, strict=True) if rows else ((), (), ())
+    columns = {"workload": list(names), "start_ns": [int(t) for t in starts], "end_ns": [int(t) for t in ends]}
+    write_frame(folder, "slices", columns)

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from colo_lib.batches import done_inside, tokens_inside
-from colo_lib.launch.placement import Placement
 from colo_lib.params import Params
 from colo_lib.paths import frame_file
+from colo_lib.steps import Placement
 
 LEAST_EVENTS = 10
 
@@ -44,7 +44,7 @@ def halves(done: Callable[[int, int], float], window: Window) -> tuple[float, fl
     return first + second, abs(second / first - 1) if first else None
 
 
-def measure(params: Params, placement: Placement, folder: Path, window: Window) -> dict[str, Any]:
+def measure_window(params: Params, placement: Placement, folder: Path, window: Window) -> dict[str, Any]:
     """The part of a trial's record that its frames give; its status says whether it counts."""
     record: dict[str, Any] = {
         "window_start_ns": window.start_ns, "window_end_ns": window.end_ns, "window_s": window.seconds,

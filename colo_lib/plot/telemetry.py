@@ -1,23 +1,40 @@
-"""Telemetry over the run, both workloads, a panel a metric with its unit."""
+"""Telemetry over the run, both workloads, a panel a metric with its unit.
+
+Memory: the stacked budget beside what the trials used, GiB.
+
+The controller that paces embed, at work: gen's gaps against their SLO, and the duty that it asked for.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from colo_lib.plot.style import BOTH_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
+from colo_lib.plot.style import (
+    BOTH_COLOUR,
+    BOUND_COLOUR,
+    EMBED_COLOUR,
+    GEN_COLOUR,
+    WIDTH_IN,
+    WORKLOAD_COLOURS,
+    apply_style,
+)
 
 # Names of steps under their windows, where their own would not fit.
 SHORT = {"mps-alone": "1m", "mig": "g", "sm-partition": "p"}
+
 DEVICE_LOOKS = [("#4D4D4D", "-"), ("#A6761D", "--"), ("#7570B3", "-."), ("#66A61E", ":")]
+
 MOST_POINTS = 1500  # of one line on the page
 
 
-def over_time(samples: pd.DataFrame, metrics: Mapping[str, tuple[str, str, float]]) -> Figure:
+def telemetry_over_time(samples: pd.DataFrame, metrics: Mapping[str, tuple[str, str, float]]) -> Figure:
     """A panel for each metric that was sampled, over the seconds of the run; windows that count are shaded.
 
     `samples`: `analyse.telemetry.series`; `metrics`: column -> (label, unit, factor), `analyse.telemetry.METRICS`.
@@ -70,3 +87,109 @@ def _step_names(axes: Axes, samples: pd.DataFrame) -> None:
         axes.annotate(
             short, (middle, 0.03), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color="#333333"
         )
+
+
+# part -> colour, hatch: a colour a workload, a hatch a kind of memory
+PART_LOOK = {
+    "gen weights": (GEN_COLOUR, ""),
+    "gen KV cache": (GEN_COLOUR, "///"),
+    "gen activations": (GEN_COLOUR, "..."),
+    "embed weights": (EMBED_COLOUR, ""),
+    "embed activations": (EMBED_COLOUR, "..."),
+    "reserve": ("#999999", "xxx"),
+}
+
+
+def budget_and_use(budget: pd.DataFrame, measured: pd.DataFrame) -> Figure:
+    """A bar a budget and a bar a step: parts of the budget, and the most that gen and embed used.
+
+    `budget`: `analyse.memory.budget_frame`; `measured`: `analyse.memory.measured_frame`.
+    """
+    apply_style()
+    devices = list(dict.fromkeys(budget["device"]))
+    labels = [f"budget, device {device}" for device in devices]
+    labels += [f"{row.step} (n={row.trials} trials)" for row in measured.itertuples()]
+    figure = Figure(figsize=(WIDTH_IN, 1.9 + 0.36 * max(len(labels), 2)), layout="constrained")
+    axes = figure.subplots()
+    drawn: dict[str, Any] = {}
+    for place, device in enumerate(devices):
+        _budget_bar(axes, place, budget[budget["device"] == device], drawn)
+    for place, row in enumerate(measured.itertuples(), start=len(devices)):
+        gen, embed = np.nan_to_num([row.gen_gib, row.embed_gib])
+        drawn["gen, measured"] = axes.barh(place, gen, 0.62, facecolor=GEN_COLOUR, alpha=0.85)
+        drawn["embed, measured"] = axes.barh(place, embed, 0.62, left=gen, facecolor=EMBED_COLOUR, alpha=0.85)
+        _annotate(axes, gen + embed, place)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.08)
+    axes.set(title="Memory: budget and most used", xlabel="memory (GiB)")
+    axes.set_xlim(left=0)
+    figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _budget_bar(axes: Axes, place: int, parts: pd.DataFrame, drawn: dict[str, Any]) -> None:
+    left = 0.0
+    for row in parts.itertuples():
+        colour, hatch = PART_LOOK.get(row.part, ("#DDDDDD", ""))
+        drawn[row.part] = axes.barh(
+            place, row.gib, 0.62, left=left, facecolor=colour, alpha=0.45, edgecolor=colour, hatch=hatch
+        )
+        left += row.gib
+    _annotate(axes, left, place)
+    available = parts["available_gib"].iloc[0]
+    if np.isfinite(available):
+        (line,) = axes.plot([available] * 2, [place - 0.42, place + 0.42], color=BOUND_COLOUR, linewidth=2.2)
+        drawn["available"] = line
+
+
+def _annotate(axes: Axes, gib: float, place: int) -> None:
+    axes.annotate(f"{gib:.1f}", (gib, place), xytext=(4, 0), textcoords="offset points", va="center")
+
+
+MOST_TRIALS = 4
+
+
+def pacing_over_time(ticks: pd.DataFrame, slo_gap_ms: float) -> Figure:
+    """Two panels a trial (the first four): gaps of gen in ms and duty of embed in %, over the trial's seconds.
+
+    `ticks`: `analyse.pacing.series`. The window is shaded; before it lies the warm-up.
+    """
+    apply_style()
+    trials = list(ticks.groupby(["step", "trial"], sort=False))[:MOST_TRIALS] if len(ticks) else []
+    figure = Figure(figsize=(WIDTH_IN, 0.6 + 3.6 * max(len(trials), 1)), layout="constrained")
+    panels = figure.subplots(2 * max(len(trials), 1), 1, squeeze=False)[:, 0]
+    if not trials:
+        panels[0].text(0.5, 0.5, "no trial was paced by gen's gaps", transform=panels[0].transAxes, ha="center")
+        return figure
+    for number, ((step, trial), own) in enumerate(trials):
+        upper, lower = panels[2 * number], panels[2 * number + 1]
+        _gaps(upper, own, slo_gap_ms)
+        upper.set_title(f"{step}, trial {trial}: gen's gaps between tokens")
+        _duty(lower, own)
+        for axes in (upper, lower):
+            axes.axvspan(*_window(own), color="#F0E442", alpha=0.22, linewidth=0)
+            axes.set_xlim(own["trial_s"].min(), own["trial_s"].max())
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[-1].set_xlabel("time since the window began (s); shaded: the window")
+    return figure
+
+
+def _window(own: pd.DataFrame) -> tuple[float, float]:
+    inside = own.loc[own["in_window"], "trial_s"]
+    return (float(inside.min()), float(inside.max())) if len(inside) else (0.0, 0.0)
+
+
+def _gaps(axes: Axes, own: pd.DataFrame, slo_gap_ms: float) -> None:
+    seconds = own["trial_s"]
+    axes.plot(seconds, own["gap_max_ms"], ".", color=GEN_COLOUR, alpha=0.35, markersize=3, label="longest of a tick")
+    axes.plot(seconds, own["gap_p99_ms"], color=GEN_COLOUR, label="p99 of 2 s", gid="gap-p99")
+    axes.axhline(slo_gap_ms, color=BOUND_COLOUR, linestyle="--", label=f"SLO, {slo_gap_ms:g} ms", gid="slo")
+    axes.set(ylabel="ms", yscale="log")
+
+
+def _duty(axes: Axes, own: pd.DataFrame) -> None:
+    axes.plot(own["trial_s"], own["duty"] * 100, color=EMBED_COLOUR, drawstyle="steps-post", label="asked", gid="duty")
+    axes.plot(own["trial_s"], own["embed_duty"] * 100, color=EMBED_COLOUR, linestyle=":", label="worked", gid="worked")
+    axes.set(title="embed's duty", ylabel="% of the time", ylim=(0, 105))

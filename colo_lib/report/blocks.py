@@ -1,4 +1,10 @@
-"""The page's building blocks. Every one of them escapes what it is given: no caller hands over HTML but `body`."""
+"""The scripts and the style of what a reader can handle: tables to sort, a timeline to zoom.
+
+They are files of this package, for a page as for one output of a notebook, and fetch nothing. Scripts add to what is
+there without them; each looks for elements of its own that it has not taken yet, so it may stand on a page many times.
+
+The page's building blocks. Every one of them escapes what it is given: no caller hands over HTML but `body`.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,45 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from colo_lib.report.scripts import TABLE
+TABLE = "colo-table"  # class of the tables that are sorted
+
+FILES = {
+    "sorting": ("sorting.js",),
+    "zooming": ("timeline_data.js", "timeline_draw.js", "timeline_pointer.js", "timeline.js"),
+}
+
+STARTS = {"sorting": "startSorting();", "zooming": "startTimelines();"}
+
+_FOLDER = Path(__file__).parent
+
+
+@cache
+def page_script(zooming: bool = False) -> str:
+    """What a script element holds: sorting, and zooming if asked; nothing in it is seen from outside."""
+    wanted = ("sorting", "zooming") if zooming else ("sorting",)
+    bodies = [(_FOLDER / file).read_text(encoding="utf-8") for name in wanted for file in FILES[name]]
+    return "\n".join(["(() => {", '"use strict";', *bodies, *(STARTS[name] for name in wanted), "})();"])
+
+
+@cache
+def page_style(zooming: bool = False) -> str:
+    """What a style element holds: that of sorted tables, and of timelines if asked."""
+    whole = (_FOLDER / "widgets.css").read_text(encoding="utf-8")
+    return whole if zooming else "\n".join(line for line in whole.splitlines() if f".{TABLE} " in line)
+
 
 INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
+
 PNG = b"\x89PNG\r\n\x1a\n"
+
 STATUS_CLASSES = {
     "supported": "good",
     "within": "good",

@@ -13,20 +13,22 @@ from typing import Any
 
 from colo_lib import __version__
 from colo_lib.report import page
-from colo_lib.report.blocks import cell, heading, items, link, paragraph, text
-from colo_lib.report.page_file import write
-from colo_lib.report.scripts import TABLE
+from colo_lib.report.blocks import TABLE, cell, heading, items, link, paragraph, text
+from colo_lib.report.page import write_page
 
 NAME = "index.html"
+
 RESERVED = (NAME, "side-by-side.html")
+
 HEAD_CHARACTERS = 65_536  # a page's head, style included
+
 COLUMNS = ("Report", "Hypothesis", "In words", "Device", "Models", "Recorded")
 
 
 def write_index(folder: Path) -> Path:
     """Write `folder`/index.html over the pages that lie in it; gives its path."""
     target = folder / NAME
-    write(target, render(folder))
+    write_page(target, render(folder))
     return target
 
 

@@ -1,4 +1,6 @@
-"""The page: one self-contained HTML file, built from a run's manifest and from what its notebooks show.
+"""A page appears whole or not at all.
+
+The page: one self-contained HTML file, built from a run's manifest and from what its notebooks show.
 
 No outside address; style and script are the package's own files, allowed by their hashes alone, images are embedded.
 Every string that comes from a run is escaped in `blocks`, and the script shows it as text.
@@ -9,35 +11,58 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from colo_lib import __version__
-from colo_lib.parse.run_folder import Run
-from colo_lib.report import provenance, scripts, zoom
+from colo_lib.data.run import Run
+from colo_lib.report import blocks, provenance, timeline
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
-from colo_lib.schema import STEP_TITLES
+from colo_lib.steps import STEP_TITLES
+
+
+def write_page(target: Path, text: str) -> None:
+    """Write beside the target and rename: a reader never sees half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
 
 ABOUT = "colo-report"  # name of the element that tells an index what a page says
+
 QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
+
 SIMULATED = (
     "Simulated. No engine and no device took part: every number on this page was planted, to show what a report "
     "looks like."
 )
+
 STAND_IN = (
     "Cores stand in for GPUs. These numbers were measured on CPU cores with true engines; they show that the workbook "
     "works, and say nothing about any GPU."
 )
+
 NO_CAPTURE = (
     "No capture of GPU work in this run, so no kernel overlap, occupancy, idle gaps, durations or categories. "
     "capture_s above 0 in the params file records one of each step, on a GPU host with Nsight Systems; "
     "`colo doctor PARAMS` says whether this machine can."
 )
+
 NO_SWEEP = (
     "One run has one value of everything. `colo sweep PARAMS --over gen_concurrency=1,2,4` repeats it over a grid; "
     "`colo report SWEEP` makes a page of the thread percentage, concurrency, batch size, eager against graphs, prefill "
     "share, memory, and of the operating point among them."
 )
+
 CONTENTS = {
     "steps": "Steps side by side",
     "latency": "Latencies and stalls",
@@ -59,7 +84,7 @@ def render(run: Run, found: list[dict[str, Any]]) -> str:
     by_name = {part["name"]: part for part in found}
     return document(
         f"Co-location: {run.run_id}",
-        summary(run, by_name.get("verdict", {})),
+        page_summary(run, by_name.get("verdict", {})),
         _first_screen(run, by_name),
         _sections(run, by_name),
         f"Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.",
@@ -75,8 +100,8 @@ def document(
 
     `zooming`: a timeline to zoom is among it.
     """
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + scripts.style(zooming)
-    script = scripts.script(zooming)
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + blocks.page_style(zooming)
+    script = blocks.page_script(zooming)
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(css)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -98,7 +123,7 @@ def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
 
 
-def summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
+def page_summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
     """What an index tells of a run's page."""
     models = run.manifest["models"]
     weights = {provenance.weights_of(models.get(name) or {}) for name in ("gen", "embed")}
@@ -173,7 +198,7 @@ def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
         + "".join(part(found, name) for name in ("pacing", "pacing-table") if name in found),
         "memory": part(found, "memory") + details("Numbers", part(found, "memory-table"), opened=False),
         "not-counted": part(found, "not-counted", "None: every trial counts."),
-        "provenance": provenance.blocks(run),
+        "provenance": provenance.provenance_blocks(run),
     }
     return "\n".join(section(name, title, bodies[name]) for name, title in CONTENTS.items())
 
@@ -233,5 +258,5 @@ def part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> s
     if own["kind"] == "table":
         return table(own) if own["rows"] else paragraph(empty, "note")
     if own["kind"] == "timeline":
-        return zoom.body(own, table({**own, "caption": "By stretch of time."}))
+        return timeline.body(own, table({**own, "caption": "By stretch of time."}))
     return paragraph(own.get("text", ""))

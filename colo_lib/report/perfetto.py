@@ -11,18 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from colo_lib.analyse import intervals
-from colo_lib.analyse.categories import categorise
-from colo_lib.analyse.view import Active, View
-from colo_lib.analyse.workloads import printable
+from colo_lib.analysis.trace import intervals
+from colo_lib.analysis.trace.kernels import categorise
+from colo_lib.analysis.trace.processes import printable
+from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.errors import InputError
-from colo_lib.traces import COPY_KINDS
+from colo_lib.trace import COPY_KINDS
 
 MOST_EVENTS = 1_000_000
+
 COUNTER_PID, FIRST_PID = 1, 10
 
 
-def write(view: View, file: Path) -> str:
+def write_perfetto(view: TraceWindow, file: Path) -> str:
     """Write `view` to `file`; gives a sentence about it. Raises InputError if it is too much or cannot be written."""
     events = sum(len(active.rows) for active in view.workloads.values()) + sum(len(c) for c in view.copies.values())
     if events > MOST_EVENTS:
@@ -41,7 +42,7 @@ def write(view: View, file: Path) -> str:
     return f"{told}: {events:,} events; open it at https://ui.perfetto.dev (it stays in your browser)"
 
 
-def _events(view: View) -> Iterator[dict[str, Any]]:
+def _events(view: TraceWindow) -> Iterator[dict[str, Any]]:
     for place, (name, active) in enumerate(view.workloads.items()):
         pid = FIRST_PID + place
         who = ", ".join(view.capture.processes[item].label for item in view.assignment[name])
@@ -53,7 +54,7 @@ def _events(view: View) -> Iterator[dict[str, Any]]:
         yield from _both(view)
 
 
-def _kernels(view: View, active: Active, pid: int) -> Iterator[dict[str, Any]]:
+def _kernels(view: TraceWindow, active: Active, pid: int) -> Iterator[dict[str, Any]]:
     names = [*(printable(name, 300) for name in view.capture.names), "CUDA graph launch"]
     kinds = [*categorise(view.capture.names), "graph"]
     columns = (*active.intervals(), *(active.get(name) for name in ("name", "stream", "blocks", "threads", "graph")))
@@ -64,7 +65,7 @@ def _kernels(view: View, active: Active, pid: int) -> Iterator[dict[str, Any]]:
         yield _complete(pid, stream, shown, "other" if place < 0 else kinds[place], start, end, args)
 
 
-def _copies(view: View, workload: str, pid: int) -> Iterator[dict[str, Any]]:
+def _copies(view: TraceWindow, workload: str, pid: int) -> Iterator[dict[str, Any]]:
     copies = view.copies[workload].rows
     start, end = intervals.within(copies.start_ns, copies.end_ns, view.window)
     rows = zip(start.tolist(), end.tolist(), copies.kind.tolist(), copies.stream.tolist(), copies.size_bytes.tolist(),
@@ -74,7 +75,7 @@ def _copies(view: View, workload: str, pid: int) -> Iterator[dict[str, Any]]:
         yield _complete(pid, stream, name, "memory", begin, stop, {"bytes": size})
 
 
-def _both(view: View) -> Iterator[dict[str, Any]]:
+def _both(view: TraceWindow) -> Iterator[dict[str, Any]]:
     """A track of its own that shows when both were busy."""
     gen, embed = (view.workloads[name].busy for name in ("gen", "embed"))
     yield {"ph": "M", "pid": COUNTER_PID, "name": "process_name", "args": {"name": f"both busy ({view.basis_words})"}}

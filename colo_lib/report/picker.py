@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from colo_lib import paths
+from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import Params
-from colo_lib.parse.run_folder import find_runs, open_run
-from colo_lib.report import compare, parts
+from colo_lib.report import notebook_output, side_by_side
 
 MOST = 8  # newest runs that are judged; each costs a second or two
+
 COLUMNS = ["To read it, set", "Hypothesis", "Device", "Models", "Trials that count", "Recorded"]
 
 
@@ -20,7 +21,7 @@ def show_runs(params: Params) -> None:
     """Display the finished runs of `params.runs_dir` and the recorded ones; nothing where `params.run` names one."""
     if not params.run:
         caption = f"Finished runs, newest first (the newest {MOST} of each place): paste a line and run all again."
-        parts.show_table(runs_table(paths.from_checkout(params.runs_dir), paths.RECORDED), "runs", caption)
+        notebook_output.show_table(runs_table(paths.from_checkout(params.runs_dir), paths.RECORDED), "runs", caption)
 
 
 def runs_table(*places: Path) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def _row(folder: Path) -> tuple[str, ...]:
     line = f'run = "{shown.as_posix()}"'
     try:
         run = open_run(folder)
-        status = compare.judged(run).status
+        status = side_by_side.judged(run).status
     except InputError as error:
         return (line, f"unreadable: {error}", *["—"] * 4)
     models = run.manifest["models"]

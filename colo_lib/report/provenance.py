@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from colo_lib.parse.run_folder import Run
+from colo_lib.data.run import Run
 from colo_lib.report.blocks import definitions, details, heading, items, paragraph, table
 
 WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
     "hub": "published weights",
 }
+
 WEIGHTS_SHORT = {"dummy": "random weights", "hub": "published weights"}
 
 
@@ -80,7 +81,7 @@ def _captures(run: Run) -> list[tuple[str, object]]:
     return [("Captures", "; MISSING ".join(told))]
 
 
-def blocks(run: Run) -> str:
+def provenance_blocks(run: Run) -> str:
     """The provenance section: commit, machine, parameters, order of trials, checksums."""
     machine = run.manifest["machine"]
     dirty = {True: "with uncommitted changes", False: "clean"}.get(machine.get("git_dirty"), "cleanness not recorded")

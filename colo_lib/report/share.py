@@ -18,23 +18,22 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from colo_lib.analyse.residency import host_pids
-from colo_lib.capture.manifest import START, checksums, write_json
+from colo_lib.analysis.trace.residency import host_pids
+from colo_lib.data.capture import StepCapture, read_capture
+from colo_lib.data.redact import redact
+from colo_lib.data.run import Run, open_run
+from colo_lib.data.scrub import FILES, KINDS, Scrubber
+from colo_lib.data.sessions import clock_shift
+from colo_lib.data.sweep import NOT_RUN, open_sweep
 from colo_lib.errors import InputError
-from colo_lib.frames import arrow_schema, write_frame
+from colo_lib.frames import FRAMES, arrow_schema, write_frame
 from colo_lib.params import STEPS
-from colo_lib.parse.captures import StepCapture, read_capture
-from colo_lib.parse.exports import clock_shift
-from colo_lib.parse.json_file import read_object
-from colo_lib.parse.redact import redact
-from colo_lib.parse.run_folder import Run, open_run
-from colo_lib.parse.scrub import FILES, KINDS, Scrubber
-from colo_lib.parse.sweep import NOT_RUN, open_sweep
 from colo_lib.paths import (
     CAPTURE,
     CELL,
     MANIFEST,
     PARTIAL,
+    START,
     SWEEP,
     TRIAL,
     capture_folder,
@@ -43,15 +42,17 @@ from colo_lib.paths import (
     frame_file,
     trial_folder,
 )
+from colo_lib.record.run_folder import checksums
+from colo_lib.records import read_object, write_json
 from colo_lib.report import share_fields as fields
-from colo_lib.schema import FRAMES
 
 NS_PER_MS = 1_000_000
+
 WRITER = re.compile(r"parquet-cpp-arrow version [\d.]{1,16}")
 
 
 @dataclass
-class Told:
+class LeftOut:
     """What a share left out: `counts` by kind, and a line for each thing left out of a capture."""
 
     counts: Counter[str]
@@ -64,7 +65,7 @@ class Told:
 
 def share(
     run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = None, capture_tokens: float = 0.0
-) -> tuple[Path, Told]:
+) -> tuple[Path, LeftOut]:
     """Copy a finished run into `parent` under its own name; (the new folder, what was left out).
 
     Every trial stays as it was measured; of every capture the middle `capture_ms` are kept, or as much as shows
@@ -101,10 +102,10 @@ def share(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return target, Told(counts, lines)
+    return target, LeftOut(counts, lines)
 
 
-def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: float = 0.0) -> tuple[Path, Told]:
+def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: float = 0.0) -> tuple[Path, LeftOut]:
     """`share` for a sweep: its plan, and the run of every cell that is done; (the new folder, what was left out).
 
     Raises InputError as `share` does, and for a sweep of which no cell is done.
@@ -115,7 +116,7 @@ def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: fl
         raise InputError(f"{target} is there already: remove it, or name another folder")
     if not found.runs:
         raise InputError(f"{sweep}: no cell of this sweep is done: there is nothing to share")
-    scrub, told = new_scrubber(), Told(Counter(), [])
+    scrub, told = new_scrubber(), LeftOut(Counter(), [])
     scrub.folders.add(target.name)
     try:
         plan = fields.SWEEP(scrub, read_object(sweep / SWEEP))

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Callable
 from typing import Any, get_args
 
+from colo_lib.data.scrub import DEVICE, DEVICE_ALIAS, FIELDS, HIDDEN, HIDDEN_VALUE, VALUES, Scrubber, bundled_models
 from colo_lib.params import RETIRED, RUN_ID, STEPS, Params, split_list
-from colo_lib.parse.scrub import DEVICE, DEVICE_ALIAS, FIELDS, HIDDEN, HIDDEN_VALUE, VALUES, Scrubber, bundled_models
 
 # Arguments of vLLM's server whose value is a number, a switch or a word of vLLM's own.
 ARGUMENTS = re.compile(
@@ -17,6 +17,7 @@ ARGUMENTS = re.compile(
     r"|max-num-partial-prefills|long-prefill-token-threshold|scheduling-policy|distributed-executor-backend|dtype"
     r"|disable-cascade-attn|stream-interval|disable-log-stats|max-logprobs|cuda-graph-sizes|enable-expert-parallel)"
 )
+
 ARGUMENT_VALUE = re.compile(
     r"-?\d{1,12}(?:\.\d{1,6})?|auto|fp8(?:_e\dm\d)?|bfloat16|float16|float32|fcfs|priority|mp|uni|true|false"
 )
@@ -102,7 +103,6 @@ TEXTS: dict[str, Callable[[Scrubber, str], str]] = {
     "mig_gen_uuid": _devices,
     "mig_embed_uuid": _devices,
 }
-
 
 # Parameters that earlier versions recorded.
 RETIRED_TEXTS: dict[str, Callable[[Scrubber, str], str]] = {"interleave": _only("engines|all")}

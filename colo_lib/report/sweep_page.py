@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib import __version__
-from colo_lib.analyse.drift import apart
-from colo_lib.analyse.operating_point import LEVERS, STEPS
+from colo_lib.analysis.drift import apart
+from colo_lib.analysis.operating_point import LEVERS, STEPS
+from colo_lib.data.run import Run
+from colo_lib.data.sweep import Sweep, open_sweep
 from colo_lib.errors import InputError
-from colo_lib.parse.run_folder import Run
-from colo_lib.parse.sweep import Sweep, open_sweep
 from colo_lib.report import index, page, provenance
+from colo_lib.report.across_tables import states
 from colo_lib.report.blocks import definitions, figure, frame, heading, paragraph, section, text
-from colo_lib.report.execute import execute_with
-from colo_lib.report.make import keep_figures
-from colo_lib.report.page_file import write
-from colo_lib.report.shape_sweep import states
+from colo_lib.report.build import execute_with, keep_figures
+from colo_lib.report.page import write_page
 
 # notebook -> (its question, parameters of which the sweep varies one, steps of which it has one)
 NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -54,7 +53,7 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
     told = {"sweep": str(sweep.folder.resolve())}
     found = {name: execute_with(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted}
     target = output or reports_dir / f"{sweep.sweep_id}.html"
-    write(target, render(sweep, first, found))
+    write_page(target, render(sweep, first, found))
     if output is None:
         index.write_index(reports_dir)
     return target
@@ -74,14 +73,14 @@ def render(sweep: Sweep, first: Run, found: dict[str, list[dict[str, Any]]]) -> 
     name, opening = next(iter(found.items()))
     lead = [part for part in opening if part["kind"] in ("text", "figure")]
     rest = found | {name: [part for part in opening if part not in lead]}
-    about = page.summary(first, {}) | {
+    about = page.page_summary(first, {}) | {
         "run_id": sweep.sweep_id,
         "status": "sweep",
         "sentence": " ".join(part["text"] for part in lead if part["kind"] == "text"),
     }
     bodies = [section(name, NOTEBOOKS[name][0], _shown(parts)) for name, parts in rest.items()]
     bodies.append(section("cells", "Every cell", frame(states(sweep), "What each cell varies, and what became of it.")))
-    bodies.append(section("provenance", "Provenance", provenance.blocks(first)))
+    bodies.append(section("provenance", "Provenance", provenance.provenance_blocks(first)))
     names = {name: NOTEBOOKS[name][0] for name in found} | {"cells": "Every cell", "provenance": "Provenance"}
     return page.document(
         f"Co-location: {sweep.sweep_id}",

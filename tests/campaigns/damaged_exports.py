@@ -29,10 +29,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
-import colo_lib.analyse.chosen
-import colo_lib.analyse.summary
-import colo_lib.parse.captures
-import colo_lib.report.trace_text  # noqa: F401 imported here once, not in every child
 from colo_lib.cli import main as command
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.paths import RECORDED

@@ -146,10 +146,10 @@ def answer(what: str, folder: Path) -> dict[str, Any]:
 def command(what: str, folder: Path) -> int:
     """A command of `colo`, or of it what reads."""
     from colo_lib.cli import main as colo
+    from colo_lib.data.capture import captured_steps
+    from colo_lib.data.run import open_run
     from colo_lib.errors import ColoError
-    from colo_lib.parse.captures import captured_steps
-    from colo_lib.parse.run_folder import open_run
-    from colo_lib.run.folder import resume
+    from colo_lib.record.run_folder import resume
 
     if what == "list":
         return colo(["list", "--runs-dir", str(folder.parent)])
@@ -177,15 +177,15 @@ def cells(folder: Path) -> tuple[int, dict[str, Any]]:
     """Carry out the cells of the page's notebooks here; everything that they show, by its name."""
     import matplotlib.pyplot as plt
 
+    from colo_lib.data.run import open_run
     from colo_lib.errors import ColoError
-    from colo_lib.parse.run_folder import open_run
-    from colo_lib.report import make, parts
+    from colo_lib.report import build, notebook_output
 
     shown: dict[str, Any] = {}
-    publish = mock.patch.object(parts, "_publish", lambda _, part: shown.__setitem__(part["name"], part))
+    publish = mock.patch.object(notebook_output, "_publish", lambda _, part: shown.__setitem__(part["name"], part))
     try:
         publish.start()
-        for name in make.notebooks_of(open_run(folder)):
+        for name in build.notebooks_of(open_run(folder)):
             source = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
             space: dict[str, Any] = {"__name__": "__main__"}
             for number, cell in enumerate(cell for cell in source if cell["cell_type"] == "code"):

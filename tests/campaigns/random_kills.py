@@ -30,11 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colo_lib.data.run import open_run
+from colo_lib.data.trials import read_frame
 from colo_lib.errors import InputError
+from colo_lib.frames import FRAMES
 from colo_lib.launch.guardian import mapped
-from colo_lib.parse.run_folder import open_run, read_frame
 from colo_lib.paths import REPOSITORY
-from colo_lib.schema import FRAMES
 from tests.processes import MARK, token_carriers, wait_until
 from tests.standins import engines
 
@@ -48,8 +49,8 @@ PARAMS = {
 # kind of process -> words of its command line
 KINDS = {
     "launcher": "colo_lib.cli", "guardian": "guardian.py", "server": "", "core": "VLLM::EngineCore",
-    "embed": "", "client": "colo_lib.launch.gen_client", "watcher": "colo_lib.capture.telemetry",
-    "sampler": "colo_lib.capture.sampler", "alternator": "alternate.py", "host": "colo_lib.run.notebook_host",
+    "embed": "", "client": "colo_lib.launch.gen_client", "watcher": "colo_lib.telemetry.watchdog",
+    "sampler": "colo_lib.telemetry.sampler", "alternator": "alternate.py", "host": "colo_lib.record.notebook_process",
     "kernel": "ipykernel_launcher", "tracker": "resource_tracker",
 }  # fmt: skip
 ENGINE_WORDS = {

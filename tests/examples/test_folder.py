@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from colo_lib.examples.folder import example_folder
+from colo_lib.examples.simulated_run import example_folder
 
-MAKE = "from colo_lib.examples.folder import example_folder; print(example_folder(), flush=True); "
+MAKE = "from colo_lib.examples.simulated_run import example_folder; print(example_folder(), flush=True); "
 
 
 @pytest.fixture(autouse=True)

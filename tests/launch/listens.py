@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from colo_lib.launch.engines import engines_for
-from colo_lib.launch.placement import place
 from colo_lib.params import load
+from colo_lib.steps import placement_of
 from tests.sockets import listening
 
 NEW_HOST_NAME = 0x04000000  # CLONE_NEWUTS
@@ -43,7 +43,7 @@ def main() -> None:
     """Look all the while: what is closed again once the ranks have met was open too."""
     renamed = rename_host(outer_address())
     params = load(sys.argv[1])
-    placement = place(sys.argv[2], params)
+    placement = placement_of(sys.argv[2], params)
     done = threading.Event()
     seen: set[tuple[str, str]] = set()
 

@@ -20,15 +20,14 @@ import pytest
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch import trial as trial_module
 from colo_lib.launch.alternate import Tenant
+from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Engines, Handles
 from colo_lib.launch.guardian import mapped
-from colo_lib.launch.loads import ANSWER_S, Loads, read_counters
-from colo_lib.launch.orders import Handle, order
-from colo_lib.launch.placement import place
-from colo_lib.launch.process import Child
-from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.load import ANSWER_S, Loads, read_counters
+from colo_lib.launch.rpc import Handle, call, runtime_folder
 from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params, check
+from colo_lib.steps import placement_of
 from tests.conftest import MODELS
 from tests.processes import token_carriers, wait_until
 
@@ -53,7 +52,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, engine_python: Path) -> Iterato
     """Both engines, once for the module; the faults that they do not outlive come last."""
     params = nano()
     with runtime_folder() as runtime:
-        engines = Engines(params, place("step2", params), runtime, tmp_path_factory.mktemp("logs"))
+        engines = Engines(params, placement_of("step2", params), runtime, tmp_path_factory.mktemp("logs"))
         try:
             engines.start(want_gen=True, want_embed=True)
             yield engines
@@ -67,7 +66,7 @@ def attempt(engines: Engines, step: str, folder: Path, fault: Callable[[], None]
     timer = threading.Timer(FAULT_AFTER_S, fault)
     timer.start()
     try:
-        return run_trial(params, place(step, params), engines.handles(), folder / "trial-1", 1)
+        return run_trial(params, placement_of(step, params), engines.handles(), folder / "trial-1", 1)
     except ColoError as error:
         return error
     finally:
@@ -117,7 +116,7 @@ def test_a_killed_client_fails_the_trial_alone(up: Engines, tmp_path: Path) -> N
 
 
 def test_a_killed_sampler_costs_a_gap(up: Engines, tmp_path: Path) -> None:
-    record = attempt(up, "step4", tmp_path, kill("colo_lib.capture.sampler"), window_s=3.0)
+    record = attempt(up, "step4", tmp_path, kill("colo_lib.telemetry.sampler"), window_s=3.0)
     assert record["status"] == "done"
     (gap,) = record["telemetry"]["gaps"]
     assert "SIGKILL" in gap["reason"]
@@ -125,7 +124,7 @@ def test_a_killed_sampler_costs_a_gap(up: Engines, tmp_path: Path) -> None:
 
 
 def test_a_killed_watcher_costs_the_rest_of_the_telemetry(up: Engines, tmp_path: Path) -> None:
-    assert attempt(up, "step4", tmp_path, kill("colo_lib.capture.telemetry"), window_s=3.0)["status"] == "done"
+    assert attempt(up, "step4", tmp_path, kill("colo_lib.telemetry.watchdog"), window_s=3.0)["status"] == "done"
 
 
 def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) -> None:
@@ -172,8 +171,8 @@ def test_who_died_while_holding_an_engine_back_is_told(up: Engines, tmp_path: Pa
 def test_an_embedder_answers_after_somebody_gave_up_on_it(up: Engines) -> None:
     embed = up.handles().embeds[0]
     with held(embed.pid), pytest.raises(TimeoutError):
-        order(embed, "status", timeout_s=0.3)
-    assert order(embed, "status", timeout_s=10.0)["error"] is None
+        call(embed, "status", timeout_s=0.3)
+    assert call(embed, "status", timeout_s=10.0)["error"] is None
 
 
 def test_pacing_by_gens_gaps_leaves_its_trace(up: Engines, tmp_path: Path) -> None:
@@ -188,7 +187,7 @@ def test_pacing_by_gens_gaps_leaves_its_trace(up: Engines, tmp_path: Path) -> No
 
 
 def test_a_killed_pacer_fails_the_trial(up: Engines, tmp_path: Path) -> None:
-    error = attempt(up, "step2", tmp_path, kill("colo_lib.launch.pacer"), embed_pacing="slo", **LONG)
+    error = attempt(up, "step2", tmp_path, kill("colo_lib.launch.pacing"), embed_pacing="slo", **LONG)
     assert isinstance(error, StepFailed)
     assert "pacer" in str(error)
     # And embed is not held back in the next one.
@@ -228,7 +227,7 @@ def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_root"))
     with runtime_folder() as runtime:
-        engines = Engines(params, place("step1", params), runtime, tmp_path)
+        engines = Engines(params, placement_of("step1", params), runtime, tmp_path)
         try:
             engines.start(want_gen=True, want_embed=False)
             error = attempt(engines, "step1", tmp_path, kill("vllm.entrypoints.openai.api_server"), **LONG)
@@ -242,7 +241,7 @@ def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
 
 def start_only(params: Params, tmp_path: Path, gen: bool, embed: bool) -> Handles:
     with runtime_folder() as runtime:
-        engines = Engines(params, place("step2", params), runtime, tmp_path)
+        engines = Engines(params, placement_of("step2", params), runtime, tmp_path)
         try:
             return engines.start(want_gen=gen, want_embed=embed)
         finally:
@@ -283,7 +282,7 @@ def test_a_full_disk_is_told(
     small_disk: Path, tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = nano()
-    placement = place("step4", params)
+    placement = placement_of("step4", params)
     with runtime_folder() as runtime:
         engines = Engines(params, placement, runtime, tmp_path)
         try:

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from colo_lib.launch.loads import package_environment
-from colo_lib.launch.orders import Handle, answers, order
-from colo_lib.launch.process import Child
+from colo_lib.launch.child import Child
+from colo_lib.launch.load import package_environment
+from colo_lib.launch.rpc import Handle, answers, call
 from tests.processes import wait_until
 
 TOKENS = 6
@@ -88,14 +88,14 @@ def client(server: Server, tmp_path: Path) -> Iterator[Handle]:
 
 
 def frames(handle: Handle, folder: Path) -> tuple[Any, Any]:
-    order(handle, "stop", to=str(folder))
+    call(handle, "stop", to=str(folder))
     return pq.read_table(folder / "gen.parquet").to_pandas(), pq.read_table(folder / "requests.parquet").to_pandas()
 
 
 def test_every_token_has_its_time(server: Server, client: Handle, tmp_path: Path) -> None:
     before = time.monotonic_ns()
-    order(client, "start")
-    assert wait_until(lambda: order(client, "status")["tokens"] >= 60)
+    call(client, "start")
+    assert wait_until(lambda: call(client, "status")["tokens"] >= 60)
     gen, requests = frames(client, tmp_path)
     done = requests[requests["done_ns"].notna()]
     assert len(done) >= 6
@@ -112,8 +112,8 @@ def test_every_token_has_its_time(server: Server, client: Handle, tmp_path: Path
 
 
 def test_the_loop_is_closed_at_its_concurrency(server: Server, client: Handle, tmp_path: Path) -> None:
-    order(client, "start")
-    assert wait_until(lambda: order(client, "status")["tokens"] >= 60)
+    call(client, "start")
+    assert wait_until(lambda: call(client, "status")["tokens"] >= 60)
     _, requests = frames(client, tmp_path)
     begun = [(t, 1) for t in requests["submitted_ns"]]
     ended = [(t, -1) for t in requests["done_ns"].dropna()]
@@ -125,7 +125,7 @@ def test_the_loop_is_closed_at_its_concurrency(server: Server, client: Handle, t
 
 
 def test_prompts_differ_and_the_key_travels_in_a_header(server: Server, client: Handle, tmp_path: Path) -> None:
-    order(client, "start")
+    call(client, "start")
     assert wait_until(lambda: len(server.asked) >= 10)
     frames(client, tmp_path)
     prompts = [tuple(body["prompt"]) for body in server.asked]
@@ -139,8 +139,8 @@ def test_failures_are_recorded_and_never_retried(
     server: Server, client: Handle, tmp_path: Path, behaviour: str, told: str
 ) -> None:
     server.behaviour = behaviour
-    order(client, "start")
-    assert wait_until(lambda: order(client, "status")["failed_requests"] >= 3)
+    call(client, "start")
+    assert wait_until(lambda: call(client, "status")["failed_requests"] >= 3)
     _, requests = frames(client, tmp_path)
     failed = requests[requests["error"].notna()]
     assert failed["error"].str.contains(told).all()
@@ -150,8 +150,8 @@ def test_failures_are_recorded_and_never_retried(
 
 def test_starting_again_starts_clean(server: Server, client: Handle, tmp_path: Path) -> None:
     for _ in range(2):
-        order(client, "start")
-        assert wait_until(lambda: order(client, "status")["tokens"] >= 12)
+        call(client, "start")
+        assert wait_until(lambda: call(client, "status")["tokens"] >= 12)
         gen, requests = frames(client, tmp_path)
         assert requests["request_id"].tolist() == list(range(len(requests)))
         assert len(gen) == requests["output_tokens"].sum()

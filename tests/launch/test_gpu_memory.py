@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from colo_lib.analyse.memory import parts_frame
+from colo_lib.analysis.telemetry import parts_frame
+from colo_lib.data.trials import trials_frame
 from colo_lib.errors import StepFailed
-from colo_lib.launch.gpu_memory import wait_still
+from colo_lib.hardware.memory import wait_still
 from colo_lib.launch.memory_parts import embed_parts, gen_parts, with_rest
 from colo_lib.params import check
-from colo_lib.parse.trials import trials_frame
-from colo_lib.report import shape
+from colo_lib.report import run_tables
 
 CUDA = check({"device": "cuda", "gen_kv_cache_gib": 0.0}, "test")
 # vLLM 0.24 with Qwen3-30B-A3B, fp8, gpu_memory_utilization 0.45, on an H200; NVML counted 63.0859 GiB.
@@ -68,5 +68,5 @@ def test_the_memory_notebook_shows_the_parts_by_step() -> None:
         {"step": "step2", "workload": "gen", "part": "weights", "gib": 28.9},
         {"step": "step2", "workload": "gen", "part": "kv cache", "gib": 31.5},
     ]
-    assert list(shape.memory_parts(frame)["Part (GiB a process)"]) == ["gen: weights", "gen: kv cache"]
-    assert isinstance(shape.memory_parts(parts_frame(trials_frame([record]))), pd.DataFrame)
+    assert list(run_tables.memory_parts(frame)["Part (GiB a process)"]) == ["gen: weights", "gen: kv cache"]
+    assert isinstance(run_tables.memory_parts(parts_frame(trials_frame([record]))), pd.DataFrame)

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib.capture.gpu_strangers import Strangers, in_window
-from colo_lib.capture.telemetry import Telemetry
 from colo_lib.errors import InputError
-from colo_lib.gpu_look import GpuLook
-from colo_lib.launch.guard import about, look_before
+from colo_lib.hardware.nvml import GpuLook
+from colo_lib.launch.preflight import about, preflight
 from colo_lib.launch.trial import device_doubts
 from colo_lib.params import check
+from colo_lib.telemetry.other_processes import OtherProcesses, in_window
+from colo_lib.telemetry.watchdog import Telemetry
 
 PLAIN: dict[str, Any] = {
     "index": 0, "uuid": "GPU-a", "name": "NVIDIA H200", "mig": False, "compute_mode": 0, "power_limit_w": 700.0,
@@ -38,7 +38,7 @@ def other() -> Iterator[int]:
 
 
 def test_a_plain_gpu_needs_no_words() -> None:
-    assert look_before(CUDA, GpuLook("ok", gpus=[PLAIN])) == []
+    assert preflight(CUDA, GpuLook("ok", gpus=[PLAIN])) == []
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,16 @@ def test_what_nvml_does_not_tell_is_left_out() -> None:
 )
 def test_a_mode_that_rules_a_step_out_is_refused(facts: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        look_before(CUDA, GpuLook("ok", gpus=[PLAIN | facts]))
+        preflight(CUDA, GpuLook("ok", gpus=[PLAIN | facts]))
 
 
 def test_mps_alone_may_have_the_gpu_exclusively() -> None:
     params = CUDA.model_copy(update={"steps": "step2"})
-    assert look_before(params, GpuLook("ok", gpus=[PLAIN | {"compute_mode": 3}])) == []
+    assert preflight(params, GpuLook("ok", gpus=[PLAIN | {"compute_mode": 3}])) == []
 
 
 def test_ours_are_known_by_descent(other: int) -> None:
-    strangers = Strangers(os.getpid())
+    strangers = OtherProcesses(os.getpid())
     assert strangers.look([os.getpid(), other], 1) is None
     line = strangers.look([os.getpid(), other, 1], 2)
     assert line is not None
@@ -88,7 +88,7 @@ def test_ours_are_known_by_descent(other: int) -> None:
 
 
 def test_our_own_that_ended_is_no_stranger_afterwards(other: int) -> None:
-    strangers = Strangers(os.getpid())
+    strangers = OtherProcesses(os.getpid())
     strangers.look([other], 1)
     os.kill(other, 9)
     os.waitpid(other, 0)
@@ -96,7 +96,7 @@ def test_our_own_that_ended_is_no_stranger_afterwards(other: int) -> None:
 
 
 def test_pids_of_another_namespace_say_nothing() -> None:
-    line = Strangers(os.getpid()).look([4194302, 4194303], 1)
+    line = OtherProcesses(os.getpid()).look([4194302, 4194303], 1)
     assert line is not None
     assert "namespace" in line["unknown"]
     assert in_window([line], 0, 10) == []

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from colo_lib.launch.identity import identity_of
-from colo_lib.launch.placement import place
+from colo_lib.launch.engines import identity_of
 from colo_lib.params import Params, check
+from colo_lib.steps import placement_of
 from tests.conftest import MODELS
 
 BASE: dict[str, Any] = {
@@ -19,7 +19,7 @@ BASE: dict[str, Any] = {
 
 def identities(step: str, **change: Any) -> tuple[Any, Any]:
     one, other = Params(**BASE), check(BASE | change, "test")
-    return identity_of(one, place(step, one)), identity_of(other, place(step, other))
+    return identity_of(one, placement_of(step, one)), identity_of(other, placement_of(step, other))
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,12 @@ def test_what_gen_is_started_with_changes_gen(change: dict[str, Any]) -> None:
 def test_steps_that_share_a_server_share_its_identity() -> None:
     params = Params(**BASE)
     told = {
-        step: identity_of(params, place(step, params)) for step in ("step1", "step3", "step4", "step2", "mps-alone")
+        step: identity_of(params, placement_of(step, params))
+        for step in ("step1", "step3", "step4", "step2", "mps-alone")
     }
     assert told["step1"] == told["step3"] == told["step4"] != told["step2"] == told["mps-alone"]
-    both = {step: identity_of(params, place(step, params)) for step in ("configB", "configB-one", "tp2-mps-alone")}
+    both = {
+        step: identity_of(params, placement_of(step, params)) for step in ("configB", "configB-one", "tp2-mps-alone")
+    }
     assert len(set(both.values())) == 1
-    assert identity_of(params, place("tp2-alone", params)) not in both.values()
+    assert identity_of(params, placement_of("tp2-alone", params)) not in both.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colo_lib.launch.logs import tail
+from colo_lib.launch.child import tail
 
 
 def written(tmp_path: Path, *lines: str) -> Path:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from colo_lib.launch import gen
-from colo_lib.launch.placement import place
+from colo_lib.launch import vllm_server
 from colo_lib.params import check
 from colo_lib.paths import REPOSITORY
+from colo_lib.steps import placement_of
 from tests.conftest import MODELS
 from tests.sockets import beyond_loopback, listening
 
@@ -37,7 +37,7 @@ def test_the_shell_cannot_widen_where_the_ranks_meet(device: str, step: str, mon
     for name, value in WIDER.items():
         monkeypatch.setenv(name, value)
     params = check({"device": device, "devices": "0,1"}, "test")
-    told = gen.environment(params, place(step, params), "key")
+    told = vllm_server.environment(params, placement_of(step, params), "key")
     assert told["VLLM_HOST_IP"] == "127.0.0.1"
     assert {told[name] for name in WIDER if name != "VLLM_HOST_IP"} == {"lo"}
 

@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 
 from colo_lib.errors import InputError
-from colo_lib.launch.gen import command, environment, free_port
-from colo_lib.launch.placement import place
+from colo_lib.launch.vllm_server import command, environment, free_port
 from colo_lib.params import STEPS, check
+from colo_lib.steps import placement_of
 
 CPU = check({"devices": "0,1"}, "test")
 CUDA = check({"device": "cuda", "devices": "0,1", "gen_quantization": "fp8", "gen_enforce_eager": False}, "test")
 
 
 def test_steps_one_to_four_share_engines_on_a_cpu() -> None:
-    assert len({place(step, CPU).engine_key() for step in STEPS[:4]}) == 1
-    assert len({place(step, CPU).engine_key() for step in CPU.step_names()}) == 3
+    assert len({placement_of(step, CPU).engine_key() for step in STEPS[:4]}) == 1
+    assert len({placement_of(step, CPU).engine_key() for step in CPU.step_names()}) == 3
 
 
 def test_mps_needs_engines_of_its_own_on_a_gpu() -> None:
-    keys = {step: place(step, CUDA).engine_key() for step in STEPS[:4]}
+    keys = {step: placement_of(step, CUDA).engine_key() for step in STEPS[:4]}
     assert keys["step1"] == keys["step3"] == keys["step4"] != keys["step2"]
 
 
 def test_configurations_use_one_device_each_or_both() -> None:
-    dedicated, sharded = place("configA", CPU), place("configB", CPU)
+    dedicated, sharded = placement_of("configA", CPU), placement_of("configB", CPU)
     assert (dedicated.gen_devices, dedicated.embed_devices) == (("0",), (("1",),))
     assert (sharded.gen_devices, sharded.embed_devices) == (("0", "1"), (("0",), ("1",)))
     assert (dedicated.tensor_parallel, sharded.tensor_parallel) == (1, 2)
@@ -35,12 +35,12 @@ def test_configurations_use_one_device_each_or_both() -> None:
 @pytest.mark.parametrize(("devices", "told"), [("0", "two devices"), ("", "no device"), ("0,0", "twice")])
 def test_devices_that_do_not_suffice_are_refused(devices: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        place("configB", check({"devices": devices}, "test"))
+        placement_of("configB", check({"devices": devices}, "test"))
 
 
 def test_the_key_is_never_in_the_command_line() -> None:
-    words = command(CPU, Path("/python"), "model", 1234, place("step1", CPU))
-    env = environment(CPU, place("step1", CPU), "secret-key")
+    words = command(CPU, Path("/python"), "model", 1234, placement_of("step1", CPU))
+    env = environment(CPU, placement_of("step1", CPU), "secret-key")
     assert env["VLLM_API_KEY"] == "secret-key"
     assert not any("secret-key" in word for word in words)
     assert words[words.index("--host") + 1] == "127.0.0.1"
@@ -48,23 +48,23 @@ def test_the_key_is_never_in_the_command_line() -> None:
 
 
 def test_ranks_get_cores_of_their_own() -> None:
-    assert environment(CPU, place("configB", CPU), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
-    assert environment(CPU, place("step2", CPU), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert environment(CPU, placement_of("configB", CPU), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
+    assert environment(CPU, placement_of("step2", CPU), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
 
 
 def test_gpu_words_are_for_gpus() -> None:
-    words = command(CUDA, Path("/python"), "model", 1, place("configB", CUDA))
+    words = command(CUDA, Path("/python"), "model", 1, placement_of("configB", CUDA))
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert words[words.index("--quantization") + 1] == "fp8"
     assert words[words.index("--kv-cache-memory-bytes") + 1] == str(2**30)
     assert "--enforce-eager" not in words
-    assert environment(CUDA, place("configB", CUDA), "k")["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert environment(CUDA, placement_of("configB", CUDA), "k")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_extra_arguments_cannot_undo_the_launchers_own() -> None:
     params = check({"gen_extra_args": "--host=0.0.0.0"}, "test")
     with pytest.raises(InputError, match="--host"):
-        command(params, Path("/python"), "model", 1, place("step1", params))
+        command(params, Path("/python"), "model", 1, placement_of("step1", params))
 
 
 def test_a_taken_port_is_named() -> None:

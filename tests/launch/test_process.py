@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from colo_lib.errors import StepFailed
-from colo_lib.launch.process import Child, carriers, child_environment
+from colo_lib.launch.child import Child, carriers, child_environment
 from tests.processes import token_carriers, wait_until
 
 # A leader with a child in its group, one in a session of its own, and one that ignores SIGTERM.
@@ -56,7 +56,7 @@ def test_killed_guardian_is_made_up_for(tmp_path: Path) -> None:
 
 def test_killed_owner_leaves_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from colo_lib.launch.process import Child\n"
+        "import sys, time; from pathlib import Path; from colo_lib.launch.child import Child\n"
         f"Child('tree', {TREE!r}, Path({str(tmp_path / 'tree.log')!r}), grace_s=0.5); print('up', flush=True)\n"
         "time.sleep(300)"
     )

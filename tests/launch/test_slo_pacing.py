@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo_lib.launch.pacer import p99
-from colo_lib.launch.pacing import AIM, LATE_FRACTION, LEAST_DUTY, SloController
+from colo_lib.launch.pacing import AIM, LATE_FRACTION, LEAST_DUTY, SloController, p99
 
 SLO_MS = 20.0
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from colo_lib.batches import tokens_inside
 from colo_lib.frames import write_frame
-from colo_lib.launch.placement import place
-from colo_lib.launch.window import Window, halves, measure
+from colo_lib.launch.window import Window, halves, measure_window
 from colo_lib.params import check
+from colo_lib.steps import placement_of
 
 SECOND = 1_000_000_000
 
@@ -33,7 +33,7 @@ def record(tmp_path: Path, arrivals: Any, win: Window, **params: Any) -> dict[st
     write_frame(tmp_path, "gen", {"request_id": zeros, "sequence_number": zeros, "arrival_ns": stamps})
     write_frame(tmp_path, "requests", {})
     checked = check(params, "test")
-    return measure(checked, place("step1", checked), tmp_path, win)
+    return measure_window(checked, placement_of("step1", checked), tmp_path, win)
 
 
 EVEN = np.arange(-1, 102) * SECOND // 10

@@ -12,30 +12,28 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from colo_lib.analyse import findings, kept, memory, telemetry
-from colo_lib.analyse.measure import measure
-from colo_lib.parse.run_folder import open_run
-from colo_lib.plot import latency as plot_latency
-from colo_lib.plot import memory as plot_memory
-from colo_lib.plot import steps as plot_steps
-from colo_lib.plot import telemetry as plot_telemetry
+from colo_lib.analysis import kept, telemetry, verdict
+from colo_lib.analysis.trial_metrics import measure_trials
+from colo_lib.data.run import open_run
+from colo_lib.plot import run as plot_latency
+from colo_lib.plot import telemetry as plot_memory
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR, MECHANISM_HATCHES, MECHANISM_MARKERS
-from colo_lib.schema import CO_LOCATED, MECHANISMS
+from colo_lib.steps import CO_LOCATED, MECHANISMS
 from tests.run_folders import Plan, write_run
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict:
     run = open_run(write_run(tmp_path_factory.mktemp("runs"), Plan(window_s=2.0)))
-    measured = measure(run.trials, run.frame, run.params)
+    measured = measure_trials(run.trials, run.frame, run.params)
     ratios = kept.block_ratios(measured.counted)
     return {
         "run": run,
         "measured": measured,
         "ratios": ratios,
         "kept": kept.kept_fractions(ratios),
-        "bounds": findings.against_bounds(measured.counted, run.params),
-        "telemetry": telemetry.series(run.trials, run.frame),
+        "bounds": verdict.against_bounds(measured.counted, run.params),
+        "telemetry": telemetry.telemetry_series(run.trials, run.frame),
     }
 
 
@@ -46,20 +44,20 @@ def marks(figure: Figure) -> dict[str, object]:
 
 
 def all_figures(data: dict) -> list[Figure]:
-    budget = memory.budget_frame(data["run"].manifest["budget"])
-    used = memory.measured_frame(data["run"].trials)
+    budget = telemetry.budget_frame(data["run"].manifest["budget"])
+    used = telemetry.measured_frame(data["run"].trials)
     mechanisms = dict(zip(data["run"].trials["step"], data["run"].trials["mechanism"], strict=True))
     return [
-        plot_steps.kept_fractions(data["kept"], data["ratios"]),
+        plot_latency.kept_fractions(data["kept"], data["ratios"]),
         plot_latency.distributions(data["measured"].samples),
         plot_latency.stalls(data["bounds"], mechanisms),
-        plot_telemetry.over_time(data["telemetry"], telemetry.METRICS),
+        plot_memory.telemetry_over_time(data["telemetry"], telemetry.METRICS),
         plot_memory.budget_and_use(budget, used),
     ]
 
 
 def test_bars_stand_at_the_kept_fractions_in_the_workloads_colour(data: dict) -> None:
-    bars = marks(plot_steps.kept_fractions(data["kept"], data["ratios"], {"gen": 0.95}))
+    bars = marks(plot_latency.kept_fractions(data["kept"], data["ratios"], {"gen": 0.95}))
     for row in data["kept"].itertuples():
         if row.step != "configA" and row.quantity in ("gen", "embed"):
             bar = bars[f"{row.step}-{row.quantity}"]
@@ -69,7 +67,7 @@ def test_bars_stand_at_the_kept_fractions_in_the_workloads_colour(data: dict) ->
 
 
 def test_every_block_is_a_dot_and_every_bar_has_its_interval(data: dict) -> None:
-    left = plot_steps.kept_fractions(data["kept"], data["ratios"]).axes[0]
+    left = plot_latency.kept_fractions(data["kept"], data["ratios"]).axes[0]
     dots = [point for group in left.collections if isinstance(group, PathCollection) for point in group.get_offsets()]
     shown = data["ratios"][data["ratios"]["step"].isin(CO_LOCATED) & data["ratios"]["quantity"].isin(["gen", "embed"])]
     assert sorted(dot[1] for dot in dots) == pytest.approx(sorted(shown["ratio"]))
@@ -118,7 +116,7 @@ def _shown(ticks: list, axis: int, limits: tuple[float, float]) -> list:
 
 
 def test_lines_of_telemetry_break_between_trials(data: dict) -> None:
-    drawn = marks(plot_telemetry.over_time(data["telemetry"], telemetry.METRICS))
+    drawn = marks(plot_memory.telemetry_over_time(data["telemetry"], telemetry.METRICS))
     assert np.isnan(drawn["cpu_cores-gen"].get_ydata()).sum() == 15, "gen runs in five steps of three blocks"
     assert to_hex(drawn["cpu_cores-gen"].get_color()).upper() == GEN_COLOUR
 
@@ -128,9 +126,9 @@ def test_nothing_measured_still_gives_figures(data: dict) -> None:
     for figure in (
         plot_latency.distributions(empty),
         plot_latency.stalls(data["bounds"].iloc[:0], {}),
-        plot_steps.kept_fractions(data["kept"].iloc[:0], data["ratios"].iloc[:0]),
-        plot_telemetry.over_time(data["telemetry"].iloc[:0], telemetry.METRICS),
-        plot_memory.budget_and_use(memory.budget_frame([]), memory.measured_frame(data["run"].trials.iloc[:0])),
+        plot_latency.kept_fractions(data["kept"].iloc[:0], data["ratios"].iloc[:0]),
+        plot_memory.telemetry_over_time(data["telemetry"].iloc[:0], telemetry.METRICS),
+        plot_memory.budget_and_use(telemetry.budget_frame([]), telemetry.measured_frame(data["run"].trials.iloc[:0])),
     ):
         figure.savefig(io.BytesIO(), format="png")
 
@@ -141,12 +139,12 @@ def test_every_mechanism_has_its_look() -> None:
 
 
 def test_plots_read_no_file_and_analysis_draws_nothing() -> None:
-    root = Path(plot_steps.__file__).parents[1]
+    root = Path(plot_latency.__file__).parents[1]
     for room, banned in (
-        ("plot", ("colo_lib.parse", ".read_", "open(")),
-        ("analyse", ("matplotlib", "open(", "colo_lib.plot")),
+        ("plot", ("colo_lib.data", ".read_", "open(")),
+        ("analysis", ("matplotlib", "open(", "colo_lib.plot")),
     ):
-        for file in (root / room).glob("*.py"):
+        for file in (root / room).rglob("*.py"):
             if file.name in {"__init__.py"}:
                 continue
             assert not [word for word in banned if word in file.read_text(encoding="utf-8")], file

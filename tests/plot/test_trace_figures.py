@@ -14,13 +14,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from colo_lib import params, paths
-from colo_lib.analyse import categories, chosen, gaps, occupancy, shift, summary, timeline
+from colo_lib.analysis.trace import captured, downsample, gaps, kernels, occupancy, summary
+from colo_lib.data.run import open_run
 from colo_lib.params import Params
-from colo_lib.parse.choose_trace import choose_trace
-from colo_lib.parse.run_folder import open_run
-from colo_lib.plot import trace_gaps, trace_kernels, trace_occupancy, trace_timeline
+from colo_lib.plot import trace as plot_trace
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
-from colo_lib.report import parts
+from colo_lib.report import notebook_output
+from colo_lib.select import select_trace
 from tests.corpus_files import MARKUP
 from tests.run_folders import Plan, add_capture, write_run
 
@@ -29,25 +29,25 @@ NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    trace = choose_trace(Params(runs_dir=str(tmp_path_factory.mktemp("none"))), alone=True)
-    view = chosen.view_of(trace.captured.capture, trace.captured.facts, Params())
+    trace = select_trace(Params(runs_dir=str(tmp_path_factory.mktemp("none"))), alone=True)
+    view = captured.view_of(trace.captured.capture, trace.captured.facts, Params())
     own = {name: (one.capture, one.facts, one.window_s) for name, one in trace.alone.items()}
-    moved = [shift.summarise(alone, view, name) for name, alone in chosen.views_alone(own).items()]
-    return {"view": view, "found": summary.of_view(view), "shift": moved}
+    moved = [kernels.duration_shifts(alone, view, name) for name, alone in captured.views_alone(own).items()]
+    return {"view": view, "found": summary.summary_of(view), "shift": moved}
 
 
 def figures(data: dict[str, Any]) -> list[Figure]:
     view, found = data["view"], data["found"]
-    stretch = timeline.typical_stretch(view, 2_000_000)
-    over, holes = occupancy.over_time(view), gaps.find(view)
+    stretch = downsample.typical_stretch(view, 2_000_000)
+    over, holes = occupancy.occupancy_over_time(view), gaps.find_gaps(view)
     classes = {name: occupancy.distribution(active, view.device) for name, active in view.workloads.items()}
     kinds = {name: workload["categories"] for name, workload in found["workloads"].items()}
     return [
-        trace_timeline.timeline(timeline.rectangles(view, stretch), stretch, over, view.window[0]),
-        trace_occupancy.occupancy(over, classes),
-        trace_gaps.gaps(gaps.by_class(holes, view.window_ns), gaps.over_time(holes, view.window)),
-        trace_kernels.shifts(data["shift"]),
-        trace_kernels.categories(kinds, categories.CATEGORIES),
+        plot_trace.timeline(downsample.rectangles(view, stretch), stretch, over, view.window[0]),
+        plot_trace.occupancy(over, classes),
+        plot_trace.gaps(gaps.by_class(holes, view.window_ns), gaps.idle_over_time(holes, view.window)),
+        plot_trace.shifts(data["shift"]),
+        plot_trace.categories(kinds, kernels.CATEGORIES),
     ]
 
 
@@ -58,7 +58,7 @@ def test_the_timeline_has_a_row_of_kernels_for_each_workload(data: dict[str, Any
     for name, colour in (("gen", GEN_COLOUR), ("embed", EMBED_COLOUR)):
         row = rows[f"row-{name}"]
         assert to_hex(row.get_facecolor()[0]).upper() == colour
-    drawn = timeline.rectangles(data["view"], timeline.typical_stretch(data["view"], 2_000_000))
+    drawn = downsample.rectangles(data["view"], downsample.typical_stretch(data["view"], 2_000_000))
     assert len(rows["row-gen"].get_paths()) == len(drawn["rows"]["gen"][0])
 
 
@@ -92,42 +92,42 @@ def test_no_text_is_cut_off_and_every_axis_names_its_unit(data: dict[str, Any]) 
 def test_nothing_known_still_gives_figures() -> None:
     nothing = {"edges_s": np.array([0.0, 1.0]), "workloads": {}}
     for figure in (
-        trace_occupancy.occupancy(nothing, {"gen": None}),
-        trace_kernels.shifts([]),
-        trace_kernels.categories({"gen": []}, categories.CATEGORIES),
+        plot_trace.occupancy(nothing, {"gen": None}),
+        plot_trace.shifts([]),
+        plot_trace.categories({"gen": []}, kernels.CATEGORIES),
     ):
         figure.savefig(io.BytesIO(), format="png")
 
 
 def test_hostile_names_are_drawn_as_words() -> None:
     for name in (MARKUP, "$\\frac{", "a" * 500, "", "(((", "<<<", "void f<a<b>>::g<(int)3>(int)"):
-        shown = trace_kernels.short_name(name)
-        assert len(shown) <= trace_kernels.NAME_WIDTH
+        shown = plot_trace.short_name(name)
+        assert len(shown) <= plot_trace.NAME_WIDTH
         assert shown.isprintable()
         assert "$" not in shown
     row = {"name": MARKUP, "alone_us": 1.0, "shared_us": 2.0, "shift": 1.0}
-    figure = trace_kernels.shifts([{"workload": "gen", "kernels": [row], "total_shift": 1.0}])
+    figure = plot_trace.shifts([{"workload": "gen", "kernels": [row], "total_shift": 1.0}])
     figure.savefig(io.BytesIO(), format="png")
-    assert trace_kernels.short_name("void vllm::moe::topkGating<8, 128>(const float *)") == "moe::topkGating"
-    assert trace_kernels.short_name("nvjet_sm90_tst_NNT") == "nvjet_sm90_tst_NNT"
+    assert plot_trace.short_name("void vllm::moe::topkGating<8, 128>(const float *)") == "moe::topkGating"
+    assert plot_trace.short_name("nvjet_sm90_tst_NNT") == "nvjet_sm90_tst_NNT"
     flash = "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<X>>>(Params)"
-    assert trace_kernels.short_name(flash) == "device_kernel<FlashAttnFwdSm90>"
-    assert trace_kernels.signed(-0.001) == "+0%"
+    assert plot_trace.short_name(flash) == "device_kernel<FlashAttnFwdSm90>"
+    assert plot_trace.signed(-0.001) == "+0%"
 
 
 def test_hostile_names_stand_in_tables_as_words(tmp_path: Path) -> None:
-    from colo_lib.analyse.workloads import assign
-    from colo_lib.parse.exports import read_exports
+    from colo_lib.analysis.trace.processes import assign
+    from colo_lib.data.sessions import read_exports
     from colo_lib.report import trace_tables
     from tests.exports import EMBED, GEN, Kernel, write
 
     named = {GEN: MARKUP, EMBED: MARKUP}
     file = write(tmp_path / "e.sqlite", [Kernel(GEN, 0, 9, name=MARKUP), Kernel(EMBED, 5, 20)], processes=named)
     capture = read_exports([file])
-    found = summary.summarise(capture, assign(capture, {"gen": str(GEN)})[0])
+    found = summary.capture_summary(capture, assign(capture, {"gen": str(GEN)})[0])
     for table in (trace_tables.top_kernels(found), trace_tables.device(found), trace_tables.categories(found)):
         columns, rows = list(table.columns), [list(map(str, row)) for row in table.itertuples(index=False)]
-        html = parts.table_html({"columns": columns, "rows": rows})
+        html = notebook_output.table_html({"columns": columns, "rows": rows})
         assert not [tag for tag in ("<script", "<img", "<b ") if tag in html]
         assert all(char.isprintable() for char in html)
 
@@ -164,10 +164,10 @@ def test_a_notebook_reads_a_runs_capture_to_the_end(name: str, executed: dict[st
 
 
 def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[str, list[dict[str, Any]]]) -> None:
-    from colo_lib.report import make, page
+    from colo_lib.report import build, page
 
     opened = open_run(run)
-    assert make.notebooks_of(opened)[-5:] == NOTEBOOKS == make.TRACE_NOTEBOOKS
+    assert build.notebooks_of(opened)[-5:] == NOTEBOOKS == build.TRACE_NOTEBOOKS
     html = page.render(opened, [part for found in executed.values() for part in found])
     section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
     assert section.count("data:image/png;base64,") == 5
@@ -193,4 +193,4 @@ def _executed(name: str, folder: Path, **given: str) -> list[dict[str, Any]]:
     out = folder / "out.ipynb"
     source = str(paths.NOTEBOOKS / f"{name}.ipynb")
     papermill.execute_notebook(source, str(out), parameters=given, kernel_name="python3", progress_bar=False)
-    return parts.lift(json.loads(out.read_text(encoding="utf-8")))
+    return notebook_output.lift(json.loads(out.read_text(encoding="utf-8")))

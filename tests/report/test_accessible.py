@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from colo_lib import paths
-from colo_lib.parse.run_folder import newest_run, open_run
-from colo_lib.parse.sweep import open_sweep
+from colo_lib.data.run import newest_run, open_run
+from colo_lib.data.sweep import open_sweep
 from colo_lib.report import index, page, side_by_side, sweep_page
-from colo_lib.report.execute import execute, execute_with
+from colo_lib.report.build import execute, execute_with
 from tests.report import chromium
 from tests.run_folders import Plan, write_run
 

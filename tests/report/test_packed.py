@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from colo_lib.analyse import intervals, pyramid
-from colo_lib.analyse.view import View, look
-from colo_lib.report import packed, parts, scripts, zoom
-from colo_lib.traces import Alignment, Capture, Copies, Device, Kernels, Overhead, Process, Switches
-from tests.analyse.test_pyramid import kernels_of, view_of
+from colo_lib.analysis.trace import downsample, intervals
+from colo_lib.analysis.trace.window import TraceWindow, look
+from colo_lib.report import blocks as report_blocks
+from colo_lib.report import notebook_output, timeline
+from colo_lib.trace import Alignment, Capture, Copies, Device, Kernels, Overhead, Process, Switches
+from tests.analysis.test_pyramid import kernels_of, view_of
 from tests.corpus_files import MARKUP
 from tests.exports import EMBED, GEN, Kernel
 
@@ -39,12 +40,12 @@ def unpacked(text: str) -> tuple[dict[str, Any], list[list[int]]]:
 @given(kernels_of)
 def test_every_kernel_comes_back_to_the_ns(tmp_path: Path, made: list[Kernel]) -> None:
     view = view_of(tmp_path / "e.sqlite", made)
-    fitted = packed.fit(view, view.window[0])
+    fitted = timeline.fit(view, view.window[0])
     assert fitted.whole
     header, columns = unpacked(fitted.text)
     assert header["kernels_ns"] == [0, view.window_ns]
     at = len(header["bins_ns"]) * (2 * len(header["workloads"]) + 1)
-    for name, rows in pyramid.rows_of(view, view.window).items():
+    for name, rows in downsample.rows_of(view, view.window).items():
         holes, lasting, names, blocks, *_ = columns[at : at + 6]
         starts, before = [], 0
         for hole, length in zip(holes, lasting, strict=True):
@@ -62,12 +63,12 @@ def test_every_kernel_comes_back_to_the_ns(tmp_path: Path, made: list[Kernel]) -
 def test_minutes_are_held_as_exactly_as_microseconds(tmp_path: Path) -> None:
     longest = 300_000_000_001
     kernels = [Kernel(GEN, 1, longest + 1), Kernel(EMBED, 7, 9)]
-    header, columns = unpacked(packed.fit(view_of(tmp_path / "e.sqlite", kernels), 0).text)
+    header, columns = unpacked(timeline.fit(view_of(tmp_path / "e.sqlite", kernels), 0).text)
     top = (len(header["bins_ns"]) - 1) * 5
     assert [sum(column) for column in columns[top : top + 5]] == [longest, 1, 2, 1, 2]
 
 
-def many(count: int, grain_ns: int = 1) -> View:
+def many(count: int, grain_ns: int = 1) -> TraceWindow:
     """A view of `count` kernels of two processes, three quarters gen's; names that look like those of vLLM."""
     rng = np.random.default_rng(1)
     columns: dict[str, Any] = {name: np.zeros(count, dtype) for name, dtype in Kernels.dtypes().items()}
@@ -89,14 +90,20 @@ def many(count: int, grain_ns: int = 1) -> View:
 
 
 @pytest.fixture(scope="module")
-def million() -> View:
+def million() -> TraceWindow:
     return many(1_000_000)
 
 
-def test_a_million_kernels_fit_a_notebook_and_none_is_lost(million: View, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_million_kernels_fit_a_notebook_and_none_is_lost(
+    million: TraceWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(parts, "_publish", lambda data, part: shown.append({"data": data, "metadata": {"colo": part}}))
-    parts.show_timeline(zoom.of_view(million, million.window_ns // 2), "kernel-zoom", "Caption.", "In words.")
+    monkeypatch.setattr(
+        notebook_output, "_publish", lambda data, part: shown.append({"data": data, "metadata": {"colo": part}})
+    )
+    notebook_output.show_timeline(
+        timeline.timeline_of(million, million.window_ns // 2), "kernel-zoom", "Caption.", "In words."
+    )
     assert len(json.dumps(shown[0])) <= 3_000_000
     part = shown[0]["metadata"]["colo"]
     header, columns = unpacked(part["packed"])
@@ -105,49 +112,49 @@ def test_a_million_kernels_fit_a_notebook_and_none_is_lost(million: View, monkey
     assert "1,000,000 kernels in bins of 200 us at the finest, none left out; one by one from" in part["caption"]
     start, end = header["kernels_ns"]
     assert 0 < start < million.window_ns / 2 < end < million.window_ns, "those about the moment asked for are held"
-    held = pyramid.rows_of(million, (start + million.window[0], end + million.window[0]))
+    held = downsample.rows_of(million, (start + million.window[0], end + million.window[0]))
     assert sum(map(len, held.values())) > 50_000
 
 
 @pytest.mark.parametrize("most", [40_000, 4_000, 400])
 def test_a_smaller_budget_is_kept_and_what_it_costs_is_told(most: int) -> None:
     view = many(20_000)
-    fitted = packed.fit(view, view.window_ns // 2, most)
+    fitted = timeline.fit(view, view.window_ns // 2, most)
     assert len(fitted.text) <= most
-    assert packed.readable(fitted.text)
+    assert timeline.readable(fitted.text)
     for level in fitted.levels:
         assert sum(int(starts.sum()) for starts in level.starts.values()) == 20_000
-    told = zoom.words(fitted)
+    told = timeline.timeline_in_words(fitted)
     assert "20,000 kernels in bins of " in told
     assert ("none fits here one by one" in told) == (fitted.stretch_ns is None)
 
 
 def test_a_small_capture_is_whole_and_small() -> None:
-    fitted = packed.fit(many(8_000, grain_ns=32), 0)
+    fitted = timeline.fit(many(8_000, grain_ns=32), 0)
     assert fitted.whole
-    assert len(fitted.text) + len(scripts.script(zooming=True)) < 300_000
-    assert zoom.words(fitted) == "All 8,000 kernels can be seen one by one."
+    assert len(fitted.text) + len(report_blocks.page_script(zooming=True)) < 300_000
+    assert timeline.timeline_in_words(fitted) == "All 8,000 kernels can be seen one by one."
 
 
 def test_what_was_not_packed_is_told_not_embedded() -> None:
-    good = packed.fit(many(50), 0).text
+    good = timeline.fit(many(50), 0).text
     raw = zlib.decompress(base64.b64decode(good))
     encoded = lambda content: base64.b64encode(content).decode()  # noqa: E731
-    bomb = encoded(zlib.compress(bytes(packed.MOST_UNPACKED_BYTES + 1)))
+    bomb = encoded(zlib.compress(bytes(timeline.MOST_UNPACKED_BYTES + 1)))
     headless = encoded(zlib.compress((2).to_bytes(4, "little") + b"[]"))
     strange = [None, 5, "", "<script>", good[:-8], encoded(raw), encoded(zlib.compress(raw + b"x")), bomb, headless,
-               encoded(zlib.compress(b"\xff" * 99)), "A" * (packed.MOST_CHARACTERS + 4)]  # fmt: skip
-    assert packed.readable(good)
+               encoded(zlib.compress(b"\xff" * 99)), "A" * (timeline.MOST_CHARACTERS + 4)]  # fmt: skip
+    assert timeline.readable(good)
     for text in strange:
-        assert not packed.readable(text), str(text)[:40]
-        html = zoom.body({"packed": text, "name": MARKUP, "caption": "", "alt": ""}, "")
+        assert not timeline.readable(text), str(text)[:40]
+        html = timeline.body({"packed": text, "name": MARKUP, "caption": "", "alt": ""}, "")
         assert "colo-timeline" not in html
         assert "<script" not in html
 
 
 def test_its_numbers_are_there_in_words_too() -> None:
     view = many(5_000)
-    shown = zoom.of_view(view, 0)
+    shown = timeline.timeline_of(view, 0)
     assert shown["columns"] == [
         "From (ms)",
         "gen busy",
@@ -156,5 +163,5 @@ def test_its_numbers_are_there_in_words_too() -> None:
         "embed kernels started",
         "Both at once",
     ]
-    assert 4 <= len(shown["rows"]) <= zoom.MOST_ROWS
+    assert 4 <= len(shown["rows"]) <= timeline.MOST_ROWS
     assert sum(int(row[2].replace(",", "")) + int(row[4].replace(",", "")) for row in shown["rows"]) == 5_000

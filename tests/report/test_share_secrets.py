@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colo_lib import paths
-from colo_lib.analyse.measure import measure
+from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.cli import main
-from colo_lib.parse.run_folder import Run, open_run
-from colo_lib.parse.scrub import Scrubber
+from colo_lib.data.run import Run, open_run
+from colo_lib.data.scrub import Scrubber
 from colo_lib.report import share_fields
 from colo_lib.report.share import share, share_sweep
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
@@ -343,7 +343,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def figures(run: Run) -> pd.DataFrame:
-    return measure(run.trials, run.frame, run.params).trials.select_dtypes("number")
+    return measure_trials(run.trials, run.frame, run.params).trials.select_dtypes("number")
 
 
 def test_a_planted_run_is_shared_without_its_secrets_and_measures_the_same(

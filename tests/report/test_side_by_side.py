@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from colo_lib import paths
+from colo_lib.data.run import open_run
 from colo_lib.errors import InputError
-from colo_lib.parse.run_folder import open_run
-from colo_lib.report import compare, index, make, page, side_by_side
-from colo_lib.report.execute import execute
+from colo_lib.report import build, index, page, side_by_side
+from colo_lib.report.build import execute
 from tests.report.test_page import HOSTILE, Reader, carry_out, only_own_script, report_command
 from tests.run_folders import Plan, write_run
 
@@ -61,7 +61,7 @@ def test_hostile_words_are_text_on_the_page_and_in_the_index(both: Path) -> None
 
 def test_the_page_tells_the_verdict_that_the_notebook_tells(tmp_path: Path) -> None:
     run = open_run(recorded())
-    (own,) = compare.compare([run])
+    (own,) = side_by_side.compare([run])
     told = {part["name"]: part for part in execute("51-verdict", run, tmp_path / "51.ipynb")}
     assert (own.verdict.status, own.sentence, own.warnings) == (
         told["verdict"]["status"], told["verdict"]["sentence"], told["verdict"]["warnings"]
@@ -70,7 +70,7 @@ def test_the_page_tells_the_verdict_that_the_notebook_tells(tmp_path: Path) -> N
 
 
 def test_what_differs_is_named_and_what_is_alike_is_not(runs: list[Path]) -> None:
-    told = compare.conditions(compare.compare([open_run(folder) for folder in runs])).set_index("Condition")
+    told = side_by_side.conditions(side_by_side.compare([open_run(folder) for folder in runs])).set_index("Condition")
     assert not told.loc["machine: device_name", "alike"]
     assert not told.loc["parameter: gen_model", "alike"]
     assert told.loc["parameter: min_gen_kept", "alike"]
@@ -102,7 +102,7 @@ def test_the_index_has_every_page_with_its_verdict(tmp_path: Path, runs: list[Pa
 def test_a_run_cannot_take_the_index_s_place(tmp_path: Path) -> None:
     run = write_run(tmp_path, Plan(run_id="index", blocks=1, window_s=1.0))
     with pytest.raises(InputError, match="-o FILE"):
-        make.make_report(run, tmp_path / "reports")
+        build.make_report(run, tmp_path / "reports")
 
 
 def test_a_warning_of_several_steps_is_told_once() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from colo_lib import paths
-from colo_lib.commands import report as report_command
+from colo_lib.cli import report as report_command
+from colo_lib.data.sweep import open_sweep
 from colo_lib.errors import InputError
-from colo_lib.parse.sweep import open_sweep
-from colo_lib.report import execute, index, sweep_page
+from colo_lib.report import build, index, sweep_page
 
 LEVERS = next(iter(paths.RECORDED.glob("h100-llama-*[0-9]")))
 PAIR = next(iter(paths.RECORDED.glob("h100-x2-*[0-9]")))
@@ -69,7 +69,7 @@ def test_a_notebook_that_stops_half_way_makes_no_page(tmp_path: Path, monkeypatc
 
     sweep = copied(LEVERS, tmp_path)
     monkeypatch.setattr(sweep_page, "notebooks_of", lambda _: ["37-operating-point"])
-    monkeypatch.setattr(execute, "_papermill", lambda *_: "the kernel died")
+    monkeypatch.setattr(build, "_papermill", lambda *_: "the kernel died")
     with pytest.raises(StepFailed, match="37-operating-point did not reach its end"):
         sweep_page.make_sweep_report(sweep, tmp_path / "reports")
     assert not list((tmp_path / "reports").glob("*.html"))

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from colo_lib.analyse import pyramid, summary
-from colo_lib.analyse.view import View, look
-from colo_lib.analyse.workloads import assign, printable
+from colo_lib.analysis.trace import downsample, summary
+from colo_lib.analysis.trace.processes import assign, printable
+from colo_lib.analysis.trace.window import TraceWindow, look
+from colo_lib.data.sessions import read_exports
 from colo_lib.examples.captures import simulated_capture
-from colo_lib.parse.exports import read_exports
-from colo_lib.report import blocks, page, parts, scripts, trace_tables, zoom
+from colo_lib.report import blocks, notebook_output, page, timeline, trace_tables
 from tests.corpus_files import MARKUP
 from tests.report import chromium
 from tests.report.chromium import Press
@@ -39,7 +39,7 @@ GEN_Y, EMBED_Y = 60, 120  # in the rows, below the canvas's top
 
 
 @pytest.fixture(scope="module")
-def view(tmp_path_factory: pytest.TempPathFactory) -> View:
+def view(tmp_path_factory: pytest.TempPathFactory) -> TraceWindow:
     """Step 2, simulated, with a name of embed's that is no name."""
     file = simulated_capture(tmp_path_factory.mktemp("trace") / "trace.sqlite", "step2")
     with contextlib.closing(sqlite3.connect(file)) as export, export:
@@ -47,18 +47,20 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> View:
     return view_of(file)
 
 
-def view_of(file: Path, mechanism: str = "mps") -> View:
+def view_of(file: Path, mechanism: str = "mps") -> TraceWindow:
     capture = read_exports([file])
     return look(capture, assign(capture, {})[0], mechanism=mechanism)
 
 
-def page_of(view: View, file: Path, **options: Any) -> Path:
+def page_of(view: TraceWindow, file: Path, **options: Any) -> Path:
     """A page as `page.render` makes one, of the part that a notebook shows of a view."""
     shown: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "_publish", lambda data, part: shown.append(part))
-        words = trace_tables.overlap_words(summary.of_view(view))
-        parts.show_timeline(zoom.of_view(view, sum(view.window) // 2, **options), "kernel-zoom", "To zoom.", words)
+        patch.setattr(notebook_output, "_publish", lambda data, part: shown.append(part))
+        words = trace_tables.overlap_words(summary.summary_of(view))
+        notebook_output.show_timeline(
+            timeline.timeline_of(view, sum(view.window) // 2, **options), "kernel-zoom", "To zoom.", words
+        )
     body = page.traces({"kernel-zoom": shown[0]})
     header = blocks.heading(1, "A timeline")
     file.write_text(page.document("T", {}, header, body, "", ("t", "Skip"), zooming=True), encoding="utf-8")
@@ -66,7 +68,7 @@ def page_of(view: View, file: Path, **options: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def file(view: View, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(view: TraceWindow, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page_of(view, tmp_path_factory.mktemp("page") / "page.html")
 
 
@@ -83,9 +85,9 @@ def seen(file: Path, *steps: Any, width: int = 1280, dark: bool = False) -> dict
     return found
 
 
-def test_it_opens_with_what_the_numbers_tell(view: View, file: Path) -> None:
+def test_it_opens_with_what_the_numbers_tell(view: TraceWindow, file: Path) -> None:
     told = seen(file, ("status", STATUS), ("shows", SHOWS), ("span", SPAN))
-    found = summary.of_view(view)
+    found = summary.summary_of(view)
     shares = [found["workloads"][name]["busy_ns"] / view.window_ns for name in ("gen", "embed")]
     both = found["overlap_ns"] / view.window_ns
     assert told["span"] == [0, view.window_ns]
@@ -94,16 +96,16 @@ def test_it_opens_with_what_the_numbers_tell(view: View, file: Path) -> None:
     assert f"gen busy {shares[0]:.1%}, embed busy {shares[1]:.1%}, both at once {both:.1%}." in told["status"]
 
 
-def test_the_browser_has_every_bin_and_every_kernel_exactly(view: View, file: Path) -> None:
-    data = (Path(scripts.__file__).parent / "timeline_data.js").read_text(encoding="utf-8")
+def test_the_browser_has_every_bin_and_every_kernel_exactly(view: TraceWindow, file: Path) -> None:
+    data = (Path(blocks.__file__).parent / "timeline_data.js").read_text(encoding="utf-8")
     unpacked = f"""{data}; unpack(document.querySelector('.colo-timeline').dataset.packed).then(data => [
         data.levels.map(level => [level.binNs, [...level.busy, ...level.starts, level.both].map(list => [...list])]),
         data.rows.map(rows => [rows.start, rows.end, rows.blocks, rows.name].map(list => [...list])), data.names])"""
     levels, rows, names = seen(file, ("data", unpacked))["data"]
-    for (bin_ns, columns), level in zip(levels, pyramid.of_view(view, levels[0][0]), strict=True):
+    for (bin_ns, columns), level in zip(levels, downsample.pyramid_of(view, levels[0][0]), strict=True):
         exact = [*level.busy_ns.values(), *level.starts.values(), level.overlap_ns]
         assert (bin_ns, columns) == (level.bin_ns, [column.tolist() for column in exact])
-    for (start, end, blocks_of, places), own in zip(rows, pyramid.rows_of(view, view.window).values(), strict=True):
+    for (start, end, blocks_of, places), own in zip(rows, downsample.rows_of(view, view.window).values(), strict=True):
         assert (start, blocks_of) == (own.start_ns.tolist(), own.blocks.tolist())
         assert end == (own.start_ns + own.duration_ns).tolist()
         assert [names[place] for place in places] == [
@@ -111,7 +113,7 @@ def test_the_browser_has_every_bin_and_every_kernel_exactly(view: View, file: Pa
         ]
 
 
-def test_keys_zoom_to_single_kernels_move_and_go_back(view: View, file: Path) -> None:
+def test_keys_zoom_to_single_kernels_move_and_go_back(view: TraceWindow, file: Path) -> None:
     told = seen(
         file, FOCUS, *[Press("+")] * 6, ("near", SPAN), ("shows", SHOWS), ("status", STATUS), Press("ArrowRight"),
         ("moved", SPAN), Press("-"), ("far", SPAN), Press("0"), ("whole", SPAN),
@@ -128,7 +130,7 @@ def test_keys_zoom_to_single_kernels_move_and_go_back(view: View, file: Path) ->
 
 
 @pytest.mark.parametrize("zooms", [2, 7], ids=["bins", "kernels"])
-def test_what_is_told_of_a_stretch_is_true_of_it(view: View, file: Path, zooms: int) -> None:
+def test_what_is_told_of_a_stretch_is_true_of_it(view: TraceWindow, file: Path, zooms: int) -> None:
     told = seen(file, FOCUS, *[Press("+")] * zooms, ("span", SPAN), ("shows", SHOWS), ("status", STATUS))
     grain = int(told["shows"].split()[2]) if zooms == 2 else 1  # bins are told whole
     start, end = math.floor(told["span"][0] / grain) * grain, math.ceil(told["span"][1] / grain) * grain
@@ -139,10 +141,10 @@ def shares_in(status: str) -> list[float]:
     return [float(words) for words in re.findall(r"([\d.]+)%", status)]
 
 
-def true_shares(view: View, start_ns: float, end_ns: float) -> list[float]:
+def true_shares(view: TraceWindow, start_ns: float, end_ns: float) -> list[float]:
     """Busy shares of gen and embed and of both at once in a stretch since the window's start, %."""
     stretch = (view.window[0] + start_ns) / 1e9, (view.window[0] + end_ns) / 1e9
-    found = summary.of_view(look(view.capture, view.assignment, stretch, mechanism=view.mechanism))
+    found = summary.summary_of(look(view.capture, view.assignment, stretch, mechanism=view.mechanism))
     parts_ns = [found["workloads"][name]["busy_ns"] for name in ("gen", "embed")] + [found["overlap_ns"]]
     return [100 * part / (end_ns - start_ns) for part in parts_ns]
 
@@ -217,7 +219,7 @@ def test_time_switched_out_is_told(tmp_path: Path) -> None:
     assert shares_in(told["status"])[2] == 0
 
 
-def test_beyond_its_budget_the_finest_bins_are_told(view: View, tmp_path: Path) -> None:
+def test_beyond_its_budget_the_finest_bins_are_told(view: TraceWindow, tmp_path: Path) -> None:
     tight = page_of(view, tmp_path / "page.html", most_characters=16_000)
     told = seen(
         tight, FOCUS, *[Press("+")] * 6, ("middle", SHOWS), Press("0"), *[Press("ArrowLeft")] * 9, *[Press("+")] * 2,

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from colo_lib import paths
+from colo_lib.data.sweep import open_sweep
 from colo_lib.params import Params
-from colo_lib.parse.sweep import open_sweep
-from colo_lib.report import token_time
-from colo_lib.report.meetings import meetings_of
+from colo_lib.report import trace_tables
+from colo_lib.report.trace_tables import meetings_of
 
 
 def test_beside_embed_gen_waits_and_as_an_mps_client_alone_it_does_not() -> None:
     sweep = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
     runs = {cell.name: cell.run for cell in sweep.cells if cell.run is not None}
-    told = token_time.of_runs(runs, Params()).set_index("Step")
+    told = trace_tables.of_runs(runs, Params()).set_index("Step")
     assert {*told.index} == {"step2", "mps-alone"}
-    numbers = told[list(token_time.PARTS.values())].astype(float)
-    whole, *rest = token_time.PARTS.values()
+    numbers = told[list(trace_tables.PARTS.values())].astype(float)
+    whole, *rest = trace_tables.PARTS.values()
     assert numbers[rest].sum(axis=1).to_numpy() == pytest.approx(numbers[whole].to_numpy(), abs=0.03)
     waiting = numbers["Waiting for the device (ms)"]
     assert waiting["step2"] > 0.5 * numbers.loc["step2", whole] > 10 * waiting["mps-alone"]

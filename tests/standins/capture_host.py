@@ -1,4 +1,4 @@
-"""In place of `colo_lib.capture.host`: no engines, one process that answers an embedding worker's orders at once.
+"""In place of `colo_lib.nsys.engine_host`: no engines, one process that answers an embedding worker's orders at once.
 
 With `wraps` that process is started below nsys, by itself; `capture_host.py SOCKET` is it.
 """
@@ -15,8 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from colo_lib.launch.process import Child, child_environment
-from colo_lib.launch.wrapped import NOTES, Wrap
+from colo_lib.launch.child import NOTES, Child, ProfilerLaunch, child_environment
 
 ROWS = array.array("q")
 
@@ -43,7 +42,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
 def below(runtime: Path, words: list[str], path: str) -> tuple[Child, int]:
     """The engine's process below nsys, and its pid once it serves."""
-    wrap = Wrap(tuple(words), {"TMPDIR": str(runtime)}, runtime / NOTES.format("embed"))
+    wrap = ProfilerLaunch(tuple(words), {"TMPDIR": str(runtime)}, runtime / NOTES.format("embed"))
     command, env = wrap.around([sys.executable, __file__, path], child_environment({}), {})
     child = Child("embed", command, runtime / "embed.log", env=env)
     while not Path(path).exists():

@@ -1,7 +1,7 @@
 """How two workloads share a GPU: each mechanism is started before the engines, proved in every trial, ended after them.
 
 `start_mechanism` gives the owner's side; what it returns from `facts()` travels with the engines' handles, so that
-any process of the run can prove with `witness` that the mechanism was in force.
+any process of the run can prove with `verify` that the mechanism was in force.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import StepSkipped
-from colo_lib.launch.mechanisms.base import Mechanism, Tenants
-from colo_lib.launch.placement import Placement
+from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.params import Params
+from colo_lib.steps import Placement
 
 
 def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mechanism | None:
@@ -42,22 +42,22 @@ def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: P
     return TimeSlicing(placement, runtime)
 
 
-def witness(facts: Mapping[str, Any] | None, tenants: Tenants) -> dict[str, Any] | None:
+def verify(facts: Mapping[str, Any] | None, tenants: EngineProcesses) -> dict[str, Any] | None:
     """Evidence that the mechanism which `facts` describe is in force for the running engines.
 
     Raises StepFailed, with the reason and the remedy, when it is not: the trial is void.
     """
     if facts is None:
         return None
-    from colo_lib.launch.mechanisms import mig, mps_proof, time_slicing
+    from colo_lib.launch.mechanisms import mig, mps, time_slicing
 
-    proofs = {"mps": mps_proof.prove, "mig": mig.prove, "time-sliced": time_slicing.prove}
+    proofs = {"mps": mps.prove, "mig": mig.prove, "time-sliced": time_slicing.prove}
     return proofs[facts["witness"]](facts, tenants)
 
 
 def check_mechanism(facts: Mapping[str, Any] | None) -> None:
     """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
     if facts is not None and facts["witness"] == "mps":
-        from colo_lib.launch.mechanisms import mps_proof
+        from colo_lib.launch.mechanisms import mps
 
-        mps_proof.check(facts)
+        mps.check_server(facts)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.gpu_look import GpuLook, look_at_gpus
-from colo_lib.launch.mechanisms.base import Mechanism, Tenants
-from colo_lib.launch.placement import Placement
+from colo_lib.hardware.nvml import GpuLook, look_at_gpus
+from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.params import Params
+from colo_lib.steps import Placement
 
 # vLLM refuses a share of 1; what its context and graphs take lies outside it.
 MOST_OF_AN_INSTANCE = 0.92
+
 HOW_TO = (
     "to make two instances (as root, on an idle GPU): nvidia-smi -i {gpu} -mig 1; nvidia-smi mig -i {gpu} -lgip lists "
     "the profiles; nvidia-smi mig -i {gpu} -cgi PROFILE,PROFILE -C makes them; nvidia-smi mig -i {gpu} -dci, then "
@@ -79,7 +80,7 @@ def choose(params: Params, instances: list[dict[str, Any]], device: str) -> dict
     return chosen
 
 
-def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
+def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
     """Evidence that each workload computes on its own instance; raises StepFailed when it may be elsewhere.
 
     Two witnesses: the UUID in each process's environment, and NVML's list of processes of each instance.

@@ -16,22 +16,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from colo_lib.engines_env import resolve_pythons
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.gpu_look import look_at_gpus
-from colo_lib.launch.mechanisms.control import ControlFailed
+from colo_lib.hardware.engine_python import resolve_pythons
+from colo_lib.hardware.nvml import look_at_gpus
+from colo_lib.launch.child import Child, child_environment
 from colo_lib.launch.mechanisms.mps import Mps
-from colo_lib.launch.placement import Placement
-from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.mechanisms.mps_control import ControlFailed
 from colo_lib.params import Params
+from colo_lib.steps import Placement
 
 HOLD = Path(__file__).with_name("sm_hold.py")
+
 VERIFY_TIMEOUT_S = 180.0
+
 LIBRARY = "COLO_LIBSMCTRL"
+
 # The product is bound by arithmetic, but few SMs clock higher and all of them share a cache: within these factors of
 # the SMs' own ratio the partition holds.
 SCALING = (0.7, 1.6)
+
 PARTITION = re.compile(r"GPU-[^\s/]+/\S+")
+
 MOST_CHUNKS = 24
 
 

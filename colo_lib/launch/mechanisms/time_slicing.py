@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import StepFailed
-from colo_lib.gpu_look import look_at_gpus, mps_clients
-from colo_lib.launch.mechanisms.base import Mechanism, Tenants
-from colo_lib.launch.mechanisms.modes import PLAIN_REFUSES, device_uuids
-from colo_lib.launch.placement import Placement
+from colo_lib.hardware.nvml import look_at_gpus, mps_clients
+from colo_lib.launch.mechanisms.base import PLAIN_REFUSES, EngineProcesses, Mechanism, device_uuids
+from colo_lib.steps import Placement
 
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 
@@ -49,7 +48,7 @@ class TimeSlicing(Mechanism):
             self.empty.rmdir()
 
 
-def prove(facts: Mapping[str, Any], tenants: Tenants) -> dict[str, Any]:
+def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
     """Evidence that no engine is an MPS client; raises StepFailed naming the process that is one or could be one.
 
     Two witnesses: the pipe folder in each process's environment, and NVML's own list of MPS clients (in words, where

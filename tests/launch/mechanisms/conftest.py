@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from colo_lib.launch.mechanisms.base import Tenants
-from colo_lib.launch.placement import Placement, place
-from colo_lib.launch.process import Child, child_environment
-from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.child import Child, child_environment
+from colo_lib.launch.mechanisms.base import EngineProcesses
+from colo_lib.launch.rpc import runtime_folder
 from colo_lib.params import Params, check
+from colo_lib.steps import Placement, placement_of
 from tests.standins import gpu_host
 
 
@@ -79,12 +79,12 @@ def tenant(tmp_path: Path) -> Iterator[Tenant]:
         child.stop()
 
 
-def tenants(gen: Child, embed: Child, ranks: int = 1) -> Tenants:
+def tenants(gen: Child, embed: Child, ranks: int = 1) -> EngineProcesses:
     """Two engines as a proof is told of them."""
-    return Tenants({"gen": [gen.pid], "embed": [embed.pid]}, {"gen": ranks, "embed": 1})
+    return EngineProcesses({"gen": [gen.pid], "embed": [embed.pid]}, {"gen": ranks, "embed": 1})
 
 
 def cuda(step: str = "step2", **changes: Any) -> tuple[Params, Placement]:
     """Parameters of a GPU host and the placement of a step."""
     params = check({"device": "cuda", "devices": "0", "steps": step} | changes, "test")
-    return params, place(step, params)
+    return params, placement_of(step, params)

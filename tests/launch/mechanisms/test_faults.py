@@ -20,11 +20,11 @@ import pytest
 
 from colo_lib.errors import ColoError, StepFailed
 from colo_lib.launch.engines import Engines
-from colo_lib.launch.placement import place
-from colo_lib.launch.runtime import runtime_folder
+from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params, check
 from colo_lib.paths import REPOSITORY
+from colo_lib.steps import placement_of
 from tests.launch.mechanisms.conftest import Nvidia
 from tests.launch.test_faults import nano
 from tests.processes import token_carriers, wait_until
@@ -54,7 +54,7 @@ def up(host: Nvidia, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engin
     """Both engines under MPS; the faults that they do not outlive come last."""
     params = params_on(host)
     with runtime_folder() as runtime:
-        engines = Engines(params, place("step2", params), runtime, tmp_path_factory.mktemp("logs"))
+        engines = Engines(params, placement_of("step2", params), runtime, tmp_path_factory.mktemp("logs"))
         try:
             engines.start(want_gen=True, want_embed=True)
             yield engines
@@ -76,7 +76,7 @@ def attempt(engines: Engines, folder: Path, fault: Callable[[], object] = lambda
     timer = threading.Timer(FAULT_AFTER_S, fault)
     timer.start()
     try:
-        return run_trial(params, place("step2", params), engines.handles(), folder / "trial-1", 1)
+        return run_trial(params, placement_of("step2", params), engines.handles(), folder / "trial-1", 1)
     except ColoError as error:
         return error
     finally:
@@ -132,7 +132,7 @@ def test_a_stranger_in_the_window_makes_it_invalid(up: Engines, host: Nvidia, tm
 
 
 def test_a_daemon_that_hangs_is_told_in_time(up: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from colo_lib.launch.mechanisms.control import Control
+    from colo_lib.launch.mechanisms.mps_control import Control
 
     with monkeypatch.context() as patch:
         patch.setattr(Control.ask, "__defaults__", (2.0,))
@@ -166,8 +166,8 @@ LAUNCHER = """
 import sys
 from pathlib import Path
 from colo_lib.launch.engines import Engines
-from colo_lib.launch.placement import place
-from colo_lib.launch.runtime import runtime_folder
+from colo_lib.steps import place
+from colo_lib.launch.rpc import runtime_folder
 from colo_lib.params import check
 params = check({params!r}, "test")
 with runtime_folder() as runtime:

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from colo_lib.errors import StepFailed
-from colo_lib.launch.mechanisms import check_mechanism, control, mps, witness
-from colo_lib.launch.mechanisms.control import Control, ControlFailed, check_pipe, parse_pids
+from colo_lib.launch.child import Child, child_environment
+from colo_lib.launch.mechanisms import check_mechanism, mps, mps_control, verify
 from colo_lib.launch.mechanisms.mps import Mps
-from colo_lib.launch.process import Child, child_environment
+from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check_pipe, parse_pids
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 from tests.processes import wait_until
 
@@ -51,7 +51,7 @@ def both(up: Mps, tenant: Tenant) -> tuple[Child, Child]:
 def test_attachment_is_proved_by_pid(nvidia: Nvidia, runtime: Path, tmp_path: Path, tenant: Tenant) -> None:
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
-        evidence = witness(up.facts(), tenants(gen, embed))
+        evidence = verify(up.facts(), tenants(gen, embed))
         assert evidence is not None
         assert evidence["attached"] == {"gen": [gen.pid], "embed": [embed.pid]}
         assert evidence["other_clients"] == []
@@ -76,7 +76,7 @@ def test_other_limits_are_for_the_embedder_that_is_started_next(
         assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in up.environment("gen")
         capped = tenant("embed", environment)
         assert wait_until(lambda: [server for server in up.control.servers() if len(up.control.clients(server)) == 2])
-        evidence = witness(up.facts(), tenants(gen, capped))
+        evidence = verify(up.facts(), tenants(gen, capped))
         assert evidence is not None
         assert evidence["attached"] == {"gen": [gen.pid], "embed": [capped.pid]}, "gen stayed the client that it was"
         assert evidence["limits"]["embed"]["thread_percentage"] == 25
@@ -90,7 +90,7 @@ def test_an_engine_that_did_not_attach_voids_the_trial(
         astray = tenant("embed", {})
         assert wait_until(lambda: up.control.servers())
         with pytest.raises(StepFailed, match=r"void: mps not attached: embed .* 0 of 1"):
-            witness(up.facts(), tenants(gen, astray))
+            verify(up.facts(), tenants(gen, astray))
 
 
 def test_a_rank_that_did_not_attach_voids_the_trial(
@@ -99,7 +99,7 @@ def test_a_rank_that_did_not_attach_voids_the_trial(
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
         with pytest.raises(StepFailed, match=r"void: mps not attached: gen .* 1 of 2"):
-            witness(up.facts(), tenants(gen, embed, ranks=2))
+            verify(up.facts(), tenants(gen, embed, ranks=2))
 
 
 def test_a_daemon_that_lists_nobody_voids_the_trial(
@@ -109,19 +109,19 @@ def test_a_daemon_that_lists_nobody_voids_the_trial(
         gen, embed = both(up, tenant)
         nvidia.goes(lists_nobody=True)
         with pytest.raises(StepFailed, match="void: mps not attached"):
-            witness(up.facts(), tenants(gen, embed))
+            verify(up.facts(), tenants(gen, embed))
 
 
 def test_a_daemon_without_a_server_voids_the_trial(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:
     nvidia.goes(server="fails")
     with started(nvidia, runtime, tmp_path) as up, pytest.raises(StepFailed, match="has no server"):
-        witness(up.facts(), tenants_of_nobody())
+        verify(up.facts(), tenants_of_nobody())
 
 
 def tenants_of_nobody() -> object:
-    from colo_lib.launch.mechanisms.base import Tenants
+    from colo_lib.launch.mechanisms.base import EngineProcesses
 
-    return Tenants({"gen": [], "embed": []}, {"gen": 1, "embed": 1})
+    return EngineProcesses({"gen": [], "embed": []}, {"gen": 1, "embed": 1})
 
 
 def test_a_fault_ends_both_with_one_cause(nvidia: Nvidia, runtime: Path, tmp_path: Path, tenant: Tenant) -> None:
@@ -129,7 +129,7 @@ def test_a_fault_ends_both_with_one_cause(nvidia: Nvidia, runtime: Path, tmp_pat
         gen, embed = both(up, tenant)
         nvidia.goes(status="FAULT")
         with pytest.raises(StepFailed, match=r"state FAULT: .* both workloads are void"):
-            witness(up.facts(), tenants(gen, embed))
+            verify(up.facts(), tenants(gen, embed))
 
 
 def test_a_server_that_dies_with_a_client_is_told(
@@ -138,7 +138,7 @@ def test_a_server_that_dies_with_a_client_is_told(
     nvidia.goes(server="dies with a client")
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
-        evidence = witness(up.facts(), tenants(gen, embed))
+        evidence = verify(up.facts(), tenants(gen, embed))
         assert evidence is not None
         facts = up.facts() | {"servers": evidence["servers"]}
         check_mechanism(facts)
@@ -155,7 +155,7 @@ def test_a_server_of_another_user_is_told(nvidia: Nvidia, runtime: Path, tmp_pat
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
         with pytest.raises(StepFailed, match=r"runs as uid 65534, we are uid 0: .* one user"):
-            witness(up.facts(), tenants(gen, embed))
+            verify(up.facts(), tenants(gen, embed))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_first_client_that_waits_for_ever_is_told(
     nvidia: Nvidia, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvidia.goes(probe="hangs")
-    monkeypatch.setattr("colo_lib.launch.mechanisms.probe.probe.__defaults__", (1.0,))
+    monkeypatch.setattr("colo_lib.launch.mechanisms.base.probe.__defaults__", (1.0,))
     with pytest.raises(StepFailed, match=r"no context within 1 s: .* one user"), started(nvidia, runtime, tmp_path):
         pass
 
@@ -196,7 +196,7 @@ def test_a_wedged_daemon_is_told_in_time_and_ended(
         nvidia.goes(hangs_at="get_client_list")
         monkeypatch.setattr(Control.ask, "__defaults__", (1.0,))
         with pytest.raises(ControlFailed, match="did not answer 'get_client_list"):
-            witness(up.facts(), tenants(gen, embed))
+            verify(up.facts(), tenants(gen, embed))
 
 
 @pytest.mark.parametrize("scenario", [{"hangs_at": "quit"}, {"quit": "leaves the server"}, {"ignores_SIGTERM": True}])
@@ -274,7 +274,7 @@ def test_a_gpu_that_admits_no_server_is_told(
 
 
 def test_no_control_program_is_told(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control.shutil, "which", lambda _: None)
+    monkeypatch.setattr(mps_control.shutil, "which", lambda _: None)
     params, placement = cuda()
     with pytest.raises(StepFailed, match=r"no nvidia-cuda-mps-control on PATH.*leave step2 and configB out"):
         Mps(params, placement, runtime, tmp_path)
@@ -313,13 +313,13 @@ def test_pids_are_read_a_line_each() -> None:
 
 
 def test_a_daemon_that_outlived_its_launcher_is_ended_by_the_next(nvidia: Nvidia, tmp_path: Path) -> None:
-    from colo_lib.launch import runtime as runtime_module
+    from colo_lib.launch import rpc as runtime_module
 
     with runtime_module.runtime_folder() as folder:
         pipe = folder / "mps" / "pipe"
         pipe.mkdir(parents=True)
         env = child_environment(Control(pipe, folder / "mps").environment())
-        left = Child("left", [str(nvidia.folder / control.PROGRAM), "-f"], tmp_path / "left.log", env=env)
+        left = Child("left", [str(nvidia.folder / mps_control.PROGRAM), "-f"], tmp_path / "left.log", env=env)
         assert wait_until((pipe / "control").exists)
         (folder / "owner.json").write_text('{"pid": 1, "started": 0.0}')
         runtime_module.remove_stale()

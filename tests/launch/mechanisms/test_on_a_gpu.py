@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.gpu_look import look_at_gpus
-from colo_lib.launch.mechanisms import sm_hold, start_mechanism, witness
-from colo_lib.launch.mechanisms.base import Mechanism, Tenants
+from colo_lib.hardware.nvml import look_at_gpus
+from colo_lib.launch.child import Child, child_environment
+from colo_lib.launch.mechanisms import sm_hold, start_mechanism, verify
+from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.sm_partition import BACKENDS, NotHere
-from colo_lib.launch.process import Child, child_environment
 from tests.launch.mechanisms.conftest import cuda
 from tests.processes import wait_until
 
@@ -69,8 +69,8 @@ def clients(torch_python: str, logs: Path) -> Iterator[Any]:
         child.stop()
 
 
-def two(gen: Child, embed: Child) -> Tenants:
-    return Tenants({"gen": [gen.pid], "embed": [embed.pid]}, {"gen": 1, "embed": 1})
+def two(gen: Child, embed: Child) -> EngineProcesses:
+    return EngineProcesses({"gen": [gen.pid], "embed": [embed.pid]}, {"gen": 1, "embed": 1})
 
 
 def test_mps_comes_up_is_proved_and_is_gone(clients: Any, runtime: Path, logs: Path, torch_python: str) -> None:
@@ -78,7 +78,7 @@ def test_mps_comes_up_is_proved_and_is_gone(clients: Any, runtime: Path, logs: P
     mps = Mps(params, placement, runtime, logs)
     try:
         gen, embed = clients(mps)
-        evidence = witness(mps.facts(), two(gen, embed))
+        evidence = verify(mps.facts(), two(gen, embed))
         assert evidence is not None
         assert evidence["attached"] == {"gen": [gen.pid], "embed": [embed.pid]}
         assert evidence["nvml_lists_them"] is True
@@ -103,7 +103,7 @@ def test_clients_that_are_killed_leave_the_daemon_to_be_ended(
         os.kill(embed.pid, 9)
         assert wait_until(lambda: not embed.running())
         with pytest.raises(StepFailed, match="void: mps not attached: embed"):
-            witness(mps.facts(), two(gen, embed))
+            verify(mps.facts(), two(gen, embed))
         gen.stop()
     finally:
         mps.close()
@@ -115,7 +115,7 @@ def test_time_slices_have_no_client_of_mps(clients: Any, runtime: Path) -> None:
     slices = start_mechanism(params, placement, runtime, runtime)
     assert slices is not None
     gen, embed = clients(slices)
-    evidence = witness(slices.facts(), two(gen, embed))
+    evidence = verify(slices.facts(), two(gen, embed))
     assert evidence is not None
     assert evidence["mps_clients_by_nvml"] == []
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.launch import engines
-from colo_lib.launch.embed import environment as embed_environment
-from colo_lib.launch.gen import environment as gen_environment
-from colo_lib.launch.mechanisms import sm_hold, start_mechanism, time_slicing, witness
+from colo_lib.launch.embed_server import environment as embed_environment
+from colo_lib.launch.mechanisms import sm_hold, start_mechanism, time_slicing, verify
 from colo_lib.launch.mechanisms.mig import Mig, choose
 from colo_lib.launch.mechanisms.sm_partition import NotHere, check_scaling
 from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
-from colo_lib.launch.orders import Handle
+from colo_lib.launch.rpc import Handle
+from colo_lib.launch.vllm_server import environment as gen_environment
 from colo_lib.params import check
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 
@@ -32,7 +32,7 @@ def test_the_absence_of_mps_is_proved(nvidia: Nvidia, runtime: Path, tenant: Ten
     slices = start_mechanism(params, placement, runtime, runtime)
     assert isinstance(slices, TimeSlicing)
     gen, embed = (tenant(name, slices.environment(name)) for name in ("gen", "embed"))
-    evidence = witness(slices.facts(), tenants(gen, embed))
+    evidence = verify(slices.facts(), tenants(gen, embed))
     assert evidence is not None
     assert evidence["mps_clients_by_nvml"] == []
     assert evidence["mps_variables"] == {}
@@ -44,17 +44,17 @@ def test_a_client_of_mps_voids_a_time_sliced_trial(nvidia: Nvidia, runtime: Path
     slices = TimeSlicing(cuda("step3")[1], runtime)
     gen, embed = tenant("gen", {}), tenant("embed", {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps"})
     with pytest.raises(StepFailed, match=r"void: pid \d+ carries .*nvidia-mps"):
-        witness(slices.facts(), tenants(gen, embed))
+        verify(slices.facts(), tenants(gen, embed))
     nvidia.has(mps_processes=[[gen.pid, 0]])
     with pytest.raises(StepFailed, match=rf"void: pids \[{gen.pid}\] are MPS clients by NVML"):
-        witness(slices.facts(), tenants(gen, gen))
+        verify(slices.facts(), tenants(gen, gen))
 
 
 def test_what_nvml_does_not_tell_is_no_proof_of_absence(nvidia: Nvidia, runtime: Path, tenant: Tenant) -> None:
     nvidia.has(fail={"nvmlDeviceGetMPSComputeRunningProcesses": "NotSupported"})
     slices = TimeSlicing(cuda("step3")[1], runtime)
     gen = tenant("gen", {})
-    evidence = witness(slices.facts(), tenants(gen, gen))
+    evidence = verify(slices.facts(), tenants(gen, gen))
     assert evidence is not None
     assert str(evidence["mps_clients_by_nvml"]).startswith("could not look")
 
@@ -68,7 +68,7 @@ def test_a_daemon_of_the_machine_cannot_be_attached_to(
     gen = tenant("gen", slices.environment("gen"))
     pipe = Path(slices.environment("gen")["CUDA_MPS_PIPE_DIRECTORY"])
     assert list(pipe.iterdir()) == []
-    assert witness(slices.facts(), tenants(gen, gen))
+    assert verify(slices.facts(), tenants(gen, gen))
     assert (tmp_path / "control").exists()
 
 
@@ -96,16 +96,16 @@ def test_each_workload_gets_an_instance_of_its_own(nvidia: Nvidia, tenant: Tenan
     assert mig.adjusted(params).gen_gpu_memory_utilization == pytest.approx(36 / 71, abs=1e-3)
     gen, embed = (tenant(name, mig.environment(name)) for name in ("gen", "embed"))
     nvidia.has(mig=[TWO[0] | {"pids": [embed.pid]}, TWO[1] | {"pids": [gen.pid]}])
-    evidence = witness(mig.facts(), tenants(gen, embed))
+    evidence = verify(mig.facts(), tenants(gen, embed))
     assert evidence is not None
     assert evidence["instances"]["gen"]["profile"] == "3g.71gb"
     assert evidence["listed_by_nvml"] == {"gen": [gen.pid], "embed": [embed.pid]}
     nvidia.has(mig=[TWO[0] | {"pids": [embed.pid, gen.pid]}, TWO[1]])
     with pytest.raises(StepFailed, match=r"void: gen .* is not on its MIG instance MIG-a alone"):
-        witness(mig.facts(), tenants(gen, embed))
+        verify(mig.facts(), tenants(gen, embed))
     nvidia.has(mig=TWO[:1])
     with pytest.raises(StepFailed, match="MIG-a of gen is gone"):
-        witness(mig.facts(), tenants(gen, embed))
+        verify(mig.facts(), tenants(gen, embed))
 
 
 def test_named_instances_come_first() -> None:

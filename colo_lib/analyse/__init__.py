@@ -1,1 +1,0 @@
-"""Frame in, frame out: no files, no drawing."""

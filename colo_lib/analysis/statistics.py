@@ -1,0 +1,156 @@
+"""A mean with its 95 % interval over starts of the engines, each of which holds one or more blocks of trials.
+
+Trials on the same engines share what that start brought along: where its memory lies, which kernels were tuned, how its
+graphs were captured. Blocks within one start are therefore no independent repetitions of the experiment; starts are.
+The model has both spreads: value = mean + effect of the start + noise of the block (one-way random effects). Its
+interval is Student's t over the means of the starts, with starts - 1 degrees of freedom, which is exact where every
+start has as many blocks (Searle, Casella and McCulloch, Variance Components, 1992, chapter 3).
+
+Rates and ratios of rates are positive, and what disturbs them multiplies: they are averaged as logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+POWER = 0.80
+
+LEAST_STARTS = 3
+
+"""Fewer starts give no interval over starts, and settle nothing: with two, Student's t reaches 12.7 errors."""
+
+LEAST_BLOCKS = 3
+
+"""Fewer blocks within a start give no interval at all."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `blocks` values from `starts` starts of the engines, its interval [low, high], and how it was made.
+
+    `low`, `high`: null where there are too few. `across_starts`: whether the interval is over starts; otherwise it
+    says what these engines did, and nothing of engines started anew. `smallest_detectable`: the shift of the mean
+    that as many starts (or blocks) of this spread show with 80 % power.
+    `centre`, `error`, `freedom`: the mean on the scale of the model (logarithms where `log`), its standard error and
+    degrees of freedom. `between`, `within`: standard deviations of the starts' effects and of the blocks within a
+    start, on that scale; null where there are too few to tell.
+    """
+
+    mean: float
+    low: float
+    high: float
+    blocks: int
+    starts: int
+    across_starts: bool
+    method: str
+    smallest_detectable: float
+    log: bool
+    centre: float
+    error: float
+    freedom: float
+    between: float
+    within: float
+
+    def doubt(self, threshold: float, at_least: bool) -> float:
+        """One-sided p-value of the claim that the true value is at least (or at most) `threshold`.
+
+        The smallest probability of an estimate like this one if the claim were false; null without an interval.
+        """
+        if not np.isfinite([self.low, self.high]).all():
+            return float("nan")
+        at = np.log(threshold) if self.log and threshold > 0 else -np.inf if self.log else threshold
+        distance = (self.centre - at) if at_least else (at - self.centre)
+        if self.error == 0:
+            return 0.0 if distance > 0 else 0.5 if distance == 0 else 1.0
+        return float(stats.t.sf(distance / self.error, self.freedom))
+
+
+def estimate(values: Sequence[float] | np.ndarray, starts: Sequence[Hashable], positive: bool = True) -> Estimate:
+    """The mean of one value a block, with its interval; `starts`: the start that each block belongs to.
+
+    `positive`: the values are rates, times or ratios, and their mean is the geometric one; where one of them is zero
+    the arithmetic mean stands, with an interval that ends at zero. Values that are not finite are left out.
+    From three starts on the interval is over starts. Below, it is over the blocks within the starts, with the starts'
+    own differences taken out, and `across_starts` is False.
+    """
+    raw = np.asarray(values, dtype="float64")
+    good = np.isfinite(raw)
+    labels = [label for label, usable in zip(starts, good, strict=True) if usable]
+    raw = raw[good]
+    log = positive and bool(len(raw)) and bool((raw > 0).all())
+    scaled = np.log(raw) if log else raw
+    groups = [scaled[[label == name for label in labels]] for name in dict.fromkeys(labels)]
+    count, number = len(raw), len(groups)
+    means = np.array([group.mean() for group in groups])
+    centre = float(means.mean()) if number else np.nan
+    between, within = _spreads(groups, means)
+    across = number >= LEAST_STARTS
+    if across:
+        error, freedom = float(means.std(ddof=1)) / np.sqrt(number), float(number - 1)
+        method = f"95 %, Student's t over {number} starts of the engines"
+    else:
+        error, freedom = _within_error(groups, within), float(count - number)
+        method = f"95 %, Student's t over {count} blocks within {_starts(number)}"
+        if count < LEAST_BLOCKS or freedom < 1:
+            error, method = np.nan, f"no interval: {count} blocks within {_starts(number)} are too few"
+    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error if freedom >= 1 else np.nan
+    low, high = centre - reach, centre + reach
+    mean, low, high = (float(np.exp(end)) if log else float(end) for end in (centre, low, high))
+    if positive and not log:
+        low, method = max(0.0, low), method + ", arithmetic since a value is zero"
+    detectable = (reach + float(stats.t.ppf(POWER, freedom)) * error) if freedom >= 1 else np.nan
+    shift = mean * float(np.expm1(detectable)) if log else detectable
+    return Estimate(mean, low, high, count, number, across, method, shift, log, centre, error, freedom, between, within)
+
+
+def _starts(number: int) -> str:
+    return "one start of the engines" if number == 1 else f"{number} starts of the engines"
+
+
+def _spreads(groups: Sequence[np.ndarray], means: np.ndarray) -> tuple[float, float]:
+    """(standard deviation of the starts' effects, of the blocks within a start), by the analysis of variance."""
+    count, number = sum(map(len, groups)), len(groups)
+    inside = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    within = float(np.sqrt(inside / (count - number))) if count > number else np.nan
+    if number < 2:
+        return np.nan, within
+    blocks_a_start = number / sum(1 / len(group) for group in groups)  # harmonic: the means are weighed alike
+    noise = within**2 / blocks_a_start if np.isfinite(within) else 0.0
+    return float(np.sqrt(max(0.0, means.var(ddof=1) - noise))), within
+
+
+def _within_error(groups: Sequence[np.ndarray], within: float) -> float:
+    """Standard error of the mean of the starts' means if only the blocks' noise counted."""
+    if not groups or not np.isfinite(within):
+        return np.nan
+    return float(within * np.sqrt(sum(1 / len(group) for group in groups)) / len(groups))
+
+
+def sides_of_one(more: Sequence[float], less: Sequence[float]) -> list[str]:
+    """'more', 'less' or 'not settled' of several ratios against 1, all judged at once, by their one-sided p-values."""
+    held = holm([min(pair) if np.isfinite(pair).all() else np.nan for pair in zip(more, less, strict=True)])
+    return [
+        "not settled" if not sure else "more" if up < down else "less"
+        for sure, up, down in zip(held, more, less, strict=True)
+    ]
+
+
+def holm(doubts: Sequence[float], level: float = (1 - CONFIDENCE) / 2) -> list[bool]:
+    """Which of several claims hold together, by their one-sided p-values: all wrong ones stay out at `level`.
+
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979. Claims
+    without a p-value do not hold; they count, since they were asked.
+    """
+    order = sorted(range(len(doubts)), key=lambda place: doubts[place] if np.isfinite(doubts[place]) else np.inf)
+    held = [False] * len(doubts)
+    for rank, place in enumerate(order):
+        if not (np.isfinite(doubts[place]) and doubts[place] <= level / (len(doubts) - rank)):
+            break
+        held[place] = True
+    return held

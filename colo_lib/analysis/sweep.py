@@ -1,0 +1,238 @@
+"""A sweep's cells side by side: rates and kept fractions with their intervals, a row a cell and measure.
+
+One sentence a sweep, and no more than its intervals support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from colo_lib.analysis.kept import block_ratios, rate, ratio
+from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, estimate, holm
+from colo_lib.analysis.steps_table import with_interval
+from colo_lib.analysis.trial_metrics import GetFrame, measure_trials
+from colo_lib.params import Params
+from colo_lib.steps import BASELINES
+
+RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
+
+COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks", "starts", "estimate"]
+
+
+class CellRun(Protocol):
+    """What is read of a cell's run (`parse.run_folder.Run`)."""
+
+    params: Params
+    trials: pd.DataFrame
+
+    @property
+    def frame(self) -> GetFrame:
+        """`frame(step, trial, name)`."""
+
+
+class Cell(Protocol):
+    """What is read of a cell (`parse.sweep.SweepCell`)."""
+
+    name: str
+    changes: Mapping[str, Any]
+    status: str
+    reason: str | None
+    run: Any
+
+
+@dataclass(frozen=True)
+class SweepMeasures:
+    """`values`: `COLUMNS` and a column a varied parameter; measures are `RATES`, gen_kept, embed_kept, aggregate,
+    aggregate_per_device, and gap_p99_ratio: the p99 inter-token gap over that of the step's baseline, paired by block.
+    `estimate` is the `estimate.Estimate` behind a row's mean and interval. `cells`: cell, a column a varied parameter,
+    status, reason, trials, counted.
+    """
+
+    values: pd.DataFrame
+    cells: pd.DataFrame
+    names: tuple[str, ...]
+
+    def of(self, step: str, name: str) -> pd.DataFrame:
+        """The rows of one step and measure that have a mean, in the order of the cells."""
+        mine = self.values[(self.values["step"] == step) & (self.values["measure"] == name)]
+        return mine[mine["mean"].notna()].reset_index(drop=True)
+
+
+def collect(cells: Iterable[Cell], names: tuple[str, ...]) -> SweepMeasures:
+    """Measure every cell that has a run; the others stay in `cells` with their status."""
+    parts, rows = [], []
+    for cell in cells:
+        counted = trials = 0
+        if cell.run is not None:
+            values, counted = _measure_cell(cell.run)
+            trials = len(cell.run.trials)
+            parts.append(values.assign(cell=cell.name, **{name: cell.changes[name] for name in names}))
+        places = {name: cell.changes[name] for name in names}
+        rows.append({"cell": cell.name, **places, "status": cell.status, "reason": cell.reason,
+                     "trials": trials, "counted": counted})  # fmt: skip
+    values = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, *names])
+    return SweepMeasures(values, pd.DataFrame(rows), names)
+
+
+def _measure_cell(run: CellRun) -> tuple[pd.DataFrame, int]:
+    measured = measure_trials(run.trials, run.frame, run.params)
+    counted = measured.counted
+    mechanisms = dict(zip(counted["step"], counted["mechanism"], strict=True))
+    found: list[tuple[str, str, str, Estimate]] = []
+    for step, mechanism in mechanisms.items():
+        found += [(step, mechanism, name, rate(counted, step, name)) for name in RATES]
+        baseline = BASELINES[step][0]
+        if baseline not in (None, step):
+            found.append((step, mechanism, "gap_p99_ratio", ratio(counted, step, baseline, "gap_p99_ms")))
+    for (step, quantity), group in block_ratios(counted).groupby(["step", "quantity"], sort=False):
+        name = f"{quantity}_kept" if quantity in ("gen", "embed") else str(quantity)
+        found.append((str(step), mechanisms[step], name, estimate(group["ratio"].to_numpy(), list(group["start"]))))
+    rows = [(*place, one.mean, one.low, one.high, one.blocks, one.starts, one) for *place, one in found if one.blocks]
+    return pd.DataFrame(rows, columns=COLUMNS[1:]), len(counted)
+
+
+def with_prefill_share(measures: SweepMeasures, base: Params) -> SweepMeasures:
+    """The measures with a column prefill_share = prompt / (prompt + output), tokens of a request."""
+
+    def added(frame: pd.DataFrame) -> pd.DataFrame:
+        prompt, output = (
+            frame[name].astype("float64") if name in frame else float(getattr(base, name))
+            for name in ("gen_prompt_tokens", "gen_output_tokens")
+        )
+        return frame.assign(prefill_share=prompt / (prompt + output))
+
+    return SweepMeasures(added(measures.values), added(measures.cells), measures.names)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`mean` with its 95 % interval [low, high] from `starts` starts of the engines at the least."""
+
+    mean: float
+    low: float
+    high: float
+    starts: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval is over starts of the engines and lies on one side of zero."""
+        return bool(self.starts >= LEAST_STARTS and (self.low > 0 or self.high < 0))
+
+
+def difference(before: Any, after: Any) -> Difference:
+    """after - before of two independent estimates (rows with mean, low, high, starts): half-widths add as squares.
+
+    Two intervals may overlap and their difference be settled all the same. Null bounds where one side has none.
+    """
+    mean = float(after.mean - before.mean)
+    reach = float(np.hypot((after.high - after.low) / 2, (before.high - before.low) / 2))
+    return Difference(mean, mean - reach, mean + reach, min(before.starts, after.starts))
+
+
+def ratio_gain(before: Any, after: Any) -> Difference:
+    """after / before - 1 of two independent positive estimates, by relative half-widths."""
+    ratio = float(after.mean / before.mean)
+    relative = np.hypot((after.high - after.low) / 2 / after.mean, (before.high - before.low) / 2 / before.mean)
+    ends = (ratio * (1 - float(relative)) - 1, ratio * (1 + float(relative)) - 1)
+    return Difference(ratio - 1, *ends, min(before.starts, after.starts))
+
+
+THREADS = ("mps_gen_thread_percentage", "mps_embed_thread_percentage")
+
+
+def interval(row: Any) -> str:
+    """mean [low, high] of a row of `SweepMeasures.values`."""
+    return with_interval(row.mean, row.low, row.high, row.starts)
+
+
+def threads(measures: SweepMeasures, min_gen_kept: float) -> str:
+    """Which thread percentage gives embed most without costing gen more than it may lose."""
+    gen, embed = measures.of("step2", "gen_kept"), measures.of("step2", "embed_kept").set_index("cell")
+    gen = gen[gen["cell"].isin(embed.index)]
+    if gen.empty:
+        return "No cell measured both kept fractions of step 2: nothing can be said."
+    others = sorted(set(gen["mechanism"]) - {"mps"})
+    if others and not any(name.startswith("cpu-") for name in others):
+        return f"These runs shared by {', '.join(others)}, which heeds no thread percentage: nothing can be said."
+    safe = gen[surely(gen, min_gen_kept)]
+    if safe.empty:
+        best = _row(gen, gen["mean"].idxmax())
+        told = f"At no setting does gen surely keep {min_gen_kept:.0%}; it keeps most, {interval(best)}, at "
+    else:
+        best = _row(safe, embed.loc[safe["cell"], "mean"].to_numpy().argmax(), by_place=True)
+        told = f"Gen surely keeps {min_gen_kept:.0%} at {len(safe)} of {len(gen)} settings; there embed keeps most at "
+    other = embed.loc[best.cell]
+    kept = with_interval(other["mean"], other["low"], other["high"], other["starts"])
+    note = " Cores stood in for the GPU, where thread percentages do nothing: differences are noise." if others else ""
+    return f"{told}{cell_in_words(best, measures.names)}: {kept}.{note}"
+
+
+def surely(rows: pd.DataFrame, least: float) -> list[bool]:
+    """Which of several settings keep at least `least`, all judged at once (Holm), over starts of the engines."""
+    doubts = [one.doubt(least, True) if one.across_starts else float("nan") for one in rows["estimate"]]
+    return holm(doubts)
+
+
+def trend(measures: SweepMeasures, x: str, what: str) -> str:
+    """How step 2's kept fractions differ between the smallest and the largest value of `x`."""
+    told = []
+    for name, label in (("gen_kept", "gen"), ("embed_kept", "embed")):
+        rows = measures.of("step2", name).sort_values(x, kind="stable")
+        if len(rows) < 2:
+            continue
+        first, last = _row(rows, 0, by_place=True), _row(rows, len(rows) - 1, by_place=True)
+        found = difference(first, last)
+        told.append(f"{label} keeps {interval(first)} at {getattr(first, x):g} and {interval(last)} at "
+                    f"{getattr(last, x):g} ({_settled(found)})")  # fmt: skip
+    return f"{what}: {'; '.join(told)}." if told else f"{what}: fewer than two cells measured it."
+
+
+def eager(measures: SweepMeasures) -> str:
+    """What CUDA graphs change in kept fraction, and what they give in tokens/s."""
+    kept = measures.of("step2", "gen_kept").set_index("gen_enforce_eager")
+    rates = measures.of("step2", "gen_tokens_per_s").set_index("gen_enforce_eager")
+    if not {True, False} <= set(kept.index) or not {True, False} <= set(rates.index):
+        return "The sweep lacks eager or CUDA graphs with step 2 and its baseline: nothing can be said."
+    pairs = [[_item(frame.loc[value]) for value in (False, True)] for frame in (kept, rates)]
+    found = [difference(*pair) for pair in pairs]
+    return (
+        f"With CUDA graphs gen keeps {interval(pairs[0][0])} beside embed, eager {interval(pairs[0][1])} "
+        f"({_settled(found[0])}); in tokens/s that is {interval(pairs[1][0])} with graphs and {interval(pairs[1][1])} "
+        f"eager ({_settled(found[1])})."
+    )
+
+
+def memory(measures: SweepMeasures) -> str:
+    """How much KV cache fits beside each batch size, and which cells did not fit."""
+    cells, kv, batch = measures.cells, "gen_kv_cache_gib", "embed_batch_size"
+    if not {kv, batch} <= set(measures.names):
+        return f"The sweep does not vary both {kv} and {batch}: nothing can be said of one against the other."
+    refused, other = cells[cells["status"] == "refused"], cells[~cells["status"].isin(["done", "refused"])]
+    most = cells[cells["status"] == "done"].groupby(batch)[kv].max()
+    fits = ", ".join(f"{value:g} GiB beside batches of {size}" for size, value in most.items()) or "nothing fits"
+    told = f"{len(refused)} of {len(cells)} cells did not fit. The largest KV cache measured that fits: {fits}."
+    return told + (f" {len(other)} cells failed or did not run, so that they say nothing." if len(other) else "")
+
+
+def cell_in_words(row: Any, names: tuple[str, ...]) -> str:
+    """A cell's place in words."""
+    return ", ".join(f"{name} = {getattr(row, name)}" for name in names)
+
+
+def _settled(found: Difference) -> str:
+    size = with_interval(found.mean, found.low, found.high, found.starts)
+    return f"difference {size}" if found.settled else f"difference {size}: not settled"
+
+
+def _row(frame: pd.DataFrame, where: Any, by_place: bool = False) -> Any:
+    chosen = frame.iloc[[where]] if by_place else frame.loc[[where]]
+    return next(chosen.itertuples())
+
+
+def _item(row: pd.Series) -> Any:
+    return next(pd.DataFrame([row]).itertuples())

@@ -1,0 +1,1 @@
+"""What a capture shows: interval maths over the kernels of one device in one window."""

@@ -1,0 +1,148 @@
+"""How much of the device the launches could fill: arithmetic on launch shapes, not a measurement.
+
+SM occupancy of a kernel = min(blocks / SMs, 1) (design, formulas). Resident occupancy goes on from there: the warps
+that fit an SM at once given registers, shared memory and threads a block, over the most an SM holds (CUDA's occupancy
+arithmetic). Graph launches have no known shape and are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from colo_lib.analysis.trace import intervals
+from colo_lib.analysis.trace.window import Active, TraceWindow
+from colo_lib.trace import Device, Floats, Ints, Kernels
+
+CHUNK_ROWS = 1 << 20  # rows looked at together, so that ten million need no more memory than one
+
+WARP_THREADS = 32
+
+REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
+
+RESERVED_SHARED_BYTES, SHARED_UNIT_BYTES = 1024, 128  # a block's own share of the driver, and the unit of the rest
+
+KEYS = (
+    "unknown_shape_count", "mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time",
+    "resident_occupancy_by_time", "under_half_device", "one_block_fraction", "full_device_fraction",
+)  # fmt: skip
+
+HISTOGRAM = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def of_kernels(blocks: Ints, sm_count: int) -> Floats:
+    """min(blocks / SMs, 1) for each kernel."""
+    return np.minimum(blocks / sm_count, 1.0)
+
+
+def occupancy_summary(active: Active, device: Device) -> dict[str, Any]:
+    """The table of occupancy of one workload; every value None where no shape or no SM count is known.
+
+    `unknown_shape_count`: kernels without a grid, which are in no other value.
+    """
+    blocks = active.get("blocks")
+    known = blocks > 0
+    unknown = {"unknown_shape_count": int((~known & ~active.get("graph")).sum())}
+    if not known.any():
+        return dict.fromkeys(KEYS) | unknown
+    blocks, time_ns = blocks[known], active.active_ns[known].astype(np.float64)
+    found: dict[str, Any] = (
+        dict.fromkeys(KEYS)
+        | unknown
+        | {
+            "mean_blocks_per_kernel": float(blocks.mean()),
+            "one_block_fraction": float((blocks == 1).mean()),
+        }
+    )
+    if device.sm_count is None:
+        return found
+    share = of_kernels(blocks, device.sm_count)
+    half = blocks < device.sm_count / 2
+    return found | {
+        "sm_occupancy_by_count": float(share.mean()),
+        "sm_occupancy_by_time": _weighted(share, time_ns),
+        "resident_occupancy_by_time": resident_by_time(active, device),
+        "under_half_device": {"by_count": float(half.mean()), "by_time": _weighted(half, time_ns)},
+        "full_device_fraction": float((blocks >= device.sm_count).mean()),
+    }
+
+
+def resident_by_time(active: Active, device: Device) -> float | None:
+    """Warps resident at once over the most the device holds, mean over kernels of known shape weighted by duration.
+
+    None where the export does not name the device's limits, or no kernel's threads, registers and shared memory.
+    """
+    limits: Mapping[str, int] = device.limits
+    if device.sm_count is None or not {"blocks", "warps", "registers", "shared_bytes"} <= set(limits):
+        return None
+    filled, whole = 0.0, 0.0
+    for first in range(0, len(active.rows), CHUNK_ROWS):
+        rows = active.rows[first : first + CHUNK_ROWS]
+        known = (active.kernels.blocks[rows] > 0) & (active.kernels.threads[rows] > 0)
+        time_ns = active.active_ns[first : first + CHUNK_ROWS] * known
+        filled += float((resident_fraction(active.kernels, rows, limits, device.sm_count) * time_ns).sum())
+        whole += float(time_ns.sum())
+    return filled / whole if whole else None
+
+
+def resident_fraction(kernels: Kernels, rows: Ints, limits: Mapping[str, int], sm_count: int) -> Floats:
+    """Warps of each kernel that are resident at once, over the most that `sm_count` SMs hold."""
+    # Whole numbers in floats: dividing those is several times quicker, and exact below 2^53.
+    blocks, threads, registers, shared = (
+        getattr(kernels, name)[rows].astype(np.float64) for name in ("blocks", "threads", "registers", "shared_bytes")
+    )
+    warps = np.ceil(np.maximum(threads, 1) / WARP_THREADS)
+    of_registers = np.ceil(np.maximum(registers, 1) * (WARP_THREADS / REGISTERS_A_WARP)) * warps
+    shared = np.ceil((shared + RESERVED_SHARED_BYTES) / SHARED_UNIT_BYTES) * SHARED_UNIT_BYTES
+    fits = np.minimum(limits["blocks"], np.floor(limits["warps"] / warps))
+    fits = np.minimum(fits, np.floor(limits["registers"] // REGISTERS_A_WARP / of_registers))
+    fits = np.maximum(np.minimum(fits, np.floor(limits["shared_bytes"] / shared)), 1)
+    return np.minimum(np.minimum(blocks, fits * sm_count) * warps / (sm_count * limits["warps"]), 1.0)
+
+
+def occupancy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
+    """Occupancy in `bins` equal parts of the window: `edges_s`, and for each workload busy and filled shares of time.
+
+    `busy`: share of the bin in which the workload ran; `filled`: the same weighted by min(blocks / SMs, 1), an estimate
+    by launch shape, NaN where no shape is known. Kernels that run beside each other add up, so 1 is a limit put on it.
+    """
+    edges = np.linspace(view.window[0], view.window[1], bins + 1).round().astype(np.int64)
+    edges = np.unique(edges)
+    width = np.diff(edges)
+    found: dict[str, Any] = {"edges_s": (edges - view.window[0]) / 1e9, "workloads": {}}
+    for name, active in view.workloads.items():
+        busy = intervals.weight_by_bin(*active.busy, np.ones(len(active.busy[0])), edges) / width
+        filled = np.full(len(width), np.nan)
+        blocks = active.get("blocks")
+        known = blocks > 0
+        if known.any() and view.device.sm_count:
+            start, end = active.intervals()
+            owner, start, end = intervals.pieces(start[known], end[known], active.busy)
+            share = of_kernels(blocks[known], view.device.sm_count)[owner]
+            filled = np.minimum(intervals.weight_by_bin(start, end, share, edges) / width, 1.0)
+        found["workloads"][name] = {"busy": np.clip(busy, 0, 1), "filled": filled}
+    return found
+
+
+def distribution(active: Active, device: Device) -> dict[str, Any] | None:
+    """Shares of kernels and of kernel time by class of SM occupancy; None where no shape or SM count is known.
+
+    `edges` are the classes' bounds; the last class is a full device.
+    """
+    blocks = active.get("blocks")
+    known = blocks > 0
+    if device.sm_count is None or not known.any():
+        return None
+    share = of_kernels(blocks[known], device.sm_count)
+    time_ns = active.active_ns[known].astype(np.float64)
+    place = np.searchsorted(HISTOGRAM, share, side="right") - 1
+    count = np.bincount(place, minlength=len(HISTOGRAM))
+    total = np.bincount(place, time_ns, minlength=len(HISTOGRAM))
+    return {"edges": HISTOGRAM, "by_count": count / count.sum(), "by_time": total / max(total.sum(), 1.0)}
+
+
+def _weighted(values: Any, weight: Floats) -> float | None:
+    total = float(weight.sum())
+    return float((values * weight).sum() / total) if total else None

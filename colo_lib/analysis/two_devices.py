@@ -1,0 +1,179 @@
+"""What two devices are best used for: what sharding gains, what MPS and neighbours take, and the work per device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.analysis.capacity import Unit
+from colo_lib.analysis.kept import RATES, by_block, rate, ratio
+from colo_lib.analysis.statistics import LEAST_STARTS, sides_of_one
+from colo_lib.analysis.steps_table import within_starts
+
+GEN = RATES["gen"]
+
+# what -> (its step, the step it is measured against): a chain from one device to both shared, by gen's rate.
+CHAIN: Mapping[str, tuple[str, str]] = {
+    "sharding over two devices gains": ("tp2-alone", "configA"),
+    "MPS itself leaves of that": ("tp2-mps-alone", "tp2-alone"),
+    "embed on one device leaves of that": ("configB-one", "tp2-mps-alone"),
+    "embed on both devices leaves of that": ("configB", "tp2-mps-alone"),
+    "in all: config B against config A": ("configB", "configA"),
+}
+
+TOKEN_PARTS = {
+    "own_ms": "own kernels", "idle_ms": "nothing of gen running", "waiting_ms": "waiting for the other rank",
+    "exchange_ms": "rest of the collectives",
+}  # fmt: skip
+
+NEAR_LINEAR = 1.8  # of two devices: nine tenths of what perfect scaling would give
+
+
+def chain(counted: pd.DataFrame) -> pd.DataFrame:
+    """what, step, baseline, ratio, low, high, blocks, starts: gen's rate in one step over another's, by block."""
+    rows = []
+    for what, (step, baseline) in CHAIN.items():
+        found = ratio(counted, step, baseline, GEN)
+        if found.blocks:
+            rows.append((what, step, baseline, found.mean, found.low, found.high, found.blocks, found.starts))
+    return pd.DataFrame(rows, columns=["what", "step", "baseline", "ratio", "low", "high", "blocks", "starts"])
+
+
+def over_config_a(counted: pd.DataFrame) -> pd.DataFrame:
+    """step, ratio, low, high, starts: gen's rate over config A's, by block; config A itself is 1 by definition."""
+    rows = [("configA", 1.0, 1.0, 1.0, LEAST_STARTS)] if len(by_block(counted, "configA", GEN)) else []
+    for step in dict.fromkeys(step for step, _ in CHAIN.values()):
+        found = ratio(counted, step, "configA", GEN)
+        if found.blocks:
+            rows.append((step, found.mean, found.low, found.high, found.starts))
+    return pd.DataFrame(rows, columns=["step", "ratio", "low", "high", "starts"])
+
+
+def all_over_config_a(counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """`over_config_a` of every concurrency, with a column concurrency."""
+    parts = [over_config_a(own).assign(concurrency=key) for key, own in counted.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def mechanisms(counted: Mapping[int, pd.DataFrame]) -> dict[str, str]:
+    """step -> its mechanism."""
+    return {step: name for own in counted.values() for step, name in zip(own["step"], own["mechanism"], strict=True)}
+
+
+def activity(summary: pd.DataFrame) -> pd.DataFrame:
+    """step, device, and the means of SM activity, DRAM, tensor cores, NVLink and power: a row a step and device.
+
+    `summary`: `telemetry.summary`; a metric that was not sampled is null.
+    """
+    metrics = ["sm_active", "dram_active", "tensor_active", "nvlink_gib_s", "power_w"]
+    mine = summary[(summary["scope"] == "device") & summary["metric"].isin(metrics)]
+    table = mine.pivot_table(index=["step", "name"], columns="metric", values="mean").reindex(columns=metrics)
+    return table.reset_index().rename(columns={"name": "device"})
+
+
+def prediction(predicted: Unit | None, counted: pd.DataFrame) -> pd.DataFrame:
+    """workload, predicted, low, high, starts, measured, measured_low, measured_high, measured_starts, error.
+
+    Of config B, in rates.
+    `predicted`: the unit that `capacity.units` made of a single-GPU run; error = measured / predicted - 1.
+    """
+    rows = []
+    for workload, column in RATES.items():
+        found = rate(counted, "configB", column)
+        if predicted is None or not found.blocks:
+            continue
+        told = getattr(predicted, workload)
+        rows.append((workload, told.mean, told.low, told.high, told.starts, found.mean, found.low, found.high,
+                     found.starts, found.mean / told.mean - 1))  # fmt: skip
+    columns = ["workload", "predicted", "low", "high", "starts", "measured", "measured_low", "measured_high",
+               "measured_starts", "error"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def other_loads(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Parameters of the load in which two runs differ, in words: a prediction across them compares two things."""
+    names = ("gen_model", "embed_model", "weights", "gen_concurrency", "gen_prompt_tokens", "gen_output_tokens",
+             "gen_quantization", "gen_enforce_eager", "embed_batch_size", "embed_sequence_tokens", "embed_pacing",
+             "embed_micro_batch_size", "mps_embed_thread_percentage")  # fmt: skip
+    return [f"{name} {one.get(name)} against {other.get(name)}" for name in names if one.get(name) != other.get(name)]
+
+
+def outcomes(
+    found: pd.DataFrame, per_device: Mapping[int, pd.DataFrame], met: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
+
+    `found`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collectives.summarise` and, where
+    known, the means of `collectives.rank_times` over the ranks.
+    """
+    ratios = {row.what: row for row in found.itertuples()}
+    return [_work(per_device), _scaling(ratios), _exchange(met), _neighbours(ratios), _beside(met)]
+
+
+def _scaling(ratios: Mapping[str, Any]) -> str:
+    row = ratios.get("sharding over two devices gains")
+    if row is None:
+        return "Does sharding scale nearly linearly? Not measured: it needs the steps configA and tp2-alone."
+    answer = "Yes" if row.low >= NEAR_LINEAR else "No" if row.high < NEAR_LINEAR else "Open"
+    answer = answer if row.starts >= LEAST_STARTS else "Open"
+    told = f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
+    mps = ratios.get("MPS itself leaves of that")
+    return told + (f", of which MPS with idle neighbours leaves {_told(mps)}." if mps is not None else ".")
+
+
+def _exchange(met: Mapping[str, Mapping[str, float]]) -> str:
+    alone = met.get("tp2-alone") or met.get("tp2-mps-alone")
+    if not alone:
+        return "What do the collectives cost? Not measured: it needs a capture of tp2-alone or tp2-mps-alone."
+    told = (
+        f"What do the collectives cost? {alone['collectives_per_token']:.0f} a token, {alone['exchange_p50_us']:.1f} "
+        f"us each once both ranks are there: {alone['exchange_us_per_token'] / 1e3:.2f} ms a token; the ranks arrive "
+        f"{alone['skew_p50_us']:.1f} us apart (median)"
+    )
+    beside = met.get("configB")
+    return told + (f", with embed on both {beside['skew_p50_us']:.1f} us." if beside else ".")
+
+
+def _neighbours(ratios: Mapping[str, Any]) -> str:
+    row = ratios.get("embed on both devices leaves of that")
+    if row is None:
+        return "Is headroom left for embed? Not measured: it needs the steps configB and tp2-mps-alone."
+    one = ratios.get("embed on one device leaves of that")
+    beside = f"; embed on one device alone leaves {_told(one)}" if one is not None else ""
+    return (
+        f"Is headroom left for embed? Beside embed on both devices gen keeps {_told(row)} of its sharded rate{beside}."
+    )
+
+
+def _beside(met: Mapping[str, Mapping[str, float]]) -> str:
+    asked = "Where does a token's time go beside embed?"
+    alone = next((met[step] for step in ("tp2-mps-alone", "tp2-alone") if "own_ms" in met.get(step, {})), None)
+    step = next((step for step in ("configB", "configB-one") if "own_ms" in met.get(step, {})), None)
+    if alone is None or step is None:
+        return f"{asked} Not measured: it needs captures of gen sharded without and with embed."
+    told = [f"{words} {alone[name]:.2f} to {met[step][name]:.2f}" for name, words in TOKEN_PARTS.items()]
+    return f"{asked} From embed idle to {step}, means of the two ranks: {', '.join(told)} ms."
+
+
+def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
+    asked = "More work per device than dedicated ones, config A, which is 1?"
+    asked_rows = [
+        (concurrency, row)
+        for concurrency, found in per_device.items()
+        for row in found[found["quantity"] == "aggregate_per_device"].itertuples()
+        if row.step in ("configB", "configB-one")
+    ]
+    # All at once: one of six that are equal to 1 would look settled in a quarter of sweeps.
+    sides = sides_of_one([row.doubt_more for _, row in asked_rows], [row.doubt_less for _, row in asked_rows])
+    told: dict[str, list[str]] = {}
+    for (concurrency, row), answer in zip(asked_rows, sides, strict=True):
+        span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
+        told.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
+    words = "; ".join(f"{step} {', '.join(values)}" for step, values in told.items())
+    return f"{asked} {words or 'Not measured'}."
+
+
+def _told(row: Any) -> str:
+    return f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"

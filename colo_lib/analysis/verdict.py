@@ -1,0 +1,302 @@
+"""Which bounds a reading notebook judges by: the run's own, with those that the reader changed.
+
+The verdict on the hypothesis, clause by clause: each with its figure, interval, threshold and status.
+
+The hypothesis holds when, at 95 % confidence, gen keeps `min_gen_kept` of its tokens/s and its p99 inter-token gap
+grows by at most `max_gap_growth`, embed keeps `min_embed_kept`, step 3 is worse than step 2 for both workloads, and
+a capture shows overlap, as a measurement and no upper bound. A bound missed with confidence refutes it; anything else
+is inconclusive.
+
+The clauses are judged at once: with five of them at their bounds one in nine runs would show a false status, were each
+judged by itself. Holm's procedure keeps it to one in twenty. A clause is settled over starts of the engines only.
+
+What the run found beside the hypothesis: does sharing pay, and do both workloads keep their bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from colo_lib.analysis.kept import RATES, ratio
+from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, holm, sides_of_one
+from colo_lib.analysis.steps_table import within_starts
+from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
+from colo_lib.params import Params
+from colo_lib.steps import CO_LOCATED, STEP_TITLES
+
+PREFIXES = ("slo_", "min_", "max_gap", "seed")
+
+
+def thresholds(run: Params, notebook: Params) -> Params:
+    """`run`'s parameters with the bounds of the verdict and the SLOs that `notebook` sets away from their defaults."""
+    changed = {
+        name: getattr(notebook, name)
+        for name, field in Params.model_fields.items()
+        if name.startswith(PREFIXES) and getattr(notebook, name) != field.default
+    }
+    return run.model_copy(update=changed)
+
+
+SUPPORTED, REFUTED, OPEN = "supported", "not supported", "inconclusive"
+
+COLUMNS = ["clause", "mean", "low", "high", "threshold", "blocks", "starts", "status", "missing"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`status` of the hypothesis; `clauses` has the columns of `COLUMNS`; `missing` says what would settle it."""
+
+    status: str
+    clauses: pd.DataFrame
+    missing: list[str]
+
+
+def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mapping[str, Any] | None = None) -> Verdict:
+    """Judge the trials that count (`Measured.counted`).
+
+    `overlap`: fraction_of_gen, basis ('residency' or 'kernel intervals') and upper_bound of step 2's capture, where
+    there is one; range, least and most of the fraction as the clocks of two sessions allow; and profiled_ratio where it
+    is known: gen's rate while it was captured / its rate in the unprofiled trials.
+    """
+    asked = clauses_asked(counted, params)
+    rows = [one.row(status) for one, status in zip(asked, decide_clause(asked), strict=True)]
+    rows[1] = _enough_gaps(rows[1], counted)
+    rows.append(_overlap_clause(params, stand_in, overlap))
+    clauses = pd.DataFrame(rows, columns=COLUMNS)
+    missing = [f"{row.clause}: {row.missing}" for row in clauses.itertuples() if row.status == OPEN]
+    return Verdict(overall(list(clauses["status"])), clauses, missing)
+
+
+def clauses_asked(counted: pd.DataFrame, params: Params) -> list[Clause]:
+    """The clauses that trials alone can settle, with what was measured: gen's rate and gaps, embed's rate, step 3."""
+    gen, embed = (ratio(counted, "step2", base, RATES[name]) for base, name in (("step1", "gen"), ("step4", "embed")))
+    gap = ratio(counted, "step2", "step1", "gap_p99_ms")
+    asked = [
+        Clause(f"gen keeps at least {params.min_gen_kept:.0%} of its tokens/s", gen, params.min_gen_kept, True),
+        Clause(f"gen's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", gap,
+               1 + params.max_gap_growth, False, shift=1.0),
+        Clause(f"embed keeps at least {params.min_embed_kept:.0%} of its sequences/s", embed, params.min_embed_kept,
+               True),
+    ]  # fmt: skip
+    for workload, column in RATES.items():
+        text = f"{workload} is slower in step 3 (taking turns) than in step 2 (both at once)"
+        worse = ratio(counted, "step3", "step2", column)
+        asked.append(Clause(text, worse, 1.0, False, need="steps 2 and 3 in the same block"))
+    return asked
+
+
+def overall(statuses: list[str]) -> str:
+    """supported if every clause is; not supported if any is not; inconclusive otherwise."""
+    if REFUTED in statuses:
+        return REFUTED
+    return SUPPORTED if statuses and all(status == SUPPORTED for status in statuses) else OPEN
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A bound and what was measured against it. `shift`: what is taken off both where they are shown (a growth)."""
+
+    text: str
+    measured: Estimate
+    threshold: float
+    at_least: bool
+    need: str = "the step and its baseline in the same block"
+    shift: float = 0.0
+
+    def row(self, status: str) -> dict[str, Any]:
+        """The clause as a row of `COLUMNS`."""
+        found = self.measured
+        return {
+            "clause": self.text, "mean": found.mean - self.shift, "low": found.low - self.shift,
+            "high": found.high - self.shift, "threshold": self.threshold - self.shift, "blocks": found.blocks,
+            "starts": found.starts, "status": status, "missing": self._missing() if status == OPEN else "",
+        }  # fmt: skip
+
+    def _missing(self) -> str:
+        found = self.measured
+        if found.blocks == 0:
+            return f"no trials that count: needs {self.need}"
+        if not found.across_starts:
+            count = "one start" if found.starts == 1 else f"{found.starts} starts"
+            return (
+                f"{count} of the engines: what another start would give is not known, so that nothing is settled; "
+                f"needs {LEAST_STARTS} starts or more (parameter 'starts')"
+            )
+        held = found.low <= self.threshold <= found.high
+        why = "the interval holds the threshold" if held else "not sure enough, among so many clauses judged at once"
+        return (
+            f"{why}; {found.starts} starts of this spread show a shift of {found.smallest_detectable:.2f} or more: "
+            "more starts (`colo plan` tells how many)"
+        )
+
+
+def decide_clause(asked: Sequence[Clause]) -> list[str]:
+    """The status of every clause, all judged at once (Holm), over starts of the engines.
+
+    A clause takes part with its better claim, of two one-sided ones that exclude each other: that its bound is kept,
+    or that it is broken.
+    """
+    doubts = [
+        tuple(one.measured.doubt(one.threshold, side) for side in (one.at_least, not one.at_least))
+        if one.measured.across_starts
+        else (np.nan, np.nan)
+        for one in asked
+    ]
+    held = holm([min(kept, broken) for kept, broken in doubts])
+    return [
+        OPEN if not sure else SUPPORTED if kept < broken else REFUTED
+        for sure, (kept, broken) in zip(held, doubts, strict=True)
+    ]
+
+
+def _enough_gaps(row: dict[str, Any], counted: pd.DataFrame) -> dict[str, Any]:
+    events = min(counted.loc[counted["step"] == step, "gap_count"].sum() for step in ("step1", "step2"))
+    # Few events make a p99 little more than the largest gap: that may refute, never support.
+    if row["status"] == SUPPORTED and events < ENOUGH_FOR_P99:
+        row |= {"status": OPEN, "missing": f"a p99 needs {ENOUGH_FOR_P99} gaps in each step, there are {events:.0f}"}
+    return row
+
+
+def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] | None) -> dict[str, Any]:
+    row = dict.fromkeys(COLUMNS, np.nan) | {
+        "threshold": params.min_overlap,
+        "blocks": 0,
+        "starts": np.nan,
+        "status": OPEN,
+    }
+    row["missing"] = ""
+    row["clause"] = (
+        f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, as a "
+        "measurement and no upper bound"
+    )
+    if stand_in:
+        row["missing"] = "cores stand in for a GPU here, and a CPU has no kernel trace: needs a capture from a GPU"
+    elif overlap is None:
+        row["missing"] = "no capture of step 2 in this run: needs an Nsight Systems capture"
+    else:
+        fraction = row["mean"] = float(overlap["fraction_of_gen"])
+        profiled = overlap.get("profiled_ratio")
+        if not 0 <= fraction <= 1:
+            row["missing"] = (
+                f"the capture says {fraction:.0%} of gen's busy time, which cannot be: needs a sound capture"
+            )
+        elif overlap.get("upper_bound", overlap.get("basis") != "residency"):
+            row["missing"] = "the capture has kernel intervals only, an upper bound: needs context-switch rows"
+        elif overlap.get("range") and overlap["range"][0] < params.min_overlap <= overlap["range"][1]:
+            row["missing"] = (
+                f"as far as the clocks of its two sessions are known, {overlap['range'][0]:.0%} to "
+                f"{overlap['range'][1]:.0%} of gen's busy time: needs one session over both"
+            )
+        elif profiled is not None and profiled < params.min_profiled_ratio:
+            row["missing"] = (
+                f"gen ran at {profiled:.0%} of its rate while it was captured: what the capture shows is not what was "
+                "measured; needs a lighter capture"
+            )
+        else:
+            row["status"] = SUPPORTED if fraction >= params.min_overlap else REFUTED
+    return row
+
+
+SLO_COLUMNS = ["step", "what", "worst", "bound", "unit", "within", "trials"]
+
+
+def pays(kept: pd.DataFrame) -> pd.DataFrame:
+    """step, mean, low, high, blocks, starts, answer: does a shared step do more work a device than dedicated ones?
+
+    Dedicated devices are 1.0 per device by definition. All steps are judged at once, over starts of the engines.
+    """
+    rows = kept[(kept["quantity"] == "aggregate_per_device") & kept["step"].isin(CO_LOCATED)].copy()
+    sides = sides_of_one(list(rows["doubt_more"]), list(rows["doubt_less"]))
+    rows["answer"] = [side if side == "not settled" else f"{side} than dedicated" for side in sides]
+    return rows[["step", "mean", "low", "high", "blocks", "starts", "answer"]].reset_index(drop=True)
+
+
+def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
+    """The verdict, the clauses that fail with their figures, and step 2's work per device with its interval."""
+    told = {
+        SUPPORTED: "The hypothesis holds in this run.",
+        REFUTED: "The hypothesis does not hold in this run.",
+        OPEN: "This run does not settle the hypothesis.",
+    }[verdict.status]
+    counts = verdict.clauses["status"].value_counts()
+    split = ", ".join(f"{counts.get(status, 0)} {status}" for status in (SUPPORTED, REFUTED, OPEN))
+    parts = [f"{told} Its {len(verdict.clauses)} clauses: {split}."]
+    refuted = verdict.clauses[verdict.clauses["status"] == REFUTED]
+    if len(refuted):
+        parts.append("What fails: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
+    for row in paying[paying["step"] != "step3"].itertuples():
+        title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
+        interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
+        interval += within_starts(row.starts)
+        parts.append(f"{title}: {mean} ({interval}, {row.blocks} blocks); dedicated is 1.")
+    return " ".join(parts)
+
+
+def _figure(clause: Any) -> str:
+    """A clause's figure as a percentage: its words say of what."""
+    if clause.low != clause.low:
+        return f"measured {clause.mean:.0%}"
+    return f"measured {clause.mean:.0%} [{clause.low:.0%}, {clause.high:.0%}{within_starts(clause.starts)}]"
+
+
+def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """A row a step and bound: the worst over its trials, the bound, the share of work within, and the count of trials.
+
+    `within` is a fraction of requests or batches; for a stall it is the fraction of trials without a longer one.
+    """
+    rows = []
+    for step in [step for step in STEP_TITLES if step in set(counted["step"])]:
+        group = counted[counted["step"] == step]
+        for what, column, bound, share in (
+            ("gen: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
+            ("gen: longest time to first token", "ttft_max_ms", params.slo_gen_ttft_ms, "requests_within"),
+            ("embed: longest time without a finished batch", "embed_stall_ms", params.slo_embed_stall_ms, None),
+            ("embed: longest batch", "batch_max_ms", params.slo_embed_batch_ms, "batches_within"),
+        ):
+            values = group[column].dropna()
+            if len(values):
+                within = group[share].mean() if share else (values <= bound).mean()
+                rows.append((step, what, values.max(), bound, "ms", within, len(values)))
+    return pd.DataFrame(rows, columns=SLO_COLUMNS)
+
+
+def starved(bounds: pd.DataFrame) -> list[str]:
+    """Sentences naming every step in which a workload went longer without progress than its bound allows."""
+    stalls = bounds[bounds["what"].str.contains("without") & (bounds["worst"] > bounds["bound"])]
+    return [
+        f"{row.step}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms"
+        for row in stalls.itertuples()
+    ]
+
+
+def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
+    """Sentences naming every trial whose recorded rate is off the one that its frames give by over `tolerance`."""
+    told = []
+    for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
+        recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
+        off = (recorded / computed - 1).abs() > tolerance
+        # Records of the first runs count whole tokens and batches.
+        whole = trials["gen_tokens" if workload == "gen" else "embed_sequences"]
+        seconds = (trials["window_end_ns"] - trials["window_start_ns"]) / 1e9
+        off &= (recorded * seconds / whole - 1).abs() > tolerance
+        told += [
+            f"{row.step}, trial {row.trial}: its record says {recorded[row.Index]:.4g} {unit.replace('_per_', '/')} of "
+            f"{workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
+            for row in trials[off].itertuples()
+        ]
+    return told
+
+
+def unsteady(null: dict[str, float]) -> list[str]:
+    """A sentence if step 1 against itself (`kept.null_check`) does not hold 1: then noise is not all that differs."""
+    if not (null["low"] > 1 or null["high"] < 1):
+        return []
+    return [
+        f"step 1 in odd blocks over step 1 in even blocks is {null['ratio']:.3f} (95 % interval {null['low']:.3f} to "
+        f"{null['high']:.3f}), not 1: the run drifted or the order mattered, so its intervals may be too narrow"
+    ]

@@ -1,0 +1,92 @@
+"""Tell how many starts of the engines, blocks and seconds would settle each clause of the verdict.
+
+From the spread that a run showed between starts and between blocks: the newest one of these models, or the one that is
+named. A pilot of three starts with two blocks each is enough.
+
+examples:
+  colo plan params/h100.yaml
+  colo plan params/h100.yaml --from runs/h100-20260101-120000
+  colo run params/h100.yaml --set starts=3 --set blocks=6      a pilot
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from colo_lib.analysis.planning import Costs, Need
+    from colo_lib.data.run import Run
+    from colo_lib.params import Params
+
+LEAST_START_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("params", metavar="PARAMS", help="a params file: the run to plan")
+    parser.add_argument("--from", dest="run", metavar="RUN", help="the run whose spread is taken (default: the newest)")
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Print a row a clause and the cheapest run that settles all that can be settled."""
+    from colo_lib.analysis.planning import needs, together
+    from colo_lib.analysis.trial_metrics import measure_trials
+    from colo_lib.analysis.verdict import clauses_asked
+    from colo_lib.params import load
+
+    params = load(options.params)
+    run = _source(options.run, params)
+    counted = measure_trials(run.trials, run.frame, run.params).counted
+    asked, costs = clauses_asked(counted, params), costs_of(run, params)
+    print(f"from {run.run_id}: {_seconds(costs.starts_s)} to start all engines, {_seconds(costs.block_s)} a block")
+    rows = [*needs(asked, costs), together(asked, costs)]
+    width = max(len(row.clause) for row in rows)
+    for row in rows:
+        print(f"{row.clause:<{width}}  {_told(row)}")
+    whole = rows[-1]
+    if whole.starts is not None and whole.blocks_a_start is not None:
+        blocks = whole.starts * whole.blocks_a_start
+        print(f"colo run {options.params} --set starts={whole.starts} --set blocks={blocks}")
+    return 0
+
+
+def _source(named: str | None, params: Params) -> Run:
+    from colo_lib.data.run import find_runs, open_run
+    from colo_lib.errors import InputError
+
+    if named:
+        return open_run(named)
+    names = ("gen_model", "embed_model", "device")
+    for folder in find_runs(params.runs_dir):
+        run = open_run(folder)
+        if all(getattr(run.params, name) == getattr(params, name) for name in names):
+            return run
+    raise InputError(
+        f"no run of {params.gen_model} and {params.embed_model} in {params.runs_dir}: make a pilot with `colo run "
+        "PARAMS --set starts=3 --set blocks=6`, or name a run with --from"
+    )
+
+
+def costs_of(run: Run, params: Params) -> Costs:
+    """What a start of all engines and a block of all steps take: a run's time, less its trials, over its starts."""
+    from colo_lib.analysis.planning import Costs
+    from colo_lib.record.plan import expected_trial_s, plan_trials
+
+    steps = len(params.step_names())
+    sets = len({trial.placement.engine_key() for trial in plan_trials(params)})
+    mine = run.trials
+    starts = max(1, len(set(zip(mine["gen_start"], mine["embed_start"], strict=True)) - {("", "")}))
+    spent_s = float(run.manifest.get("total_s") or 0.0) - len(mine) * expected_trial_s(run.params)
+    return Costs(sets * max(LEAST_START_S, spent_s / starts), steps * expected_trial_s(params))
+
+
+def _told(row: Need) -> str:
+    if row.starts is None or row.blocks_a_start is None:
+        return f"not settled by any run within reason ({row.assumed})"
+    note = f" ({row.assumed})" if row.assumed else ""
+    return f"{row.starts} starts x {row.blocks_a_start} blocks, about {_seconds(row.seconds)}{note}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

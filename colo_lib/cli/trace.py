@@ -1,0 +1,91 @@
+"""Tell what Nsight Systems captured: do the kernels of gen and embed overlap, how full and how idle is the device?
+
+Give one SQLite export that holds both processes, or one export a process: several are aligned on their recorded
+session starts. Make an export with `nsys export --type sqlite REPORT.nsys-rep`. Nothing is written beside it.
+
+A capture.json beside the exports, as a run leaves one, says which GPUs the processes saw, which of them were gen and
+embed, how they shared the GPU, and the window of steady state; what you give comes first.
+
+examples:
+  colo trace trace.sqlite                              names the processes and guesses which is which
+  colo trace gen.sqlite embed.sqlite --gen 777 --embed 774
+  colo trace trace.sqlite --window 4.0:4.5 --json      one JSON object, see docs/traces.md
+  colo trace trace.sqlite --window 4.0:4.1 --perfetto out.json    open out.json at ui.perfetto.dev, or offline
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `colo trace`."""
+    parser.add_argument("exports", nargs="+", metavar="EXPORT.sqlite", help="Nsight Systems exports of one run")
+    parser.add_argument("--gen", default="", metavar="PID|NAME", help="gen's processes, by comma (default: the likely)")
+    parser.add_argument("--embed", default="", metavar="PID|NAME", help="embed's processes (default: the likely)")
+    parser.add_argument("--window", default="", metavar="START_S:END_S", help="seconds after the first session's start")
+    parser.add_argument(
+        "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)"
+    )
+    parser.add_argument(
+        "--mechanism", default="", metavar="NAME", help="how the two shared the GPU: mps, time-sliced, …"
+    )
+    parser.add_argument(
+        "--category", action="append", default=[], metavar="NAME=REGEX", help="a category of kernels of your own, first"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--perfetto", metavar="OUT.json", help="write the window for the Perfetto viewer")
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Print the answers; 0 done, 2 for exports that cannot be read or hold nothing."""
+    import json
+
+    from colo_lib.analysis.trace.captured import looked_at
+    from colo_lib.analysis.trace.summary import summary_of
+    from colo_lib.analysis.trace.window import window_of
+    from colo_lib.data.capture import read_files
+    from colo_lib.report import trace_text
+
+    patterns, window = categories_of(options.category), window_of(options.window)
+    mechanism = mechanism_of(options.mechanism)
+    captured = read_files(options.exports)
+    asked = {"gen": options.gen, "embed": options.embed}
+    window = window or captured.window_s
+    view, guessed = looked_at(captured.capture, captured.facts, asked, window, options.device, mechanism)
+    if options.perfetto:
+        from colo_lib.report import perfetto
+
+        told = perfetto.write_perfetto(view, Path(options.perfetto))
+        if not options.json:
+            print(told)
+    found = summary_of(view, patterns) | {"workloads_guessed": guessed}
+    found["notes"] += captured.doubts(mechanism)
+    print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
+    return 0
+
+
+def mechanism_of(text: str) -> str | None:
+    """A mechanism's name, checked."""
+    from colo_lib.errors import InputError
+
+    known = ("mps", "time-sliced", "mig", "sm-partition", "none")
+    if text and text not in known:
+        raise InputError(f"mechanism {text!r}: known are {', '.join(known)}")
+    return text or None
+
+
+def categories_of(pairs: list[str]) -> list[tuple[str, str]]:
+    """The user's NAME=REGEX before the workbook's own table; raises InputError for a word without '='."""
+    from colo_lib.analysis.trace.kernels import PATTERNS, compiled
+    from colo_lib.errors import InputError
+
+    own = []
+    for pair in pairs:
+        name, equals, pattern = pair.partition("=")
+        if not equals or not name or not pattern:
+            raise InputError(f"--category {pair!r}: write NAME=REGEX, as in --category mine='my_.*_kernel'")
+        own.append((name, pattern))
+    compiled(own)
+    return [*own, *PATTERNS]

@@ -1,0 +1,229 @@
+"""Open a finished run folder: nothing is read before its manifest's sizes and checksums hold.
+
+The layout stands in docs/run-folder.md, the frames' columns in colo_lib/frames.py.
+
+What an unfinished run holds so far, checked before it is taken up again: nobody repairs it on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from colo_lib import paths
+from colo_lib.data.trials import check_frames, read_frame, trials_frame
+from colo_lib.errors import InputError
+from colo_lib.frames import FRAMES, SCHEMA_VERSION
+from colo_lib.params import RUN_ID, STEPS, Params, check_recorded
+from colo_lib.records import (
+    CaptureFacts,
+    ListedFile,
+    ListedTrial,
+    Manifest,
+    Start,
+    Trial,
+    checked,
+    damaged,
+    read_object,
+)
+
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+
+# Reports of Nsight Systems: large, kept for its own window, never read here; who removes them loses no number.
+REMOVABLE = ".nsys-rep"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run whose files are what its manifest says they are.
+
+    `trials` has a row a trial in the order in which they ran, with the columns of `parse.trials.COLUMNS`.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    params: Params
+    trials: pd.DataFrame
+
+    @property
+    def run_id(self) -> str:
+        """The run's name, which its folder carries."""
+        return str(self.manifest["run_id"])
+
+    @property
+    def stand_in(self) -> bool:
+        """True where cores stood in for GPUs."""
+        return bool(self.manifest["machine"].get("stand_in"))
+
+    @property
+    def simulated(self) -> bool:
+        """True where no engine ran at all: the numbers are planted."""
+        return bool(self.manifest["machine"].get("simulated"))
+
+    def frame(self, step: str, trial: int, name: str) -> pd.DataFrame | None:
+        """One frame of a trial (a key of `frames.FRAMES`), or None where the trial has none.
+
+        Raises InputError naming the file and the columns that are not as `frames` says.
+        """
+        file = paths.frame_file(paths.trial_folder(self.folder, step, trial), name)
+        if file.relative_to(self.folder).as_posix() not in self.manifest["files"]:
+            return None
+        return read_frame(file, name)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Check and open a finished run. Raises InputError for one that is unfinished, changed or of another layout."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"no run folder {root}; `colo list` names the runs")
+    if root.name.endswith(paths.PARTIAL) or not (root / paths.MANIFEST).is_file():
+        raise InputError(f"{root} is unfinished; colo run --resume {root} completes it")
+    root = root.resolve()
+    loaded, manifest = _read_manifest(root / paths.MANIFEST)
+    _check_files(root, manifest.files)
+    _check_records(root, manifest.files)
+    params = check_recorded(manifest.params, f"params of {root.name}")
+    return Run(root, loaded, params, trials_frame(_trial_records(root, manifest, params)))
+
+
+def find_runs(runs_dir: str | Path) -> list[Path]:
+    """Folders of finished runs, newest first by the manifest's own time; unfinished ones are left out."""
+    found = []
+    for folder in _folders(runs_dir):
+        if (folder / paths.MANIFEST).is_file() and not folder.name.endswith(paths.PARTIAL):
+            try:
+                manifest = read_object(folder / paths.MANIFEST, MAX_MANIFEST_BYTES)
+                found.append((str(manifest.get("created_utc", "")), folder.name, folder))
+            except InputError:
+                found.append(("", folder.name, folder))
+    return [folder for _, _, folder in sorted(found, reverse=True)]
+
+
+def find_unfinished(runs_dir: str | Path) -> list[Path]:
+    """Folders that hold a run that did not end, by name."""
+    return [
+        folder
+        for folder in _folders(runs_dir)
+        if folder.name.endswith(paths.PARTIAL)
+        or ((folder / "steps").is_dir() and not (folder / paths.MANIFEST).is_file())
+    ]
+
+
+def newest_run(runs_dir: str | Path) -> Path | None:
+    """The newest finished run, or None."""
+    return next(iter(find_runs(runs_dir)), None)
+
+
+def _folders(runs_dir: str | Path) -> list[Path]:
+    root = Path(runs_dir)
+    if not root.is_dir():
+        return []
+    name = re.compile(rf"{RUN_ID}({re.escape(paths.PARTIAL)})?")
+    return sorted(folder for folder in root.iterdir() if folder.is_dir() and name.fullmatch(folder.name))
+
+
+def _read_manifest(file: Path) -> tuple[dict[str, Any], Manifest]:
+    """The manifest as it stands, for whoever shows it, and as it was checked."""
+    loaded = read_object(file, MAX_MANIFEST_BYTES)
+    version = loaded.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{file}: schema version {version!r}, this workbook reads {SCHEMA_VERSION}")
+    return loaded, checked(Manifest, loaded, file)
+
+
+def _check_files(root: Path, files: Mapping[str, ListedFile]) -> None:
+    for name, entry in files.items():
+        plain = PurePosixPath(name)
+        file = root / plain
+        try:
+            if plain.is_absolute() or ".." in plain.parts or not file.resolve().is_relative_to(root):
+                raise damaged(root, f"the manifest names {name!r}, which is outside the run folder")
+            if not file.exists() and file.suffix == REMOVABLE:
+                continue
+            if not file.is_file():
+                raise damaged(root, f"{name} is missing, though the manifest lists it")
+            if file.stat().st_size != entry.bytes or _sha256(file) != entry.sha256:
+                raise damaged(root, f"{name} is not the file that was recorded (size or sha256 differs)")
+        except (OSError, RuntimeError) as error:  # a name too long, links in a circle, no permission
+            raise damaged(root, f"{name[:80]} cannot be read: {error}") from None
+
+
+def _check_records(root: Path, files: Mapping[str, ListedFile]) -> None:
+    """Raises InputError for a start record or a capture's record of another shape; whoever reads them need not ask."""
+    if paths.START in files:
+        checked(Start, read_object(root / paths.START), root / paths.START)
+    for step in STEPS:
+        file = paths.capture_folder(root, step) / paths.CAPTURE
+        if file.relative_to(root).as_posix() in files:
+            checked(CaptureFacts, read_object(file), file)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def planned_trials(params: Params, run_id: str) -> list[tuple[str, int]]:
+    """(step, trial) of every trial that a run with these parameters holds when it is finished.
+
+    What one notebook made by itself is named after its step and holds that step alone.
+    """
+    own = [step for step in params.step_names() if run_id.endswith(f"-{step.lower()}")]
+    blocks = [params.block] if params.block else range(1, params.blocks + 1)
+    return [(step, block) for step in own or params.step_names() for block in blocks]
+
+
+def _trial_records(root: Path, manifest: Manifest, params: Params) -> list[dict[str, Any]]:
+    """Every trial's record, checked with its frames; raises InputError for one that is planned and not there."""
+    listed = [(row.step, row.trial) for row in manifest.trials]
+    if len(set(listed)) < len(listed):
+        raise damaged(root, f"the manifest lists a trial twice: {max(listed, key=listed.count)}")
+    for step, trial in planned_trials(params, manifest.run_id):
+        if (step, trial) not in listed:
+            raise damaged(root, f"{step} trial {trial} is missing: its parameters plan it, its manifest has it not")
+    return [_trial_record(root, manifest, row) for row in manifest.trials]
+
+
+def _trial_record(root: Path, manifest: Manifest, row: ListedTrial) -> dict[str, Any]:
+    folder = paths.trial_folder(root, row.step, row.trial)
+    place = folder.relative_to(root).as_posix()
+    if f"{place}/{paths.TRIAL}" not in manifest.files:
+        raise damaged(root, f"{place}/{paths.TRIAL} is not in the manifest, though it lists the trial as {row.status}")
+    loaded = read_object(folder / paths.TRIAL)
+    record = checked(Trial, loaded, folder / paths.TRIAL)
+    if (record.step, record.trial) != (row.step, row.trial):
+        raise damaged(folder / paths.TRIAL, f"is the record of {record.step} trial {record.trial}")
+    check_frames(folder, record, [name for name in FRAMES if f"{place}/{name}.parquet" in manifest.files])
+    # The stricter of the two words holds: what either of them rules out does not count.
+    status = row.status if record.status == "done" else record.status
+    own = row.model_dump(exclude_unset=True)
+    return {**loaded, **own, "status": status, "reason": row.reason or record.reason}
+
+
+def check_unfinished(folder: Path) -> None:
+    """Raises InputError with the remedy for a record or a frame of `folder` that is not as the launcher leaves it.
+
+    A trial that failed is measured again anyway, and has no frames to be checked.
+    """
+    checked(Start, read_object(folder / paths.START), folder / paths.START)
+    for file in sorted(folder.glob(f"steps/*/trial-*/{paths.TRIAL}")):
+        if not file.parent.name.endswith(paths.PARTIAL):
+            try:
+                _check_trial(file)
+            except InputError as error:
+                raise InputError(f"{error}; without the folder {file.parent} the trial is measured again") from None
+    for file in sorted(folder.glob(f"steps/*/capture/{paths.CAPTURE}")):
+        checked(CaptureFacts, read_object(file), file)
+
+
+def _check_trial(file: Path) -> None:
+    record = checked(Trial, read_object(file), file)
+    if (record.step, f"trial-{record.trial}") != (file.parent.parent.name, file.parent.name):
+        raise damaged(file, f"is the record of {record.step} trial {record.trial}")
+    check_frames(file.parent, record, [name for name in FRAMES if paths.frame_file(file.parent, name).is_file()])

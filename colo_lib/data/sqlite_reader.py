@@ -1,0 +1,287 @@
+"""Open a SQLite file of somebody else's: read-only and immutable, so that nothing appears beside it.
+
+Immutable means that SQLite looks neither at locks nor at journals; both are therefore looked at here first.
+
+Columns of a SQLite table as numpy arrays, read once, in rowid ranges on all the cores there are.
+
+Making Python objects is what reading costs, and it holds the interpreter's lock; so each range is read by a process
+of its own, which needs the standard library alone and hands back plain int64.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TypeVar
+
+import numpy as np
+
+from colo_lib.data import export_worker
+from colo_lib.errors import InputError
+from colo_lib.trace import Columns, Ints
+
+MAGIC = b"SQLite format 3\0"
+
+HEADER_BYTES = 100
+
+WAL_VERSION = 2
+
+# Python raises the second where a message of SQLite's quotes bytes of a damaged file that are no UTF-8.
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+
+MOST_SAID = 300  # characters of a message of SQLite's
+
+MOST_BYTES = 16 * 2**20  # of one text; names are some thousand bytes long, and a row is held whole
+
+GUARDS = ("PRAGMA query_only=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON")
+
+
+def check_file(file: Path) -> None:
+    """Raise InputError, with the remedy, unless `file` is a whole SQLite database that nobody is writing to."""
+    give = "give the .sqlite file that `nsys export --type sqlite` writes"
+    try:
+        kind_of_file = file.stat().st_mode
+        if stat.S_ISDIR(kind_of_file):
+            raise InputError(f"{file} is a folder; {give}")
+        if not stat.S_ISREG(kind_of_file):  # opening a pipe would wait for its writer
+            raise InputError(f"{file} is a pipe, a socket or a device, no file; {give}")
+        with file.open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not header:
+        raise InputError(f"{file} is empty; export the report again: nsys export --type sqlite REPORT.nsys-rep")
+    if not header.startswith(MAGIC) or len(header) < HEADER_BYTES:
+        kind = "an Nsight Systems report, not its export" if file.suffix in (".nsys-rep", ".qdrep") else "not SQLite"
+        raise InputError(f"{file} is {kind}; make one: nsys export --type sqlite REPORT.nsys-rep")
+    _check_whole(file, header)
+    for suffix in ("-journal", "-wal"):
+        beside = file.with_name(file.name + suffix)
+        if beside.exists() and beside.stat().st_size:
+            raise InputError(f"{file}: {beside.name} holds changes not yet written; wait for its writer to end")
+    if WAL_VERSION not in header[18:20]:  # looking for a lock there would itself make files beside the input
+        _check_lock(file)
+
+
+def _check_whole(file: Path, header: bytes) -> None:
+    page_bytes = int.from_bytes(header[16:18], "big")
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    counted = header[24:28] == header[92:96]  # else the page count was not kept up
+    expected = page_bytes * int.from_bytes(header[28:32], "big") if counted else 0
+    size = file.stat().st_size
+    if size < expected:
+        raise InputError(f"{file} is cut off: {size} of {expected} bytes; copy or export it again")
+
+
+def _check_lock(file: Path) -> None:
+    connection = None
+    try:
+        connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=0)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise InputError(f"{file} is locked: another process writes to it; wait until that ends") from None
+        raise InputError(f"{file}: not a readable SQLite database: {plain(error)}") from None
+    except DAMAGE as error:
+        raise InputError(f"{file}: not a readable SQLite database: {plain(error)}") from None
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[sqlite3.Connection]:
+    """A guarded, immutable connection to a file that `check_file` passed; SQLite's errors become InputError."""
+    connection = None
+    try:
+        connection = sqlite3.connect(address(file), uri=True)
+        # What is no UTF-8 is shown as its bytes, \xff, so that two such names stay two.
+        connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
+        for guard in GUARDS:
+            connection.execute(guard)
+        yield connection
+    except sqlite3.DataError:
+        raise InputError(f"{file}: holds a text of more than {MOST_BYTES >> 20} MiB, which no name is") from None
+    except DAMAGE as error:
+        raise InputError(f"{file}: damaged or not an export: {plain(error)}; export it again") from None
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+@contextmanager
+def looked_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> Iterator[list[str]]:
+    """Look through all pages of `file` while something reads it; raises InputError naming what SQLite finds damaged.
+
+    Reading alone does not notice a page that only drops rows, or that no query touches. What a damaged page makes the
+    reader raise gives way to what names the page. The list is filled with what `more` finds, when all is done.
+    """
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as pool:  # SQLite lets go of the interpreter while it looks
+        looking = pool.submit(_look_through, file, more)
+        try:
+            yield told
+        finally:
+            said, found = looking.result()
+            if said != "ok":
+                raise InputError(
+                    f"{file} is damaged: SQLite's quick_check says: {plain(said)}; copy or export it again"
+                )
+            told += found
+
+
+def _look_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> tuple[str, list[str]]:
+    try:
+        with opened(file) as connection:
+            said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            return said, more(connection) if said == "ok" else []
+    except InputError:
+        return "ok", []  # the reader meets the same, and says it
+
+
+def plain(said: object) -> str:
+    """What SQLite says as part of a sentence: its messages quote a damaged file, line breaks and all."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(said)[:MOST_SAID]).split())
+
+
+def address(file: Path) -> str:
+    """The URI that opens `file` without locks, journals or anything written beside it."""
+    return f"{file.resolve().as_uri()}?mode=ro&immutable=1"
+
+
+def tables_of(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """Real tables (no views, no virtual ones) and their columns."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type='table'").fetchall()
+    names = [str(name) for name, sql in rows if not str(sql or "").upper().startswith("CREATE VIRTUAL")]
+    quoted = {name: '"' + name.replace('"', '""') + '"' for name in names}
+    return {name: tuple(row[1] for row in connection.execute(f"PRAGMA table_info({quoted[name]})")) for name in names}
+
+
+WORTH_A_PROCESS = 60_000  # rows; fewer are read sooner than a process starts
+
+BLOCK_ROWS = 131_072
+
+LEAST_ROW_BYTES = 8  # no row of an export is shorter; more rowids than that have holes between them
+
+ColumnsT = TypeVar("ColumnsT", bound=Columns)
+
+
+def read_table(
+    file: Path,
+    connection: sqlite3.Connection,
+    table: str,
+    columns: list[str],
+    kind: type[ColumnsT],
+    make: Callable[[Ints], ColumnsT],
+) -> ColumnsT:
+    """`make` of every block of the table as one frame in rowid order; a block is int64 [rows, columns].
+
+    `columns` are SQL expressions over the table. What is not a number is `export_worker.MISSING`. Blocks go straight to
+    their place in arrays as long as the table: ten million rows are never held twice. `make` is called by one thread at
+    a time. Raises InputError where the file is damaged.
+    """
+    quoted = '"' + table.replace('"', '""') + '"'
+    query = f"SELECT {', '.join(columns)} FROM {quoted} WHERE rowid BETWEEN ? AND ?"
+    low, high = connection.execute(f"SELECT min(rowid), max(rowid) FROM {quoted}").fetchone()
+    if low is None:
+        return kind.empty()
+    rows = high - low + 1
+    if rows > file.stat().st_size // LEAST_ROW_BYTES:  # rowids with holes: a place for each would be too much
+        return _gathered(connection, query, (low, high), len(columns), kind, make)
+    workers = max(1, min(cores(), rows // WORTH_A_PROCESS))
+    edges = [low + rows * place // workers for place in range(workers + 1)]
+    store = {name: np.empty(rows, dtype) for name, dtype in kind.dtypes().items()}
+    lock = Lock()
+
+    def fill(start: int, stop: int) -> tuple[int, int]:
+        """Read [start, stop) to its place in `store`; gives first and last place filled, the last not included."""
+        place = first = start - low
+        span = (start, stop - 1)
+        blocks = (
+            _of_worker(file, query, span, len(columns)) if workers > 1 else _own(connection, query, span, len(columns))
+        )
+        for block in blocks:
+            with lock:
+                part = make(block)
+                for name, column in store.items():
+                    column[place : place + len(part)] = getattr(part, name)
+                place += len(part)
+        return first, place
+
+    with ThreadPoolExecutor(workers) as pool:
+        # SQLite's connection belongs to this thread, so one reader is this thread itself.
+        filled = list(pool.map(fill, edges, edges[1:])) if workers > 1 else [fill(low, high + 1)]
+    return kind(**{name: _closed_up(column, filled) for name, column in store.items()})
+
+
+def _closed_up(column: np.ndarray, filled: list[tuple[int, int]]) -> np.ndarray:
+    """The filled parts of a column moved together, in place."""
+    end = 0
+    for start, stop in filled:
+        if start != end:
+            column[end : end + stop - start] = column[start:stop]
+        end += stop - start
+    return column[:end]
+
+
+def _gathered(
+    connection: sqlite3.Connection,
+    query: str,
+    span: tuple[int, int],
+    width: int,
+    kind: type[ColumnsT],
+    make: Callable[[Ints], ColumnsT],
+) -> ColumnsT:
+    parts = [make(block) for block in _own(connection, query, span, width)]
+    return kind(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in kind.dtypes()})
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _own(connection: sqlite3.Connection, query: str, span: tuple[int, int], width: int) -> Iterator[Ints]:
+    held: list[Ints] = []
+    rows = 0
+    for block in export_worker.blocks(connection, query, *span):
+        held.append(np.frombuffer(block, np.int64).reshape(-1, width))
+        rows += len(held[-1])
+        if rows >= BLOCK_ROWS:
+            yield np.concatenate(held)
+            held, rows = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+def _of_worker(file: Path, query: str, span: tuple[int, int], width: int) -> Iterator[Ints]:
+    command = [sys.executable, "-I", "-S", export_worker.__file__]
+    request = {"address": address(file), "query": query, "low": span[0], "high": span[1]}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        process.stdin.write(json.dumps(request).encode())
+        process.stdin.close()
+        while block := process.stdout.read(BLOCK_ROWS * width * 8):
+            yield np.frombuffer(block, np.int64).reshape(-1, width)
+        complaint = plain(process.stderr.read().decode(errors="replace"))
+        if process.wait():
+            raise InputError(f"{file}: damaged or not an export: {complaint or 'its reader died'}; export it again")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()

@@ -1,0 +1,111 @@
+"""Open a sweep's folder: its cells with what became of each, and their finished runs, checked as any run is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from colo_lib import paths
+from colo_lib.data.run import Run, find_runs, open_run
+from colo_lib.errors import InputError
+from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.params import Params, check_recorded
+from colo_lib.records import Cell, SweepPlan, checked, damaged, read_object
+
+NOT_RUN = "not run"
+
+# Which steps a cell has, and what is captured of them, changes none of their trials.
+WITHOUT_EFFECT = ("steps", "capture_s", "capture_steps", "capture_graph_trace", "blocks")
+
+MAX_PLAN_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """A cell: what it changes, its status (done, failed, refused, lost, 'not run'), and its run where it is done."""
+
+    name: str
+    changes: Mapping[str, Any]
+    status: str
+    reason: str | None
+    run: Run | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: its base parameters, the names that it varies, and its cells in the grid's order."""
+
+    folder: Path
+    sweep_id: str
+    params: Params
+    names: tuple[str, ...]
+    cells: list[SweepCell]
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Cell -> its finished run."""
+        return {cell.name: cell.run for cell in self.cells if cell.run is not None}
+
+    @property
+    def steps(self) -> set[str]:
+        """Steps that any of its runs has."""
+        return {step for run in self.runs.values() for step in run.params.step_names()}
+
+    def along(self, names: Sequence[str]) -> Sweep:
+        """The cells that differ from the first one in `names` alone; what no trial depends on may differ too.
+
+        A sweep that changes one thing at a time holds several such lines. `names` of what is left are those that the
+        sweep varies.
+        """
+        own = tuple(name for name in self.names if name in names)
+        others = [name for name in self.names if name not in own and name not in WITHOUT_EFFECT]
+        first = self.cells[0].changes
+        line = [cell for cell in self.cells if all(cell.changes[name] == first[name] for name in others)]
+        return replace(self, cells=line, names=own)
+
+    @property
+    def simulated(self) -> bool:
+        """True where any of its runs holds planted numbers."""
+        return any(run.simulated for run in self.runs.values())
+
+    @property
+    def stand_in(self) -> bool:
+        """True where cores stood in for GPUs in any of its runs."""
+        return any(run.stand_in for run in self.runs.values())
+
+
+def open_sweep(folder: str | Path) -> Sweep:
+    """Open a sweep, finished or not; raises InputError for a folder that is none or a cell that is damaged."""
+    root = Path(folder)
+    plan = read_object(root / paths.SWEEP, MAX_PLAN_BYTES)
+    if plan.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{root}: schema version {plan.get('schema_version')!r}, this workbook reads {SCHEMA_VERSION}")
+    found = checked(SweepPlan, plan, root / paths.SWEEP)
+    names = tuple(name for axis in found.over for name in axis.names)
+    cells = [_open_cell(root, row.cell, row.changes) for row in found.cells]
+    return Sweep(root, found.sweep_id, check_recorded(found.params, str(root)), names, cells)
+
+
+def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
+    """Sweep folders, newest first by the plan's own time."""
+    found = []
+    for file in Path(sweeps_dir).glob(f"*/{paths.SWEEP}"):
+        try:
+            found.append((str(read_object(file, MAX_PLAN_BYTES).get("created_utc", "")), file.parent))
+        except InputError:
+            continue
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def _open_cell(root: Path, name: str, changes: dict[str, Any]) -> SweepCell:
+    folder = paths.cell_folder(root, name)
+    if not (folder / paths.CELL).is_file():
+        return SweepCell(name, changes, NOT_RUN, None, None)
+    record = checked(Cell, read_object(folder / paths.CELL, MAX_PLAN_BYTES), folder / paths.CELL)
+    status, runs = record.status, find_runs(paths.cell_runs(folder))
+    if status == "done" and not runs:
+        raise damaged(folder, "counts as done but holds no finished run")
+    run = open_run(runs[0]) if status == "done" else None
+    return SweepCell(name, changes, status, record.reason, run)

@@ -1,0 +1,168 @@
+"""How much memory is free for a run, GiB: of the machine under its control group's limit, or of each GPU.
+
+GPU memory between engines: nobody starts while another's is still being given back, or where too little is left.
+
+vLLM sizes its cache by what is free when it starts, and stops when that grows while it looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from colo_lib.errors import InputError, StepFailed
+from colo_lib.hardware.budget import Budget, device_groups, plan_budget, refuse_if_too_large
+from colo_lib.hardware.nvml import GpuLook, look_at_gpus
+from colo_lib.models.architecture import GIB
+from colo_lib.params import Params, split_list
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Free and whole memory of one device group, GiB."""
+
+    free_gib: float
+    total_gib: float
+
+
+def host_memory(cgroup_root: Path = CGROUP_ROOT, own_group: str | None = None) -> Memory:
+    """Memory of this machine that a new process may use; a container's limit counts where it is the smaller one."""
+    machine = psutil.virtual_memory()
+    free, total = machine.available, machine.total
+    for folder in _cgroup_folders(cgroup_root, own_group):
+        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+        if limit is None or used is None:
+            continue
+        # Page cache counts as used and is given back under pressure.
+        used -= min(used, _statistic(folder / "memory.stat", "inactive_file"))
+        free, total = min(free, max(0, limit - used)), min(total, limit)
+    return Memory(free / GIB, total / GIB)
+
+
+def _cgroup_folders(root: Path, own_group: str | None) -> list[Path]:
+    """This process's control group (version 2) and those above it, innermost first."""
+    if own_group is None:
+        try:
+            lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):
+            lines = []
+        own_group = next((line[3:] for line in lines if line.startswith("0::/")), "/")
+    folder = root / own_group.lstrip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max": no limit
+        return None
+
+
+def _statistic(file: Path, name: str) -> int:
+    try:
+        rows = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+        return next((int(row[1]) for row in rows if row[0] == name), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def group_memory(params: Params, gpus: GpuLook | None = None) -> dict[str, Memory]:
+    """Memory of each device group; raises InputError when a GPU that `devices` names is not there."""
+    if params.device == "cpu":
+        return {group: host_memory() for group in device_groups(params)}
+    gpus = gpus or look_at_gpus()
+    if gpus.state != "ok":
+        raise InputError(f"device: cuda needs an NVIDIA GPU, and there is none to be seen: {gpus.reason}")
+    return {device: _gpu_memory(device, gpus) for device in split_list(params.devices)}
+
+
+def _gpu_memory(device: str, gpus: GpuLook) -> Memory:
+    for gpu in gpus.gpus:
+        if device in (str(gpu["index"]), gpu["uuid"]):
+            if gpu["free_gib"] is None or gpu["total_gib"] is None:
+                raise InputError(f"GPU {device}: NVML would not tell its memory")
+            return Memory(gpu["free_gib"], gpu["total_gib"])
+    known = ", ".join(f"{gpu['index']} ({gpu['name']})" for gpu in gpus.gpus)
+    raise InputError(f"devices: no GPU {device!r} here; there are {known}")
+
+
+def budget_here(params: Params, gpus: GpuLook | None = None) -> Budget:
+    """The budget of `params` against what is free on this machine right now; raises InputError as its parts do."""
+    memory = group_memory(params, gpus)
+    free = {group: one.free_gib for group, one in memory.items()}
+    total = {group: one.total_gib for group, one in memory.items()}
+    return plan_budget(params, split_list(params.devices), free, total)
+
+
+STILL_GIB = 0.05
+
+STILL_READINGS = 3
+
+POLL_S = 0.5
+
+SETTLE_TIMEOUT_S = 60.0
+
+Read = Callable[[], Mapping[str, float] | None]
+
+
+def used_gib(devices: tuple[str, ...]) -> dict[str, float] | None:
+    """Memory in use on each GPU, GiB; None where NVML does not tell."""
+    look = look_at_gpus()
+    found: dict[str, float] = {}
+    for gpu in look.gpus:
+        for name in {str(gpu["index"]), str(gpu["uuid"])} & set(devices):
+            if gpu["total_gib"] is None or gpu["free_gib"] is None:
+                return None
+            found[name] = gpu["total_gib"] - gpu["free_gib"]
+    return found or None
+
+
+def wait_still(read: Read, timeout_s: float = SETTLE_TIMEOUT_S, poll_s: float = POLL_S) -> Mapping[str, float] | None:
+    """Until `STILL_READINGS` readings in a row differ by no more than `STILL_GIB`; the last, None where none is told.
+
+    Raises StepFailed naming the GPU whose memory is still moving when the time is over.
+    """
+    deadline, readings = time.monotonic() + timeout_s, list[Mapping[str, float]]()
+    while True:
+        now = read()
+        if now is None:
+            return None
+        readings = [*readings[1 - STILL_READINGS :], now]
+        moving = [name for name in now if _spread(readings, name) > STILL_GIB]
+        if len(readings) == STILL_READINGS and not moving:
+            return now
+        if time.monotonic() > deadline:
+            raise StepFailed(
+                f"memory of GPU {', '.join(moving or now)} still moves after {timeout_s:g} s: somebody else loads or "
+                "ends a model there; wait for it, or choose another GPU in devices"
+            )
+        time.sleep(poll_s)
+
+
+def _spread(readings: list[Mapping[str, float]], name: str) -> float:
+    values = [reading.get(name, 0.0) for reading in readings]
+    return max(values) - min(values)
+
+
+def check_room(params: Params) -> None:
+    """Raises StepFailed, with the numbers, when the GPUs have no longer room for what the run puts there."""
+    try:
+        refuse_if_too_large(budget_here(params))
+    except InputError as error:
+        raise StepFailed(
+            f"{error}\nSomebody else holds it (nvidia-smi says who), or a process of an earlier trial hangs in the "
+            "driver: then only a restart of the host helps"
+        ) from None
+
+
+def before_engines(params: Params, devices: tuple[str, ...]) -> None:
+    """Wait until the GPUs' memory is still, then see that there is room; nothing to do where cores stand in."""
+    if params.device == "cuda":
+        wait_still(lambda: used_gib(devices))
+        check_room(params)

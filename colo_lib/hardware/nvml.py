@@ -1,0 +1,336 @@
+"""NVIDIA devices through nvidia-ml-py (`import pynvml`): no answer is null, never zero, and its reason is kept.
+
+A look at the GPUs through nvidia-ml-py, in a process of its own: a lost GPU can hang or crash the one that asks.
+
+`python -m colo_lib.hardware.nvml` prints one JSON object; `look_at_gpus` starts it under a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from colo_lib.paths import REPOSITORY
+from colo_lib.telemetry.gpm import Gpm
+
+GIB = 2.0**30
+
+# What a field may plausibly hold, in the frame's units: an answer outside is garbage, and null.
+PLAUSIBLE = {
+    "sm_clock_mhz": (0.0, 10_000.0),
+    "memory_clock_mhz": (0.0, 50_000.0),
+    "power_w": (0.0, 10_000.0),
+    "energy_mj": (0.0, 1e15),
+    "temperature_c": (-50.0, 200.0),
+    "throttle_reasons": (0, 2**62),
+    "utilization": (0.0, 1.0),
+    "memory_utilization": (0.0, 1.0),
+    "memory_used_gib": (0.0, 1e5),
+    # Sampled counters divide by a nominal peak, which a short sample can pass a little.
+    "sm_active": (0.0, 1.05),
+    "sm_occupancy": (0.0, 1.05),
+    "tensor_active": (0.0, 1.05),
+    "dram_active": (0.0, 1.05),
+    "nvlink_gib_s": (0.0, 1e5),
+}
+
+
+def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of an NVML call, or None when the device, driver or rights do not offer it."""
+    import pynvml
+
+    try:
+        return function(*arguments)
+    except (pynvml.NVMLError, AttributeError, UnicodeDecodeError):
+        return None
+
+
+def handle_of(device: str) -> Any:
+    """NVML handle of a GPU index or UUID (MIG instances too); raises pynvml.NVMLError when there is none."""
+    import pynvml
+
+    if device.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(device))
+    return pynvml.nvmlDeviceGetHandleByUUID(device)
+
+
+class Gpu:
+    """One GPU or MIG instance to be sampled; `absent` holds the reason of every field that had no answer so far."""
+
+    def __init__(self, name: str) -> None:
+        import pynvml
+
+        self.nv, self.name, self.absent = pynvml, name, dict[str, str]()
+        self.handle: Any = None
+        self.gpm: Gpm | None = None
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.nv.nvmlInit()
+            self.handle = handle_of(self.name)
+        except Exception as error:  # A broken binding costs the telemetry, not the trial.
+            self.absent["all fields"] = error_in_words(error)
+            return
+        try:
+            self.gpm = Gpm(self.nv, self.handle)
+        except Exception as error:
+            self.absent["GPM"] = error_in_words(error)
+
+    def total_gib(self) -> float | None:
+        """All of the device's memory."""
+        if self.handle is None:
+            return None
+        return self.field("memory_used_gib", lambda: self.nv.nvmlDeviceGetMemoryInfo(self.handle).total / GIB)
+
+    def field(self, name: str, question: Callable[[], Any]) -> Any:
+        """The answer to one question if there is one and it is plausible, else None; the reason is kept."""
+        try:
+            return plausible(name, question())
+        except Exception as error:
+            self.absent.setdefault(name, error_in_words(error))
+            return None
+
+    def sample(self) -> dict[str, Any]:
+        """One row of the telemetry frame."""
+        if self.handle is None:
+            return {"name": self.name}
+        nv, handle = self.nv, self.handle
+        asks: dict[str, Callable[[], Any]] = {
+            "sm_clock_mhz": lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_MEM),
+            "power_w": lambda: nv.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "energy_mj": lambda: nv.nvmlDeviceGetTotalEnergyConsumption(handle),
+            "temperature_c": lambda: nv.nvmlDeviceGetTemperature(handle, nv.NVML_TEMPERATURE_GPU),
+            "throttle_reasons": self._event_reasons,
+            "memory_used_gib": lambda: nv.nvmlDeviceGetMemoryInfo(handle).used / GIB,
+        }
+        row = {"name": self.name} | {name: self.field(name, question) for name, question in asks.items()}
+        return row | self._utilization() | self._gpm()
+
+    def _utilization(self) -> dict[str, Any]:
+        try:
+            rates = self.nv.nvmlDeviceGetUtilizationRates(self.handle)
+        except Exception as error:
+            for name in ("utilization", "memory_utilization"):
+                self.absent.setdefault(name, error_in_words(error))
+            return {}
+        return {
+            "utilization": self.field("utilization", lambda: rates.gpu / 100),
+            "memory_utilization": self.field("memory_utilization", lambda: rates.memory / 100),
+        }
+
+    def _event_reasons(self) -> Any:
+        # Drivers before 535 know the call by its former name only.
+        try:
+            return self.nv.nvmlDeviceGetCurrentClocksEventReasons(self.handle)
+        except (AttributeError, self.nv.NVMLError_FunctionNotFound):
+            return self.nv.nvmlDeviceGetCurrentClocksThrottleReasons(self.handle)
+
+    def _gpm(self) -> dict[str, Any]:
+        if self.gpm is None:
+            return {}
+        try:
+            values = self.gpm.sample()
+        except Exception as error:
+            self.absent.setdefault("GPM", error_in_words(error))
+            return {}
+        for name, reason in self.gpm.absent.items():
+            self.absent.setdefault(name, reason)
+        return {name: self.field(name, partial(float, value)) for name, value in values.items()}
+
+    def process_bytes(self) -> dict[int, int | None]:
+        """Device memory of every compute process, MPS clients among them, in bytes by pid; None: not told.
+
+        Pids are those of the driver's PID namespace, which in a container may not be ours.
+        """
+        if self.handle is None:
+            return {}
+        found: dict[int, int | None] = {}
+        for name in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
+            try:
+                for process in getattr(self.nv, name)(self.handle):
+                    used = process.usedGpuMemory
+                    found[int(process.pid)] = used if isinstance(used, int) and 0 <= used < 2**50 else None
+            except Exception as error:
+                self.absent.setdefault(
+                    f"memory of processes ({name.removeprefix('nvmlDeviceGet')})", error_in_words(error)
+                )
+        return found
+
+
+def plausible(name: str, value: Any) -> int | float:
+    """`value` itself; raises ValueError for what the field cannot hold."""
+    low, high = PLAUSIBLE[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"the driver answered {str(value)[:60]!r}, which no device can mean")
+    return value
+
+
+def error_in_words(error: BaseException) -> str:
+    """An error in words: its NVML name, if it has one, and what it says."""
+    kind = type(error).__name__.removeprefix("NVMLError_")
+    return f"{kind}: {error}" if str(error) and str(error) != kind else kind
+
+
+TIMEOUT_S = 20.0
+
+NO_DRIVER = ("LibraryNotFound", "DriverNotLoaded", "NoDevice")
+
+
+@dataclass(frozen=True)
+class GpuLook:
+    """What NVML said. `missing`: there is no driver or no GPU; `unknown`: it could not be asked, `reason` says why."""
+
+    state: Literal["ok", "missing", "unknown"]
+    reason: str = ""
+    driver: str | None = None
+    cuda: str | None = None
+    gpus: list[dict[str, Any]] = field(default_factory=list)
+    """A row a GPU, as `_one` makes it; None where NVML has no answer."""
+
+
+def mps_clients(look: GpuLook) -> list[int] | str:
+    """Pids that NVML lists as MPS clients (nvidia-smi's type M+C); in words where it could not be asked."""
+    found: list[int] = []
+    for gpu in look.gpus:
+        if gpu.get("mps_processes") is None:
+            return "could not look: this driver does not offer the list"
+        found += [row["pid"] for row in gpu["mps_processes"]]
+    return found if look.state == "ok" else f"could not look: {look.reason}"
+
+
+def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m", "colo_lib.hardware.nvml")) -> GpuLook:
+    """Ask NVML in a child process; a hang, a crash and garbage are answers of state `unknown`, never exceptions."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            timeout=timeout_s,
+            cwd=REPOSITORY,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return GpuLook(
+            "unknown", f"NVML gave no answer within {timeout_s:.0f} s; nvidia-smi hangs then too: restart the host"
+        )
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        return GpuLook("unknown", f"the process that asked NVML ended with {done.returncode}: {last[0]}")
+    try:
+        return GpuLook(**json.loads(done.stdout))
+    except (ValueError, TypeError) as error:
+        return GpuLook("unknown", f"NVML's answer could not be read: {error}")
+
+
+def _ask() -> dict[str, Any]:
+    try:
+        import pynvml
+    except Exception as error:  # a broken binding is an answer too
+        return {"state": "unknown", "reason": f"nvidia-ml-py does not import: {error}"}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        kind = type(error).__name__.removeprefix("NVMLError_")
+        missing = any(name in kind for name in NO_DRIVER)
+        return {"state": "missing" if missing else "unknown", "reason": f"NVML: {error}"}
+    count = _or_none(pynvml, lambda: int(pynvml.nvmlDeviceGetCount()))
+    if count is None:
+        return {"state": "unknown", "reason": "NVML would not tell how many GPUs there are"}
+    cuda = _or_none(pynvml, lambda: int(pynvml.nvmlSystemGetCudaDriverVersion()))
+    return {
+        "state": "ok" if count else "missing",
+        "reason": "" if count else "the driver is loaded and sees no GPU",
+        "driver": _or_none(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
+        "cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        "gpus": [_one(pynvml, index) for index in range(count)],
+    }
+
+
+def _one(nvml: Any, index: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {"index": index}
+    handle = _or_none(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
+    asks: dict[str, Callable[[], Any]] = {
+        "uuid": lambda: _text(nvml.nvmlDeviceGetUUID(handle)),
+        "name": lambda: _text(nvml.nvmlDeviceGetName(handle)),
+        "total_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total / GIB,
+        "free_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).free / GIB,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        "mig": lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),
+        "mig_devices": lambda: mig_devices(nvml, handle),
+        "power_limit_default_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1000,
+        "sm_clock_max_mhz": lambda: int(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "clock_event_reasons": lambda: _event_reasons(nvml, handle),
+        "compute_capability": lambda: list(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
+        "ecc": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
+        "compute_mode": lambda: int(nvml.nvmlDeviceGetComputeMode(handle)),
+        "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "compute_processes": lambda: _rows(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "mps_processes": lambda: _rows(nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)),
+    }
+    return facts | {name: None if handle is None else _or_none(nvml, ask) for name, ask in asks.items()}
+
+
+def _event_reasons(nvml: Any, handle: Any) -> int:
+    """Bits of what holds the clocks down now; drivers before 535 know the call by its former name."""
+    try:
+        return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except (AttributeError, nvml.NVMLError_FunctionNotFound):
+        return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def mig_devices(nvml: Any, handle: Any) -> list[dict[str, Any]]:
+    """UUID, profile, memory (GiB), SMs and process pids of each MIG instance of a GPU."""
+    if not nvml.nvmlDeviceGetMigMode(handle)[0]:
+        return []
+    found = []
+    for index in range(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))):
+        instance = _or_none(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
+        if instance is not None:
+            found.append(_instance(nvml, instance))
+    return found
+
+
+def _instance(nvml: Any, instance: Any) -> dict[str, Any]:
+    attributes = nvml.nvmlDeviceGetAttributes(instance)
+    slices, gib = int(attributes.gpuInstanceSliceCount), attributes.memorySizeMB / 1024
+    name = _or_none(nvml, lambda: _text(nvml.nvmlDeviceGetName(instance))) or ""
+    return {
+        "uuid": _text(nvml.nvmlDeviceGetUUID(instance)),
+        # The device's name ends with "MIG 3g.71gb"; without it, the same from its parts.
+        "profile": name.rpartition("MIG ")[2] if "MIG " in name else f"{slices}g.{gib:.0f}gb",
+        "gib": gib,
+        "sms": int(attributes.multiprocessorCount),
+        "pids": [row["pid"] for row in _rows(nvml.nvmlDeviceGetComputeRunningProcesses(instance))],
+    }
+
+
+def _rows(processes: Any) -> list[dict[str, Any]]:
+    """pid and memory in GiB of each process; memory is None where the driver does not tell it."""
+    return [
+        {"pid": int(one.pid), "gib": None if one.usedGpuMemory is None else one.usedGpuMemory / GIB}
+        for one in processes
+    ]
+
+
+def _or_none(nvml: Any, ask: Callable[[], Any]) -> Any:
+    """An answer, or None: not supported, no permission, a lost GPU, a function that this driver lacks."""
+    try:
+        return ask()
+    except (nvml.NVMLError, AttributeError, TypeError, ValueError, OSError):
+        return None
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+if __name__ == "__main__":
+    json.dump(_ask(), sys.stdout)

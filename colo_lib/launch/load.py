@@ -1,0 +1,190 @@
+"""What is under load in a trial: the client that asks gen, the embedding processes, and how far they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from colo_lib.errors import StepFailed
+from colo_lib.frames import write_frame
+from colo_lib.hardware.engine_python import resolve_models
+from colo_lib.launch.child import Child, child_environment, tail
+from colo_lib.launch.embed_server import read_rows
+from colo_lib.launch.engines import Handles
+from colo_lib.launch.rpc import Handle, answers, call
+from colo_lib.launch.vllm_server import server_counters
+from colo_lib.params import Params
+
+POLL_S = 0.05
+
+WATCH_S = 0.5
+
+CLIENT_TIMEOUT_S = 20.0
+
+ANSWER_S = 2.0  # how long to wait for one answer before looking whether everybody is still there
+
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class Loads:
+    """What is under load in this trial, and how to ask it how far it is."""
+
+    client: Handle | None
+    embeds: tuple[Handle, ...]
+    mechanism: list[Child] = field(default_factory=list)  # processes without which the step is not what it says
+
+    def each(self) -> list[tuple[str, Handle]]:
+        """(workload, handle) of every source of load."""
+        return ([("gen", self.client)] if self.client else []) + [("embed", handle) for handle in self.embeds]
+
+    def check_alive(self, handles: Handles) -> None:
+        """Raises StepFailed, with the log's end, when an engine or a part of the mechanism has ended."""
+        handles.check_alive()
+        for child in self.mechanism:
+            if not child.running():
+                raise StepFailed(f"the {child.name} ended unasked; its last lines:\n{child.tail()}")
+
+    def patiently(self, ask: Callable[[], Answer], handles: Handles, stall_timeout_s: float) -> Answer:
+        """The answer to `ask`, asked again while that raises TimeoutError, for up to `stall_timeout_s`.
+
+        Who is asked may have no turn: as long as everybody lives, that is no failure. Who holds it back and died
+        is one, and is what has to be told. Raises StepFailed for that, OSError for an answer that never came.
+        """
+        deadline_s = time.monotonic() + stall_timeout_s
+        while True:
+            try:
+                return ask()
+            except TimeoutError:
+                self.check_alive(handles)
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError(f"silent for stall_timeout_s = {stall_timeout_s:g} s") from None
+
+    def progress(self, handles: Handles, stall_timeout_s: float) -> dict[str, dict[str, Any]]:
+        """Events so far and the time of the last one, per workload.
+
+        Raises StepFailed for one that reports an error, or does not answer.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name, handle in self.each():
+            try:
+                ask = partial(call, handle, "status", timeout_s=ANSWER_S)
+                told = self.patiently(ask, handles, stall_timeout_s)
+            except OSError as error:
+                end = tail(Path(handle.log))
+                raise StepFailed(f"{name} does not answer ({error}); its last lines:\n{end}") from None
+            if told.get("error"):
+                raise StepFailed(f"{name}: {told['error']}")
+            events = told["tokens"] if name == "gen" else told["batches"]
+            last_ns = told["last_ns"] if name == "gen" else told["last_done_ns"]
+            before = found.get(name, {"events": 0, "last_ns": None})
+            stamps = [stamp for stamp in (before["last_ns"], last_ns) if stamp is not None]
+            found[name] = {"events": before["events"] + events, "last_ns": max(stamps, default=None)}
+        return found
+
+
+def start_client(params: Params, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Handle:
+    """The load client of gen, ready for orders."""
+    assert handles.gen is not None
+    socket_path, log = runtime / "client.sock", folder / "logs" / "client.log"
+    job = {
+        "socket": str(socket_path),
+        "port": handles.gen.port,
+        "concurrency": params.gen_concurrency,
+        "prompt_tokens": params.gen_prompt_tokens,
+        "output_tokens": params.gen_output_tokens,
+        "vocab_size": resolve_models(params).gen_vocab_size,
+        "seed": params.seed,
+    }
+    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(job)]
+    child = Child("client", command, log, env=package_environment({"COLO_GEN_KEY": handles.gen.key}), grace_s=1.0)
+    stack.callback(child.stop)
+    handle = Handle(socket=str(socket_path), pid=child.pid, log=str(log))
+    wait_for(lambda: answers(handle), child, CLIENT_TIMEOUT_S, "the load client")
+    return handle
+
+
+def package_environment(additions: dict[str, str]) -> dict[str, str]:
+    """A child's environment in which this very package is importable."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    return child_environment(additions | {"PYTHONPATH": path})
+
+
+def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what: str) -> None:
+    """Poll until the condition holds; raises StepFailed when the child ends or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if not child.running() or time.monotonic() > deadline:
+            raise StepFailed(f"{what} did not start within {timeout_s:g} s; its last lines:\n{child.tail()}")
+        time.sleep(POLL_S)
+
+
+def wait_steady(params: Params, loads: Loads, handles: Handles) -> None:
+    """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
+    began_ns = time.monotonic_ns()
+    while any(not told["events"] for told in check_progress(params, loads, handles, began_ns).values()):
+        time.sleep(POLL_S)
+    watch_window(params, loads, handles, time.monotonic_ns() + int(params.warmup_s * 1e9))
+
+
+def watch_window(params: Params, loads: Loads, handles: Handles, until_ns: int) -> None:
+    """Wait until a monotonic time; raises StepFailed as soon as an engine ends or a workload stalls."""
+    began_ns = time.monotonic_ns()
+    while (left_ns := until_ns - time.monotonic_ns()) > 0:
+        time.sleep(min(WATCH_S, left_ns / 1e9))
+        check_progress(params, loads, handles, began_ns)
+
+
+def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int) -> dict[str, dict[str, Any]]:
+    """How far each workload is.
+
+    Raises StepFailed when an engine or a part of the mechanism has ended, or a workload has delivered
+    nothing for `stall_timeout_s`, counted from `began_ns` at the earliest.
+    """
+    loads.check_alive(handles)
+    progress = loads.progress(handles, params.stall_timeout_s)
+    for name, told in progress.items():
+        silent_s = (time.monotonic_ns() - max(told["last_ns"] or 0, began_ns)) / 1e9
+        if silent_s > params.stall_timeout_s:
+            raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {params.stall_timeout_s:g} s")
+    return progress
+
+
+def read_counters(params: Params, loads: Loads, handles: Handles) -> dict[str, float] | None:
+    """vLLM's own account of gen, None when gen is not under load; raises StepFailed when it does not answer."""
+    if loads.client is None or handles.gen is None:
+        return None
+    try:
+        ask = partial(server_counters, handles.gen, timeout_s=ANSWER_S)
+        return loads.patiently(ask, handles, params.stall_timeout_s)
+    except OSError as error:
+        end = tail(Path(handles.gen.log))
+        raise StepFailed(f"gen's /metrics does not answer ({error}); its last lines:\n{end}") from None
+
+
+def collect(loads: Loads, runtime: Path, folder: Path) -> None:
+    """Stop every load and write the frames."""
+    parts = []
+    for number, (name, handle) in enumerate(loads.each()):
+        target = str(folder) if name == "gen" else str(runtime / f"rows{number}")
+        call(handle, "stop", to=target)
+        if name == "embed":
+            parts += read_rows(Path(target)).tolist()
+    if loads.embeds:
+        columns = zip(*sorted(parts, key=lambda row: row[1]), strict=True) if parts else ((), (), (), ())
+        names = ("started_ns", "done_ns", "sequences", "tokens")
+        write_frame(folder, "embed", dict(zip(names, map(list, columns), strict=True)))
+
+
+def stop_quietly(handle: Handle, runtime: Path) -> None:
+    with suppress(OSError, ValueError):
+        call(handle, "stop", timeout_s=5.0, to=str(runtime / f"unread-{handle.pid}"))

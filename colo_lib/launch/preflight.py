@@ -1,0 +1,84 @@
+"""What stands in the way of a fair run on a GPU, told before it begins: strangers, limits, modes, facts to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colo_lib.errors import InputError, StepFailed
+from colo_lib.gpus import find_gpu
+from colo_lib.hardware.nvml import GpuLook
+from colo_lib.launch.mechanisms.base import MPS_REFUSES, PLAIN_REFUSES, device_uuids
+from colo_lib.launch.mechanisms.time_slicing import DEFAULT_PIPE
+from colo_lib.params import Params, split_list
+from colo_lib.steps import placement_of
+from colo_lib.telemetry.other_processes import process_in_words
+
+# NVML's clock event reasons that are limits, not idleness (nvml.h, nvmlClocksEventReasons).
+LIMITS = {
+    0x2: "clocks are set by an application (nvidia-smi -rac resets them)",
+    0x4: "the power limit holds the clocks down",
+    0x8: "hardware holds the clocks down (heat or power)",
+    0x20: "heat holds the clocks down",
+    0x40: "heat holds the clocks down, by hardware",
+    0x80: "a power brake holds the clocks down",
+    0x100: "a display's clocks hold",
+}
+
+
+def preflight(params: Params, look: GpuLook) -> list[str]:
+    """Sentences about the GPUs of a run, most serious first; empty on a CPU.
+
+    Raises InputError, with the remedy, for a mode in which a wanted step could not be what it says.
+    """
+    if params.device == "cpu":
+        return []
+    refuse_modes(params, look)
+    found: list[str] = []
+    for device in split_list(params.devices):
+        gpu = next((one for one in look.gpus if device in (str(one["index"]), one["uuid"])), None)
+        if gpu is not None:
+            found += [f"GPU {device}: {told}" for told in about(gpu)]
+    if (DEFAULT_PIPE / "control").exists():
+        found.append(f"an MPS daemon of this machine may listen in {DEFAULT_PIPE}: it is left alone, ours is another")
+    return found
+
+
+def refuse_modes(params: Params, look: GpuLook) -> None:
+    """Raises InputError naming the step, the GPU's mode and the command that leaves it."""
+    for step in params.step_names():
+        placement = placement_of(step, params)
+        if placement.mechanism in ("mig", "sm-partition"):
+            continue  # skipped with the reason where they do not apply
+        try:
+            device_uuids(placement, look, MPS_REFUSES if placement.mechanism == "mps" else PLAIN_REFUSES)
+        except StepFailed as error:
+            raise InputError(f"{step}: {error}") from None
+
+
+def about(gpu: dict[str, Any]) -> list[str]:
+    """What a person should know of one GPU before a run, most serious first; what NVML does not tell is left out."""
+    void = "every trial in which it is there is invalid; end it, or choose another GPU"
+    found = [f"{told}: {void}" for told in users(gpu)]
+    reasons = gpu.get("clock_event_reasons") or 0
+    found += [told for bit, told in LIMITS.items() if reasons & bit]
+    limit, default = gpu.get("power_limit_w"), gpu.get("power_limit_default_w")
+    if limit and default and limit < default - 1:
+        found.append(f"its power limit is {limit:.0f} W of {default:.0f} (nvidia-smi -pl {default:.0f} restores it)")
+    card = find_gpu(gpu.get("name") or "")
+    if card is not None and limit and abs(limit - card.power_limit_w) > 1:
+        found.append(f"its power limit is {limit:.0f} W, the {card.name}'s datasheet says {card.power_limit_w}")
+    if gpu.get("persistence") is False:
+        found.append("persistence mode is off: each first client waits for the driver (nvidia-smi -pm 1)")
+    if gpu.get("ecc") is False:
+        found.append("ECC is off: its memory is a little larger and faster than with it")
+    return found
+
+
+def users(gpu: dict[str, Any]) -> list[str]:
+    """Who computes on a GPU now, MPS clients and servers among them."""
+    lists = [*(gpu.get("compute_processes") or []), *(gpu.get("mps_processes") or [])]
+    held = {row["pid"]: row["gib"] for row in lists}
+    return [
+        f"used by {process_in_words(pid)} (pid {pid}{'' if gib is None else f', {gib:.1f} GiB'})"
+        for pid, gib in held.items()
+    ]

@@ -1,0 +1,242 @@
+"""`gen`: vLLM's OpenAI server, unmodified, as a child process on a loopback port."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import math
+import os
+import secrets
+import shlex
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from colo_lib.errors import InputError, StepFailed
+from colo_lib.launch.child import Child, ProfilerLaunch, engine_environment
+from colo_lib.params import Params
+from colo_lib.steps import Placement
+
+SERVED_NAME = "gen"
+
+KEY_NAME = "COLO_GEN_KEY"
+
+READY_POLL_S = 0.25
+
+# Engines yield to the load client and the sampler, which would otherwise see tokens in bursts on shared cores.
+ENGINE_NICE = 5
+
+# Ranks meet and exchange over loopback: vLLM's address (else that of the route to the internet), NCCL's interface (else
+# the first that is no loopback), Gloo's (else what the host's name resolves to), torch's RPC's. No shell widens it.
+LOOPBACK = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "TP_SOCKET_IFNAME": "lo",
+}
+
+REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds")
+
+
+@dataclass(frozen=True)
+class GenHandle:
+    """How to reach a running server from any process of this run; `key` never enters the run folder."""
+
+    port: int
+    key: str = field(repr=False)
+    pid: int
+    log: str
+
+
+def command(params: Params, python: Path, model: str, port: int, placement: Placement) -> list[str]:
+    """The server's command line. `model` is a folder with a config.json, or a hub id."""
+    words = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    words += ["--model", model, "--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--dtype", params.gen_dtype, "--max-model-len", str(params.gen_max_model_len)]
+    most_requests = params.gen_max_num_seqs or params.gen_concurrency
+    words += ["--max-num-seqs", str(most_requests), "--tensor-parallel-size", str(placement.tensor_parallel)]
+    # A cached prefix would turn a repeated prompt into no work at all.
+    words += ["--no-enable-prefix-caching", "--seed", str(params.seed), "--disable-uvicorn-access-log"]
+    # Prompts go in and out as token ids: no tokenizer is needed, and none can hold the client up.
+    words += ["--skip-tokenizer-init"]
+    if params.weights == "dummy":
+        words += ["--load-format", "dummy"]
+    if params.gen_enforce_eager:
+        words += ["--enforce-eager"]
+    if params.gen_quantization:
+        words += ["--quantization", params.gen_quantization]
+    if params.device == "cuda":
+        words += ["--gpu-memory-utilization", str(params.gen_gpu_memory_utilization)]
+        if params.gen_kv_cache_gib:
+            words += ["--kv-cache-memory-bytes", str(int(params.gen_kv_cache_gib * 2**30))]
+    return words + extra_args(params)
+
+
+def extra_args(params: Params) -> list[str]:
+    """`gen_extra_args`, split; raises InputError for one that would undo the launcher's own."""
+    words = shlex.split(params.gen_extra_args)
+    for word in words:
+        if word.split("=")[0] in REFUSED_ARGS:
+            raise InputError(f"parameter 'gen_extra_args' holds {word!r}, which the launcher sets itself: leave it out")
+    return words
+
+
+def environment(
+    params: Params, placement: Placement, key: str, shared: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The server's environment with the mechanism's additions; the API key travels here, never in the command line."""
+    additions = LOOPBACK | {
+        "VLLM_API_KEY": key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(params.ready_timeout_s) + 60),
+    }
+    if params.weights == "dummy":
+        additions["HF_HUB_OFFLINE"] = "1"
+    if params.device == "cpu":
+        # One group of cores a tensor-parallel rank.
+        separator = "|" if placement.tensor_parallel > 1 else ","
+        additions |= {
+            "VLLM_CPU_OMP_THREADS_BIND": separator.join(placement.gen_devices),
+            # Whole GiB, each rank's own, as on a GPU.
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(params.gen_kv_cache_gib))),
+            # Threads that spin while they wait would take the cores from the other workload and the client.
+            "KMP_BLOCKTIME": "0",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "CUDA_VISIBLE_DEVICES": "",
+            "VLLM_TARGET_DEVICE": "cpu",
+        }
+    else:
+        # A forked engine core would be invisible to Nsight Systems.
+        additions["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        additions["CUDA_VISIBLE_DEVICES"] = ",".join(placement.gen_devices)
+        # NVLink multicast (NVLS) has put shared hosts out of service; who wants it says so in the environment.
+        additions["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
+        # vLLM's other way to it: torch's symmetric memory.
+        additions["VLLM_ALLREDUCE_USE_SYMM_MEM"] = os.environ.get("VLLM_ALLREDUCE_USE_SYMM_MEM", "0")
+    return engine_environment(additions | dict(shared))
+
+
+def free_port(wanted: int = 0) -> int:
+    """A loopback port that is free now; raises InputError naming `wanted` when that one is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            remedy = "give another, or 0 for a free one"
+            raise InputError(f"parameter 'gen_port' = {wanted}: {error.strerror}; {remedy}") from None
+        return int(probe.getsockname()[1])
+
+
+@functools.cache
+def run_key() -> str:
+    """The API key of every server that this process starts.
+
+    One for all: vLLM's torch.compile cache is keyed by the environment, the key included, so that a fresh one would
+    have each start compile anew (35 s of a 70 s start on an H200). A capture's engines are handed the run's.
+    """
+    return os.environ.get(KEY_NAME) or secrets.token_urlsafe(24)
+
+
+class GenServer:
+    """One vLLM server under guard."""
+
+    def __init__(
+        self,
+        params: Params,
+        placement: Placement,
+        python: Path,
+        model: str,
+        log: Path,
+        shared: Mapping[str, str] = MappingProxyType({}),
+        wrap: ProfilerLaunch | None = None,
+    ) -> None:
+        self.params, self.wrap = params, wrap
+        key, port = run_key(), free_port(params.gen_port)
+        words, env = command(params, python, model, port, placement), environment(params, placement, key, shared)
+        if wrap is not None:
+            words, env = wrap.around(words, env, shared)
+        self.child = Child(
+            "gen",
+            words,
+            log,
+            env=env,
+            cpus=[int(core) for core in placement.gen_devices] if params.device == "cpu" else (),
+            nice=ENGINE_NICE if params.device == "cpu" else 0,
+        )
+        self.handle = GenHandle(port=port, key=key, pid=self.child.pid, log=str(log))
+
+    def wait_ready(self, tick: Callable[[str], None] = lambda _: None) -> float:
+        """Until a real one-token completion comes back; seconds it took. Raises StepFailed with the log's end."""
+        start = time.monotonic()
+        while not _completes(self.handle, 1.0):
+            waited = time.monotonic() - start
+            if not self.child.running():
+                raise StepFailed(f"gen: the vLLM server ended while starting; its last lines:\n{self.child.tail()}")
+            if waited > self.params.ready_timeout_s:
+                raise StepFailed(
+                    f"gen: the vLLM server did not answer within ready_timeout_s = {self.params.ready_timeout_s:g} s; "
+                    f"its last lines:\n{self.child.tail()}"
+                )
+            tick(f"gen starts, {waited:.0f} s")
+            time.sleep(READY_POLL_S)
+        self.child.note_shared_memory()
+        if self.wrap is not None:
+            self.handle = replace(self.handle, pid=self.wrap.engine_pid())
+        return time.monotonic() - start
+
+    def stop(self) -> None:
+        """End the server and its whole tree."""
+        self.child.stop()
+
+
+def _completes(handle: GenHandle, health_timeout_s: float) -> bool:
+    """/health alone stays green over a dead engine: ask for one token too."""
+    try:
+        if request(handle, "GET", "/health", timeout_s=health_timeout_s)[0] != 200:
+            return False
+        body = {"model": SERVED_NAME, "prompt": [5, 6, 7], "max_tokens": 1, "ignore_eos": True, "detokenize": False}
+        return request(handle, "POST", "/v1/completions", body, timeout_s=60.0)[0] == 200
+    except OSError:
+        return False
+
+
+def request(
+    handle: GenHandle, method: str, path: str, body: object = None, timeout_s: float = 5.0
+) -> tuple[int, bytes]:
+    """One HTTP exchange with the server: (status, body). Raises OSError when it cannot be reached in time."""
+    connection = http.client.HTTPConnection("127.0.0.1", handle.port, timeout=timeout_s)
+    try:
+        headers = {"Authorization": f"Bearer {handle.key}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from None
+    finally:
+        connection.close()
+
+
+def server_counters(handle: GenHandle, timeout_s: float) -> dict[str, float]:
+    """vLLM's own account: counters of `/metrics` summed over labels, and `t_ns` of the reading.
+
+    Raises OSError when it cannot be reached, TimeoutError when it takes longer than `timeout_s`.
+    """
+    wanted = {
+        "vllm:generation_tokens_total": "tokens",
+        "vllm:inter_token_latency_seconds_sum": "gap_sum_s",
+        "vllm:inter_token_latency_seconds_count": "gap_count",
+        "vllm:prompt_tokens_cached_total": "cached_tokens",
+    }
+    before = time.monotonic_ns()
+    _, text = request(handle, "GET", "/metrics", timeout_s=timeout_s)
+    found = dict.fromkeys(wanted.values(), 0.0)
+    for line in text.decode(errors="replace").splitlines():
+        name, _, rest = line.partition("{")
+        if name in wanted and rest:
+            found[wanted[name]] += float(rest.rpartition(" ")[2])
+    return found | {"t_ns": (before + time.monotonic_ns()) / 2}

@@ -1,0 +1,1 @@
+"""The models that ship as config files, and the sizes that follow from an architecture."""

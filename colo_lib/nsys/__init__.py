@@ -1,0 +1,1 @@
+"""Nsight Systems: its command lines, one session over both engines, one capture of a step."""

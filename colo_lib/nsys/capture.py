@@ -1,0 +1,210 @@
+"""One capture of a step: both workloads under load below nsys, a recorded window of their steady state, its export.
+
+A capture explains; it is never used for throughput. Whatever goes wrong with it is told in its capture.json and leaves
+the trials as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from colo_lib.errors import ColoError, StepFailed
+from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.launch.engines import Handles
+from colo_lib.launch.load import collect, wait_steady, watch_window
+from colo_lib.launch.pacing import pacing_record
+from colo_lib.launch.under_load import begin_load, connect, settle
+from colo_lib.launch.window import Window, measure_window
+from colo_lib.nsys.commands import missing_workloads
+from colo_lib.nsys.session import JointFailed, Session, recorded_names
+from colo_lib.params import Params
+from colo_lib.paths import CAPTURE, PARTIAL
+from colo_lib.records import write_json
+from colo_lib.steps import Placement
+
+EXPORT_SUFFIX, REPORT_SUFFIX = ".sqlite", ".nsys-rep"
+
+# A report of this size or less is kept beside its export, for Nsight's own window.
+KEPT_REPORT_BYTES = 64 * 2**20
+
+# What an export may need, as a multiple of its report.
+EXPORT_GROWTH = 6
+
+LEAST_FREE_BYTES = 512 * 2**20
+
+
+def blank(params: Params, placement: Placement) -> dict[str, Any]:
+    """The record of a capture of which nothing is known yet."""
+    return {
+        "schema_version": SCHEMA_VERSION, "step": placement.step, "mechanism": placement.mechanism,
+        "status": "failed", "reason": None, "window_ns": None, "clock": None,
+        "devices": placement.devices_record(), "pids": {"gen": [], "embed": []},
+        "traced": "cuda" if params.device == "cuda" else "osrt",
+        "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
+        "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},
+        "pacing": pacing_record(params, placement),
+        "visible_devices": {}, "mechanism_evidence": None, "exports": [], "nsys_version": None, "command": [],
+        "sessions": None, "joint_reason": None,
+    }  # fmt: skip
+
+
+def write_absent(
+    params: Params,
+    placement: Placement,
+    target: Path,
+    reason: str,
+    status: str = "absent",
+    joint_reason: str | None = None,
+) -> None:
+    """A capture folder that says only why there is no capture."""
+    target.mkdir(parents=True, exist_ok=True)
+    told = {"status": status, "reason": reason, "joint_reason": joint_reason}
+    write_json(target / CAPTURE, blank(params, placement) | told)
+
+
+def capture_step(params: Params, placement: Placement, session: Session, target: Path) -> dict[str, Any]:
+    """Record one window of `placement` into the folder `target`; returns the content of its capture.json.
+
+    The engines run below `session` already. A capture that fails is recorded with its cause and raised as StepFailed,
+    as JointFailed where separate sessions may do better.
+    The folder gets its name when its record is written.
+    """
+    assert session.handles is not None
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "logs").mkdir(parents=True)
+    sessions = {"sessions": "separate" if session.separate else "joint", "joint_reason": session.joint_reason}
+    record = blank(params, placement) | {"command": session.command} | sessions
+    try:
+        with ExitStack() as stack:
+            record |= {"nsys_version": session.version()}
+            record |= _recorded(params, placement, session, session.handles, partial, stack)
+        record |= _exported(params, placement, session, partial, record)
+    except (ColoError, OSError, KeyboardInterrupt) as error:
+        record["reason"] = str(error) or type(error).__name__
+        _close(partial, target, record)
+        if isinstance(error, KeyboardInterrupt | JointFailed):
+            raise
+        raise StepFailed(record["reason"]) from error
+    _close(partial, target, record | {"status": "done"})
+    return record | {"status": "done"}
+
+
+def _close(partial: Path, target: Path, record: dict[str, Any]) -> None:
+    with suppress(OSError):
+        write_json(partial / CAPTURE, record)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+
+def _recorded(
+    params: Params, placement: Placement, session: Session, handles: Handles, folder: Path, stack: ExitStack
+) -> dict[str, Any]:
+    _check_disk(folder, 0)
+    frames = session.runtime / f"frames-{placement.step}"
+    shutil.rmtree(frames, ignore_errors=True)
+    frames.mkdir()
+    handles.check_alive()
+    loads = connect(params, placement, handles, session.runtime, folder, stack)
+    begin_load(params, placement, handles, loads, session.runtime, folder, stack)
+    wait_steady(params, loads, handles)
+    names = recorded_names(placement, session.separate)
+    context_switches = session.start(folder, names)
+    clock = clock_pair()
+    start_ns = time.monotonic_ns()
+    pids = {name: [pid for root in roots for pid in engine_tree(root)] for name, roots in handles.pids().items()}
+    watch_window(params, loads, handles, start_ns + int(params.capture_s * 1e9))
+    evidence = handles.evidence()
+    end_ns = start_ns + int(params.capture_s * 1e9)
+    # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
+    settle(loads, session.runtime, frames)
+    collect(loads, session.runtime, frames)
+    session.stop(names)
+    told = measure_window(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
+    return {
+        "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids,
+        "visible_devices": devices_seen(placement, handles), "context_switches": context_switches,
+        "mechanism_evidence": evidence,
+        "profiled": {name: told[name] for name in ("gen_tokens_per_s", "embed_sequences_per_s")},
+    }  # fmt: skip
+
+
+def devices_seen(placement: Placement, handles: Handles) -> dict[str, tuple[str, ...]]:
+    """pid -> the devices that the process sees, in its own order, for every process of every engine's tree."""
+    pids = handles.pids()
+    roots = [(root, placement.gen_devices) for root in pids["gen"]]
+    roots += list(zip(pids["embed"], placement.embed_devices, strict=False))
+    return {str(pid): devices for root, devices in roots for pid in engine_tree(root)}
+
+
+def clock_pair() -> dict[str, int]:
+    """The same moment by both clocks: nsys tells its session's start in UTC, everything else here is monotonic."""
+    before = time.monotonic_ns()
+    utc_ns = time.time_ns()
+    return {"monotonic_ns": (before + time.monotonic_ns()) // 2, "utc_ns": utc_ns}
+
+
+def engine_tree(root: int) -> list[int]:
+    """A process and all below it."""
+    with suppress(psutil.Error):
+        return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+    return [root]
+
+
+def _exported(
+    params: Params, placement: Placement, session: Session, folder: Path, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Export each report and look whether each workload under load is in the one that is to hold it."""
+    running = {
+        name: record["pids"][name]
+        for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s"))
+        if record["profiled"][rate] is not None
+    }
+    names = recorded_names(placement, session.separate)
+    for name in names:
+        report, export = folder / (name + REPORT_SUFFIX), folder / (name + EXPORT_SUFFIX)
+        if not report.exists():
+            raise StepFailed(_not_imported(session.runtime, folder))
+        _check_disk(folder, EXPORT_GROWTH * report.stat().st_size)
+        session.export(report, export)
+        held = {workload: pids for workload, pids in running.items() if _is_for(name, workload, session)}
+        missing = missing_workloads(export, held, on_gpu=params.device == "cuda")
+        if missing:
+            what = "GPU activity" if params.device == "cuda" else "event"
+            told = f"the export {export.name} holds no {what} of {' and '.join(missing)}, though they worked"
+            raise (StepFailed if session.separate else JointFailed)(f"{told} in the window")
+        if report.stat().st_size > KEPT_REPORT_BYTES:
+            report.unlink()
+    return {"exports": [name + EXPORT_SUFFIX for name in names]}
+
+
+def _is_for(name: str, workload: str, session: Session) -> bool:
+    return not session.separate or name.split("-")[1] == workload
+
+
+def _not_imported(runtime: Path, folder: Path) -> str:
+    """Keep what the importer could not read, and say how to read it elsewhere."""
+    left = [*folder.glob("*.qdstrm"), *runtime.glob("*.qdstrm")]
+    if not left:
+        return "nsys stop left no report"
+    kept = folder / "trace.qdstrm"
+    if left[0] != kept:
+        shutil.move(left[0], kept)
+    return (
+        f"nsys recorded but could not import: {kept.name} is kept, not readable here; "
+        "a full Nsight Systems turns it into a report with QdstrmImporter -i"
+    )
+
+
+def _check_disk(folder: Path, more_bytes: int) -> None:
+    needed, free = LEAST_FREE_BYTES + more_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise StepFailed(
+            f"disk full: {folder} has {free / 2**20:.0f} MiB free, a capture needs {needed / 2**20:.0f}: make room"
+        )

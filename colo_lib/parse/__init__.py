@@ -1,1 +1,0 @@
-"""Files to tidy frames, read-only. The only room that knows table and file layouts."""

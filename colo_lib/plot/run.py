@@ -1,0 +1,244 @@
+"""Kept fractions and aggregates by step, with intervals and each block as a dot.
+
+Latencies by step: inter-token gaps and embedding batches as distributions, stalls against their bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from colo_lib.plot.style import (
+    BOTH_COLOUR,
+    BOUND_COLOUR,
+    GROUND,
+    MECHANISM_HATCHES,
+    MECHANISM_MARKERS,
+    WIDTH_IN,
+    WORKLOAD_COLOURS,
+    apply_style,
+)
+from colo_lib.steps import CO_LOCATED
+
+BAR_WIDTH = 0.36
+
+
+def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, float] | None = None) -> Figure:
+    """What each workload keeps in each shared step (left), and the work done per device (right).
+
+    `kept`: `analyse.kept.kept_fractions`; `ratios`: `block_ratios`; `bounds`: workload -> least kept fraction.
+    """
+    apply_style()
+    figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    steps = [step for step in ("mps-alone", *CO_LOCATED) if step in set(kept["step"])]
+    offsets = {"gen": -BAR_WIDTH / 2, "embed": BAR_WIDTH / 2}
+    for workload, offset in offsets.items():
+        _bars(left, kept, ratios, steps, workload, offset, WORKLOAD_COLOURS[workload])
+    for workload, bound in (bounds or {}).items():
+        left.axhline(bound, color=WORKLOAD_COLOURS[workload], linestyle=":", linewidth=1.3)
+    left.set(title="Kept of each workload's own rate", ylabel="kept fraction (alone = 1)")
+    _bars(right, kept, ratios, steps, "aggregate_per_device", 0.0, BOTH_COLOUR)
+    right.axhline(1.0, color=BOUND_COLOUR, linestyle="--", linewidth=1.3)
+    right.set(title="Work per device", ylabel="devices' worth (dedicated = 1)")
+    for axes in (left, right):
+        _finish(axes, kept, steps)
+    figure.legend(handles=_legend(kept, steps, bool(bounds)), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _bars(
+    axes: Axes, kept: pd.DataFrame, ratios: pd.DataFrame, steps: list[str], quantity: str, offset: float, colour: str
+) -> None:
+    for place, step in enumerate(steps):
+        mine = kept[(kept["step"] == step) & (kept["quantity"] == quantity)]
+        if mine.empty:
+            continue
+        item = mine.iloc[0]
+        hatch, marker = MECHANISM_HATCHES.get(item["mechanism"], ""), MECHANISM_MARKERS.get(item["mechanism"], "o")
+        where = place + offset
+        axes.bar(
+            where,
+            item["mean"],
+            BAR_WIDTH,
+            facecolor=colour,
+            alpha=0.35,
+            edgecolor=colour,
+            hatch=hatch,
+            linewidth=1.2,
+            gid=f"{step}-{quantity}",
+        )
+        if np.isfinite([item["low"], item["high"]]).all():
+            reach = [[max(0.0, item["mean"] - item["low"])], [max(0.0, item["high"] - item["mean"])]]
+            axes.errorbar(where - 0.05, item["mean"], yerr=reach, color="black", capsize=4, linewidth=1.4)
+        dots = ratios[(ratios["step"] == step) & (ratios["quantity"] == quantity)]["ratio"]
+        axes.scatter(
+            np.full(len(dots), where + 0.09),
+            dots,
+            s=22,
+            marker=marker,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.6,
+            zorder=3,
+        )
+
+
+def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str]) -> None:
+    labels = []
+    for step in steps:
+        mine = kept[kept["step"] == step]
+        blocks, starts = int(mine["blocks"].max()), int(mine["starts"].min())
+        labels.append(f"{step}\nn={blocks} blocks\n{starts} start{'s' if starts > 1 else ''}")
+    axes.set_xticks(range(len(steps)), labels)
+    axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="x", visible=False)
+    if not steps:
+        axes.text(0.5, 0.5, "no shared step with a baseline\nin the same block", transform=axes.transAxes, ha="center")
+
+
+def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool) -> list[object]:
+    handles: list[object] = [
+        Patch(facecolor=colour, alpha=0.5, edgecolor=colour, label=workload)
+        for workload, colour in WORKLOAD_COLOURS.items()
+    ]
+    handles.append(Patch(facecolor=BOTH_COLOUR, alpha=0.5, edgecolor=BOTH_COLOUR, label="gen + embed"))
+    for name in dict.fromkeys(kept.loc[kept["step"].isin(steps), "mechanism"]):
+        handles.append(Patch(facecolor="white", edgecolor="black", hatch=MECHANISM_HATCHES.get(name, ""), label=name))
+    handles.append(Line2D([], [], color="black", marker="|", linewidth=1.4, label="95 % interval"))
+    handles.append(Line2D([], [], color="#777777", marker="o", linestyle="", markersize=5, label="one block"))
+    if with_bounds:
+        handles.append(Line2D([], [], color="black", linestyle=":", label="least kept (verdict)"))
+    handles.append(Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="dedicated devices"))
+    return handles
+
+
+STEP_COLOURS = {
+    "step1": "#0072B2",
+    "step2": "#E69F00",
+    "step3": "#009E73",
+    "step4": "#CC79A7",
+    "mps-alone": "#D55E00",
+    "configA": "#56B4E9",
+    "configB": "#000000",
+    "configB-one": "#44AA99",
+    "tp2-mps-alone": "#AA4499",
+    "tp2-alone": "#661100",
+    "mig": "#882255",
+    "sm-partition": "#999933",
+}
+
+STEP_LINES: dict[str, Any] = {
+    "step1": "-",
+    "step2": "--",
+    "step3": "-.",
+    "step4": ":",
+    "mps-alone": (0, (1, 1)),
+    "configA": (0, (5, 1)),
+    "configB": (0, (3, 1, 1, 1)),
+    "configB-one": (0, (5, 1, 1, 1, 1, 1)),
+    "tp2-mps-alone": (0, (2, 1)),
+    "tp2-alone": (0, (6, 2)),
+    "mig": (0, (7, 2, 1, 2)),
+    "sm-partition": (0, (2, 3)),
+}
+
+MOST_POINTS = 2000  # of one curve: quantiles keep its shape, and its ends
+
+
+def distributions(samples: pd.DataFrame) -> Figure:
+    """Share of inter-token gaps (left) and of embedding batches (right) at or under each time, a curve a step.
+
+    `samples`: step, kind ('gap', 'batch'), ms; pooled over the trials that count.
+    """
+    apply_style()
+    figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curves(left, samples[samples["kind"] == "gap"], "gen: gap between tokens", "inter-token gap (ms)")
+    _curves(right, samples[samples["kind"] == "batch"], "embed: time of a batch", "batch time (ms)")
+    return figure
+
+
+def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
+    for step in [step for step in STEP_COLOURS if step in set(samples["step"])]:
+        values = samples.loc[samples["step"] == step, "ms"]
+        # A burst brings tokens in one chunk, gap 0: a log axis starts at a microsecond.
+        ordered = np.sort(np.maximum(values.to_numpy(), 1e-3))
+        share = np.linspace(0, 1, min(len(ordered), MOST_POINTS))
+        axes.step(
+            np.quantile(ordered, share, method="inverted_cdf"),
+            share * 100,
+            where="post",
+            color=STEP_COLOURS[step],
+            linestyle=STEP_LINES[step],
+            label=f"{step} (n={len(ordered):,})",
+            gid=step,
+        )
+    axes.set(title=title, xlabel=label, ylabel="events at or under (%)", ylim=(0, 101))
+    if samples.empty:
+        axes.text(0.5, 0.5, "no events in a window that counts", transform=axes.transAxes, ha="center")
+        return
+    if samples["ms"].max() > 10 * max(samples["ms"].min(), 1e-3):
+        # Tokens that came in one chunk would stretch the axis over decades in which nothing happens.
+        low = min(np.quantile(group["ms"], 0.02) for _, group in samples.groupby("step"))
+        _log_axis(axes, max(float(low) / 2, 1e-3), None)
+    axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
+    """The longest stall of each workload by step, against its bound.
+
+    `bounds`: `analyse.findings.against_bounds`; `mechanisms`: step -> mechanism.
+    """
+    apply_style()
+    shown = bounds[bounds["what"].str.contains("without")]
+    steps = [step for step in STEP_COLOURS if step in set(shown["step"])]
+    figure = Figure(figsize=(WIDTH_IN, 1.4 + 0.5 * max(len(steps), 2)), layout="constrained")
+    for axes, workload in zip(figure.subplots(1, 2, sharey=True), WORKLOAD_COLOURS, strict=True):
+        mine = shown[shown["what"].str.startswith(workload)]
+        for row in mine.itertuples():
+            place, colour = steps.index(row.step), WORKLOAD_COLOURS[workload]
+            hatch = MECHANISM_HATCHES.get(mechanisms.get(row.step, ""), "")
+            axes.barh(place, row.worst, 0.6, facecolor=colour, alpha=0.4, edgecolor=colour, hatch=hatch)
+            axes.annotate(
+                f"{row.worst:,.0f} ms", (row.worst, place), xytext=(4, 0), textcoords="offset points", va="center",
+                bbox=GROUND,
+            )  # fmt: skip
+        what = "token" if workload == "gen" else "finished batch"
+        axes.set(title=f"{workload}: longest stall", xlabel=f"time without a {what} (ms)")
+        if len(mine):
+            axes.axvline(
+                mine["bound"].iloc[0],
+                color=BOUND_COLOUR,
+                linestyle="--",
+                label=f"bound: {mine['bound'].iloc[0]:,.0f} ms",
+            )
+            _log_axis(axes, mine["worst"].min() / 3, max(mine["worst"].max(), mine["bound"].max()) * 4)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        axes.set_yticks(range(len(steps)), [f"{step}\nn={_count(shown, step)} trials" for step in steps])
+        axes.set_ylim(len(steps) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _count(shown: pd.DataFrame, step: str) -> int:
+    return int(shown.loc[shown["step"] == step, "trials"].max())
+
+
+def _log_axis(axes: Axes, left: float, right: float | None) -> None:
+    """A logarithmic x axis from `left` to `right` (None: as drawn), with plain numbers that have room."""
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1000:g}k")
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,1 @@
+"""A run from its first trial to its seal: plans, run folders, captures, notebooks as steps, sweeps."""

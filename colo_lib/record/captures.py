@@ -1,0 +1,142 @@
+"""The captures of a run: after its trials, engines started again below nsys, one session a set of engines.
+
+A capture that cannot be had never takes a trial with it: its folder says why, and the run ends complete without it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+
+import psutil
+
+from colo_lib.errors import ColoError, InputError
+from colo_lib.launch.rpc import runtime_folder
+from colo_lib.nsys.capture import capture_step, write_absent
+from colo_lib.nsys.commands import conflicting_words, find_nsys
+from colo_lib.nsys.session import JointFailed, Session
+from colo_lib.params import Params, split_list
+from colo_lib.paths import CAPTURE, capture_folder
+from colo_lib.record.plan import Progress
+from colo_lib.record.run_folder import trial_status
+from colo_lib.steps import Placement, placement_of
+
+Say = Callable[[str], None]
+
+LOGS = Path("logs") / "captures"
+
+NO_NSYS = "nsys is not on PATH: install Nsight Systems; without it throughput is measured and kernel overlap is not"
+
+# What else subscribes to CUPTI or takes a GPU's counters, by the name of the process.
+RIVALS = {"nv-hostengine": "DCGM's host engine", "dcgm-exporter": "DCGM's exporter", "ncu": "Nsight Compute"}
+
+
+def refuse_conflicts(params: Params) -> None:
+    """Raises InputError for a torch profiler in a run that is to be captured: CUPTI serves one of them."""
+    words = conflicting_words(shlex.split(params.gen_extra_args)) if params.capture_s else []
+    if words:
+        raise InputError(
+            f"parameter 'gen_extra_args' holds {words[0]!r} while capture_s = {params.capture_s:g}: a torch profiler "
+            "and Nsight Systems cannot both subscribe to CUPTI; leave one of them out"
+        )
+
+
+def missing_captures(params: Params, folder: Path, steps: list[str]) -> list[Placement]:
+    """Placements of the steps whose capture is wanted and not there; steps that can share engines stand together."""
+    if not params.capture_s:
+        return []
+    # What this machine cannot carry out cannot be captured either: its trials say why.
+    asked = set(split_list(params.capture_steps)) or set(steps)
+    carried_out = [step for step in steps if step in asked and trial_status(folder, step, 1) != "skipped"]
+    placements = [placement_of(step, params) for step in carried_out if capture_status(folder, step) != "done"]
+    keys = list(dict.fromkeys(placement.engine_key() for placement in placements))
+    return sorted(placements, key=lambda placement: keys.index(placement.engine_key()))
+
+
+def capture_status(folder: Path, step: str) -> str | None:
+    """done, failed or absent; None when the capture was not tried."""
+    file = capture_folder(folder, step) / CAPTURE
+    return str(json.loads(file.read_text())["status"]) if file.is_file() else None
+
+
+def rivals() -> list[str]:
+    """Processes of this machine that keep nsys from the GPU, in words."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        name, words = process.info["name"] or "", process.info["cmdline"] or []
+        if name in RIVALS:
+            found.append(f"{RIVALS[name]} ({name}, pid {process.pid})")
+        elif name == "nsys" and "--start-agent" in words:
+            found.append(f"another Nsight Systems session (nsys, pid {process.pid})")
+    return found
+
+
+def record_captures(params: Params, folder: Path, steps: list[str], say: Say) -> list[str]:
+    """Record the captures of `steps` that `folder` lacks; returns what is missing in the end, a sentence each."""
+    wanted = missing_captures(params, folder, steps)
+    if not wanted:
+        return []
+    binary, reason = find_nsys(), None
+    if binary is None:
+        reason = NO_NSYS
+    elif params.device == "cuda" and (others := rivals()):
+        reason = f"CUPTI is taken by {', '.join(others)}: end it (dcgmi profile --pause holds DCGM back) and resume"
+    if binary is None or reason:
+        for placement in wanted:
+            write_absent(params, placement, capture_folder(folder, placement.step), str(reason))
+        names = ", ".join(placement.step for placement in wanted)
+        return [f"no capture of {names}: {reason}"]
+    missing: list[str] = []
+    for _, group in groupby(wanted, key=Placement.engine_key):
+        missing += _record_group(params, folder, list(group), binary, say)
+    return missing
+
+
+def _record_group(params: Params, folder: Path, group: list[Placement], binary: Path, say: Say) -> list[str]:
+    """Captures of steps that share engines: one session as long as it holds, another one after a failure.
+
+    A step that one session cannot hold is captured again with one for each engine, as are those that come after it.
+    """
+    missing: list[str] = []
+    joint_reason: str | None = None
+    # As in the trials: what idles in memory is the same in every step.
+    wanted = any(one.runs_gen for one in group), any(one.runs_embed for one in group)
+    with runtime_folder() as runtime:
+        session: Session | None = None
+        try:
+            for placement in group:
+                say(f"{placement.step}: capture of {params.capture_s:g} s, {placement.mechanism}")
+                try:
+                    session = session or Session(binary, params, runtime, folder / LOGS, joint_reason)
+                    try:
+                        _capture(session, placement, wanted, folder, say)
+                    except JointFailed as error:
+                        session.close()
+                        joint_reason = str(error)
+                        say(f"{placement.step}: one session does not hold it, once more with one for each engine")
+                        session = Session(binary, params, runtime, folder / LOGS, joint_reason)
+                        _capture(session, placement, wanted, folder, say)
+                except (ColoError, OSError) as error:
+                    missing.append(f"no capture of {placement.step}: {error}")
+                    if session is not None:
+                        session.close()
+                    session = None
+        finally:
+            if session is not None:
+                session.close()
+    return missing
+
+
+def _capture(session: Session, placement: Placement, wanted: tuple[bool, bool], folder: Path, say: Say) -> None:
+    """One attempt at a step; whatever it raises is in the step's capture.json."""
+    target = capture_folder(folder, placement.step)
+    try:
+        if session.handles is None:
+            session.launch(placement, *wanted, Progress(5.0, say))
+    except (ColoError, OSError) as error:
+        write_absent(session.params, placement, target, str(error), "failed", session.joint_reason)
+        raise
+    capture_step(session.params, placement, session, target)

@@ -1,0 +1,293 @@
+"""What a joint sweep measures, in order: trials that are the same for several cells once, engines changed least.
+
+Cells of a sweep differ in a few parameters, and most trials of most cells do not depend on them: gen alone does not
+know how embed would be paced. Such a trial is measured once a block and counts for every cell that would repeat it;
+the cells' kept fractions are then taken against one baseline, block by block.
+
+A joint sweep: the cells' trials on engines that stay up, block by block, a shared baseline measured once.
+
+Every cell still becomes a run of its own, whole: trials that count for several cells are copied into each, with
+`measured_in` naming the cell that measured them. Trials go straight to the launcher, without a notebook each.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from colo_lib.errors import InputError, StepFailed, StepSkipped
+from colo_lib.launch.engines import LIMITED, EngineIdentity, identity_of
+from colo_lib.launch.pacing import shares
+from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.trial import run_trial, skip_trial
+from colo_lib.params import Params
+from colo_lib.paths import PARTIAL, START, TRIAL, cell_folder, cell_runs, trial_folder
+from colo_lib.record.captures import record_captures
+from colo_lib.record.plan import rounds_of
+from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
+from colo_lib.record.run_folder import begin_run, counts, resume, run_lock, seal, trial_status
+from colo_lib.record.sweep import DONE, FAILED, REFUSED, CellRecord, Order, cell_params, finished_run, read_plan
+from colo_lib.records import write_json
+from colo_lib.steps import Placement, placement_of
+
+# Say where results go, what is read, captured, judged or planned: no trial depends on them.
+NEVER = (
+    "run_name", "runs_dir", "run", "sweep", "sweeps_dir", "block", "blocks", "starts", "steps", "exports",
+    "exports_alone", "trace_step", "trace_gen", "trace_embed", "trace_window", "capture_s", "capture_steps",
+    "capture_graph_trace", "capacity_devices", "capacity_tokens_per_s", "capacity_sequences_per_s", "min_gen_kept",
+    "max_gap_growth", "min_embed_kept", "min_overlap", "min_profiled_ratio", "cell_timeout_s",
+)  # fmt: skip
+
+PACING = ("embed_pacing", "embed_duty", "embed_micro_batch_size", "slo_gen_gap_ms")
+
+# What only a workload's own load and limits say; an idle one has them without effect.
+GEN_LOAD = ("gen_concurrency", "gen_prompt_tokens", "gen_output_tokens")
+
+EMBED_LOAD = ("embed_batch_size", "embed_sequence_tokens")
+
+
+@dataclass(frozen=True)
+class JointTrial:
+    """One trial to measure, with the parameters of the first of the `cells` that it counts for.
+
+    Trials of different rounds never run on the same start of the engines.
+    """
+
+    params: Params
+    placement: Placement
+    block: int
+    cells: tuple[str, ...]
+    round: int = 1
+
+
+def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
+    """Every trial of a joint sweep in the order in which it is measured.
+
+    The blocks are spread over `starts` rounds of the first cell, in each of which every set of engines is started once
+    (`run.plan.plan_trials`); sets with the same gen stand together, and every second round runs them backwards. Blocks
+    run in alternating order within a set. Raises InputError as `place` does.
+    """
+    found: dict[tuple[object, ...], JointTrial] = {}
+    for name, params in cells:
+        for step in params.step_names():
+            placement = placement_of(step, params)
+            for block in range(1, params.blocks + 1):
+                key = (step, block, repr(what_matters(params, placement)))
+                before = found.get(key)
+                own = (*before.cells, name) if before else (name,)
+                found[key] = JointTrial(before.params if before else params, placement, block, own)
+    groups = _by_engines(list(found.values()))
+    blocks = sorted({trial.block for trial in found.values()})
+    return [
+        replace(one, round=number)
+        for number, own_blocks in enumerate(rounds_of(blocks, cells[0][1].starts if cells else 1), 1)
+        for group in (groups if number % 2 else groups[::-1])
+        for block in own_blocks
+        for one in _in_block(group, block)
+    ]
+
+
+def what_matters(params: Params, placement: Placement) -> dict[str, object]:
+    """The parameters that a trial of `placement` depends on, by name: all but those that are known not to matter.
+
+    An idle neighbour's engine does not count: it holds memory and computes nothing.
+    """
+    left_out = set(NEVER)
+    if not shares(placement):
+        left_out |= set(PACING)
+    if not placement.runs_gen:
+        left_out |= set(GEN_LOAD) | _starting_with(params, "mps_gen_")
+    if not placement.runs_embed:
+        left_out |= set(EMBED_LOAD) | _starting_with(params, "mps_embed_")
+    if placement.engine_key()[-1] not in LIMITED:
+        left_out |= _starting_with(params, "mps_")
+    for mechanism in ("sm-partition", "mig"):
+        if placement.mechanism != mechanism:
+            left_out |= _starting_with(params, mechanism.replace("-", "_") + "_")
+    if placement.mechanism != "cpu-alternating":
+        left_out.add("slice_ms")
+    return {name: value for name, value in params.model_dump().items() if name not in left_out}
+
+
+def sharing(plan: Sequence[JointTrial], trial: JointTrial) -> list[Placement]:
+    """Placements of all trials that use the same gen, mechanism and devices as `trial`."""
+    gen = identity_of(trial.params, trial.placement).gen
+    return [one.placement for one in plan if identity_of(one.params, one.placement).gen == gen]
+
+
+def _starting_with(params: Params, prefix: str) -> set[str]:
+    return {name for name in type(params).model_fields if name.startswith(prefix)}
+
+
+def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:
+    """Trials by the engines they need, in the order of appearance, those with the same gen next to each other.
+
+    A trial in which embed is idle can use any embed: it goes with the first set of its gen.
+    """
+    sets: dict[str, dict[str, list[JointTrial]]] = {}
+    first: dict[str, EngineIdentity] = {}
+    for trial in trials:
+        identity = identity_of(trial.params, trial.placement)
+        opening = first.setdefault(identity.gen, identity)
+        embed = identity.embed if trial.placement.runs_embed else opening.embed
+        sets.setdefault(identity.gen, {}).setdefault(embed, []).append(trial)
+    return [group for by_embed in sets.values() for group in by_embed.values()]
+
+
+def _in_block(group: list[JointTrial], block: int) -> list[JointTrial]:
+    mine = [trial for trial in group if trial.block == block]
+    return mine if block % 2 else mine[::-1]
+
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class JointCell:
+    """A cell under way: its parameters, its unfinished run folder, what failed in it, what it lacks in the end."""
+
+    order: Order
+    params: Params
+    run: Path
+    failures: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def folder(self, trial: JointTrial) -> Path:
+        """Where the record of a trial belongs."""
+        return trial_folder(self.run, trial.placement.step, trial.block)
+
+    def lacks(self, trial: JointTrial) -> bool:
+        """Whether the trial is not recorded here yet."""
+        return not counts(trial_status(self.run, trial.placement.step, trial.block))
+
+    def close(self, seconds: float) -> None:
+        """Note the time of this sitting and, where nothing failed, make the folder a run."""
+        note_seconds(self.run, seconds)
+        if not self.failures:
+            self.run = seal(self.run)
+
+
+def carry_out_jointly(orders: list[Order], say: Say) -> Iterator[CellRecord]:
+    """Carry out all cells at once on this machine; gives their records at the end, in the grid's order.
+
+    A cell that cannot be begun is refused and takes no other with it. A capture that cannot be had is told, and its
+    cell counts as done: what it measured is complete. Whatever interrupts us ends the engines and leaves the runs
+    `.partial`, to be taken up again.
+    """
+    began = time.monotonic()
+    told: dict[str, tuple[str, str | None]] = {}
+    with ExitStack() as stack:
+        cells = _open_cells(orders, stack, told)
+        try:
+            _measure(cells, stack.enter_context(runtime_folder()), say)
+            _capture(cells, say)
+        except KeyboardInterrupt:
+            for cell in cells.values():
+                note_seconds(cell.run, time.monotonic() - began)
+            raise
+        for name, cell in cells.items():
+            cell.close(time.monotonic() - began)
+            told[name] = (FAILED if cell.failures else DONE, "; ".join(cell.failures or cell.missing) or None)
+    seconds, host = time.monotonic() - began, socket.gethostname()
+    yield from (CellRecord(one.cell.name, *told[one.cell.name], one.attempt, host, seconds) for one in orders)
+
+
+def _open_cells(orders: list[Order], stack: ExitStack, told: dict[str, tuple[str, str | None]]) -> dict[str, JointCell]:
+    """The cells that are to be measured, each held until the stack ends; what became of the others goes into `told`."""
+    cells = {}
+    for order in orders:
+        try:
+            if finished_run(cell_runs(cell_folder(order.folder, order.cell.name))):
+                told[order.cell.name] = (DONE, None)
+                continue
+            cell = _open_cell(order)
+            stack.enter_context(run_lock(cell.run))
+            cells[order.cell.name] = cell
+        except InputError as error:
+            told[order.cell.name] = (REFUSED, str(error))
+    return cells
+
+
+def _capture(cells: dict[str, JointCell], say: Say) -> None:
+    """The captures that cells want, after all trials: each starts engines of its own below nsys."""
+    for name, cell in cells.items():
+        if not cell.failures:
+            cell.missing = record_captures(cell.params, cell.run, cell.params.step_names(), say)
+            for sentence in cell.missing:
+                say(f"{name}: {sentence}")
+
+
+def _open_cell(order: Order) -> JointCell:
+    """The cell's unfinished run, taken up or begun; raises InputError for one that is damaged."""
+    base, _ = read_plan(order.folder)
+    params = cell_params(base, order.cell, order.folder)
+    runs = cell_runs(cell_folder(order.folder, order.cell.name))
+    unfinished = sorted(file.parent for file in runs.glob(f"*{PARTIAL}/{START}"))
+    run = resume(unfinished[-1], runs)[0] if unfinished else begin_run(params, say=lambda _: None)
+    return JointCell(order, params, run)
+
+
+def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:
+    """Every trial that a cell lacks, measured once and laid into all of its cells."""
+    if not cells:
+        return
+    plan = plan_joint([(name, cell.params) for name, cell in cells.items()])
+    keeper = EngineKeeper(runtime, next(iter(cells.values())).run / "logs")
+    try:
+        up = None
+        for number, trial in enumerate(plan, 1):
+            mine = [cells[name] for name in trial.cells]
+            missing = [cell for cell in mine if cell.lacks(trial)]
+            if not missing:
+                continue
+            have = next((cell for cell in mine if not cell.lacks(trial)), None)
+            failure = None
+            if have is None:
+                if up not in (None, trial.round):
+                    keeper.stop()  # engines of an earlier round would be no fresh start
+                up, have = trial.round, missing[0]
+                failure = _one_trial(have, trial, sharing(plan, trial), keeper, say)
+            for cell in missing:
+                if failure:
+                    cell.failures.append(f"{trial.placement.step}, trial {trial.block}: {failure}")
+                elif cell is not have:
+                    copy_trial(have, cell, trial)
+            where = f"{', '.join(trial.cells)}: {trial.placement.step}, block {trial.block}"
+            say(f"[{number}/{len(plan)}] {where}: {trial_line(have.folder(trial), failure)}")
+    finally:
+        keeper.stop()
+
+
+def _one_trial(
+    cell: JointCell, trial: JointTrial, others: list[Placement], keeper: EngineKeeper, say: Say
+) -> str | None:
+    """Measure one trial into a cell's folder; None when it left a record that counts, else the cause."""
+    folder = cell.folder(trial)
+    try:
+        handles = keeper.ready_for(trial.params, trial.placement, others, say)
+        run_trial(trial.params, trial.placement, handles, folder, trial.block)
+    except StepSkipped as skipped:
+        skip_trial(trial.placement, folder, trial.block, str(skipped))
+    except StepFailed as error:
+        # An engine that failed a trial is not trusted with the next one.
+        keeper.stop()
+        return str(error)
+    return None
+
+
+def copy_trial(source: JointCell, target: JointCell, trial: JointTrial) -> None:
+    """A trial's folder as another cell's own, but for the logs; it appears whole or not at all."""
+    folder = target.folder(trial)
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source.folder(trial), partial, ignore=shutil.ignore_patterns("logs"))
+    told = json.loads((partial / TRIAL).read_text())
+    write_json(partial / TRIAL, {"measured_in": source.order.cell.name} | told)
+    partial.rename(folder)

@@ -1,0 +1,96 @@
+"""The order of trials: rounds of fresh engines, blocks in alternating order, steps that share engines side by side.
+
+Progress for a person: what runs now, at most every few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from colo_lib.params import Params
+from colo_lib.steps import Placement, placement_of
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial to carry out; `block` counts from 1 and numbers the trial within its step.
+
+    `round` counts from 1: trials of different rounds never run on the same start of the engines.
+    """
+
+    placement: Placement
+    block: int
+    round: int
+
+    @property
+    def step(self) -> str:
+        """Name of the step."""
+        return self.placement.step
+
+
+def rounds_of(blocks: Iterable[int], starts: int) -> list[list[int]]:
+    """The blocks in at most `starts` runs of neighbours, as even as they can be, none empty."""
+    every = list(blocks)
+    count = min(starts, len(every))
+    edges = [len(every) * place // count for place in range(count + 1)] if count else [0]
+    return [every[edges[place] : edges[place + 1]] for place in range(count)]
+
+
+def plan_trials(params: Params) -> list[PlannedTrial]:
+    """Every trial of the run in order; raises InputError when a step does not fit the devices.
+
+    The blocks are spread over `starts` rounds. A round starts every set of engines once and runs all of its blocks on
+    it; every second round takes the sets backwards, so that a drift of the machine meets the sets alike. Within a set
+    every second block runs its steps backwards (1 3 4 | 4 3 1 | …), so that it meets the steps alike.
+    """
+    sets: dict[tuple[object, ...], list[Placement]] = {}
+    for step in params.step_names():
+        placement = placement_of(step, params)
+        sets.setdefault(placement.engine_key(), []).append(placement)
+    groups = list(sets.values())
+    return [
+        PlannedTrial(placement, block, number)
+        for number, blocks in enumerate(rounds_of(range(1, params.blocks + 1), params.starts), 1)
+        for steps in (groups if number % 2 else groups[::-1])
+        for block in blocks
+        for placement in (steps if block % 2 else steps[::-1])
+    ]
+
+
+def expected_trial_s(params: Params) -> float:
+    """About how long one trial takes beside its engines' start: warm-up, window, notebook and hand-over."""
+    return params.warmup_s + params.window_s + 6.0
+
+
+def seconds_left(params: Params, left: list[PlannedTrial], engine_start_s: float, current: object) -> float:
+    """About how long the trials that are left will take, engine starts included.
+
+    `current`: (round, key) of the engines that are up.
+    """
+    starts = 0
+    for trial in left:
+        mine = (trial.round, trial.placement.engine_key())
+        starts += mine != current
+        current = mine
+    return len(left) * expected_trial_s(params) + starts * engine_start_s
+
+
+def to_stderr(text: str) -> None:
+    """One line to standard error, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A `say` that drops what comes sooner than `every_s` seconds after the last thing said."""
+
+    def __init__(self, every_s: float = 5.0, say: Callable[[str], None] = to_stderr) -> None:
+        self.every_s, self.say, self.said_s = every_s, say, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Say it, unless something was said just now."""
+        if time.monotonic() - self.said_s >= self.every_s:
+            self.said_s = time.monotonic()
+            self.say(text)

@@ -1,0 +1,228 @@
+"""`colo run`: every trial of the plan through its notebook, engines kept up between them, then the seal.
+
+Keeps one set of engines up and changes as little of it as the next trial needs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colo_lib.errors import StepFailed, StepSkipped
+from colo_lib.launch.engines import ENGINES_FILE, EngineIdentity, Engines, Handles, identity_of, publish
+from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.trial import skip_trial
+from colo_lib.params import Params
+from colo_lib.paths import TRIAL, trial_folder
+from colo_lib.record.captures import record_captures
+from colo_lib.record.notebook_host import NotebookHost, notebook_host
+from colo_lib.record.plan import PlannedTrial, Progress, plan_trials, seconds_left
+from colo_lib.record.run_folder import counts, run_lock, seal, trial_records, trial_status
+from colo_lib.records import write_json
+from colo_lib.steps import STEP_NOTEBOOKS, STEP_TITLES, Placement
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What became of a run: its folder (finished or still `.partial`), failed trials and captures that it lacks."""
+
+    folder: Path
+    failures: list[str]
+    missing: list[str]
+
+
+def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
+    """Record every trial and capture that `folder` lacks and seal it; on failed trials it stays `.partial`.
+
+    A capture that cannot be had does not keep a run open: what it measured is complete.
+    Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended.
+    """
+    plan, failures, began = plan_trials(params), list[str](), time.monotonic()
+    missing: list[str] = []
+    with ExitStack() as stack:
+        stack.enter_context(terminable())
+        stack.enter_context(run_lock(folder))
+        # Also of a sitting that is interrupted: the share of measured time is over all of them.
+        stack.callback(lambda: note_seconds(folder, time.monotonic() - began))
+        runtime = stack.enter_context(runtime_folder())
+        keeper = EngineKeeper(runtime, folder / "logs")
+        stack.callback(keeper.stop)
+        environment = {ENGINES_FILE: str(keeper.file)}
+        host = stack.enter_context(notebook_host(runtime, folder / "logs" / "notebooks.log", environment))
+        up: object = None
+        for number, trial in enumerate(plan, 1):
+            if counts(trial_status(folder, trial.step, trial.block)):
+                continue
+            if up not in (None, trial.round):
+                keeper.stop()  # engines of an earlier round would be no fresh start
+            up = trial.round
+            sharing = [one.placement for one in plan if one.placement.engine_key() == trial.placement.engine_key()]
+            failure = carry_out_trial(params, folder, trial, sharing, keeper, host, say)
+            if failure:
+                failures.append(f"{trial.step}, trial {trial.block}: {failure}")
+            left = seconds_left(params, plan[number:], keeper.start_s, (trial.round, keeper.key))
+            say(progress_line(number, len(plan), folder, trial, failure, left))
+        keeper.stop()
+        if not failures:
+            missing = record_captures(params, folder, params.step_names(), say)
+    say(time_line(folder))
+    return Outcome(folder if failures else seal(folder), failures, missing)
+
+
+def time_line(folder: Path) -> str:
+    """Seconds inside windows of the seconds in all, over every sitting of this folder."""
+    measured_s = sum(record.get("window_s") or 0.0 for record in trial_records(folder))
+    total_s = json.loads((folder / "start.json").read_text())["total_s"]
+    return f"measured {measured_s:.0f} s in windows of {total_s:.0f} s in all ({measured_s / max(total_s, 1e-9):.0%})"
+
+
+def note_seconds(folder: Path, seconds: float) -> None:
+    """Add the seconds that this sitting took to the folder's start record."""
+    start = json.loads((folder / "start.json").read_text())
+    write_json(folder / "start.json", start | {"total_s": start.get("total_s", 0.0) + seconds})
+
+
+def carry_out_trial(
+    params: Params,
+    folder: Path,
+    trial: PlannedTrial,
+    sharing: list[Placement],
+    keeper: EngineKeeper,
+    host: NotebookHost,
+    say: Say,
+) -> str | None:
+    """One trial through its step's notebook; None when it left a record that counts, else the cause."""
+    complaint: str | None = None
+    try:
+        say(f"{trial.step} ({STEP_TITLES[trial.step]}), block {trial.block}: {trial.placement.mechanism}")
+        keeper.ready_for(params, trial.placement, sharing, say)
+        notebook = STEP_NOTEBOOKS[trial.step]
+        out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
+        told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
+        limit_s = params.cell_timeout_s + 120.0
+        complaint = host.execute(notebook, out, told, limit_s)
+    except StepSkipped as skipped:
+        skip_trial(trial.placement, trial_folder(folder, trial.step, trial.block), trial.block, str(skipped))
+        return None
+    except StepFailed as error:
+        complaint = str(error)
+    if counts(trial_status(folder, trial.step, trial.block)):
+        return None
+    # An engine that failed a trial is not trusted with the next one.
+    keeper.stop()
+    return complaint or "its notebook ended without the trial's record"
+
+
+def progress_line(
+    number: int, total: int, folder: Path, trial: PlannedTrial, failure: str | None, left_s: float
+) -> str:
+    """What a person reads after each trial."""
+    left = f"about {left_s // 60:.0f} min {left_s % 60:02.0f} s left" if left_s else "last trial done"
+    told = trial_line(trial_folder(folder, trial.step, trial.block), failure)
+    return f"[{number}/{total}] {trial.step}, block {trial.block}: {told}  ({left})"
+
+
+def trial_line(folder: Path, failure: str | None) -> str:
+    """What became of a trial: its rates and doubts, or why it failed."""
+    if failure:
+        return f"FAILED: {failure}"
+    record = json.loads((folder / TRIAL).read_text())
+    rates = [
+        f"{name} {record[field]:.1f} {unit}"
+        for name, field, unit in (
+            ("gen", "gen_tokens_per_s", "tokens/s"),
+            ("embed", "embed_sequences_per_s", "sequences/s"),
+        )
+        if record.get(field) is not None
+    ]
+    doubt = f" {record['status'].upper()}: {record['reason']}" if record["status"] != "done" else ""
+    return f"{', '.join(rates)}{doubt}"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP act like Ctrl-C, so that every `finally` runs."""
+
+    def interrupt(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+FIRST_ENGINE_START_S = 40.0
+
+
+class EngineKeeper:
+    """Owns the engines between trials; `stop` always."""
+
+    def __init__(self, runtime: Path, logs: Path) -> None:
+        self.runtime, self.logs = runtime, logs
+        self.engines: Engines | None = None
+        self.identity: EngineIdentity | None = None
+        self.start_s = FIRST_ENGINE_START_S
+        self.skipped: dict[str, str] = {}
+
+    @property
+    def key(self) -> object:
+        """Key of the engines that are up, None when none are."""
+        return self.engines.placement.engine_key() if self.engines else None
+
+    @property
+    def file(self) -> Path:
+        """Where notebooks find the handles."""
+        return self.runtime / "engines.json"
+
+    def ready_for(self, params: Params, placement: Placement, sharing: Iterable[Placement], say: Say) -> Handles:
+        """The engines of a trial: those that are up, with other embedding processes if need be, or new ones.
+
+        `sharing`: every placement that will use them. Both engines are up if any of these needs both: what idles in
+        memory is the same in every trial. Raises StepFailed when they cannot be had, StepSkipped when this machine
+        lacks the mechanism: asked once.
+        """
+        wanted = identity_of(params, placement)
+        if wanted.gen in self.skipped:
+            raise StepSkipped(self.skipped[wanted.gen])
+        if self.engines is None or self.identity is None or self.identity.gen != wanted.gen:
+            self._start(params, placement, list(sharing), wanted, say)
+        elif self.identity.embed != wanted.embed:
+            say("embed starts anew; gen stays up")
+            self.identity = None  # whatever becomes of the change, the engines are no longer what they were
+            publish(self.engines.change_embed(params, Progress(5.0, say)), self.file)
+            self.identity = wanted
+        return self.engines.handles()  # type: ignore[union-attr]
+
+    def _start(
+        self, params: Params, placement: Placement, sharing: list[Placement], wanted: EngineIdentity, say: Say
+    ) -> None:
+        self.stop()
+        self.engines = Engines(params, placement, self.runtime, self.logs)
+        began = time.monotonic()
+        gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
+        try:
+            publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
+        except StepSkipped as skipped:
+            self.skipped[wanted.gen] = str(skipped)
+            self.stop()
+            raise
+        self.identity, self.start_s = wanted, time.monotonic() - began
+
+    def stop(self) -> None:
+        """End the engines that are up."""
+        self.identity = None
+        if self.engines is not None:
+            self.file.unlink(missing_ok=True)
+            self.engines.stop()
+            self.engines = None

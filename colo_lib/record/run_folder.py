@@ -1,0 +1,198 @@
+"""A run folder while it is being made: begun, taken up again, held by one launcher at a time.
+
+The manifest: written last, it makes a folder a run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from colo_lib.errors import InputError
+from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.hardware.budget import format_budget, refuse_if_too_large
+from colo_lib.hardware.engine_python import resolve_models
+from colo_lib.hardware.machine import describe
+from colo_lib.hardware.memory import budget_here
+from colo_lib.hardware.nvml import look_at_gpus
+from colo_lib.launch.preflight import preflight
+from colo_lib.params import STEPS, Params, check_recorded
+from colo_lib.paths import (
+    CAPTURE,
+    MANIFEST,
+    NOTEBOOKS,
+    PARTIAL,
+    START,
+    TRIAL,
+    capture_folder,
+    from_checkout,
+    partial_folder,
+    trial_folder,
+)
+from colo_lib.records import now_utc, write_json
+
+Say = Callable[[str], None]
+
+
+def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
+    """A new `.partial` folder that holds what is known at the start: parameters, machine, models, budget.
+
+    Raises InputError, before anything is created, when the models cannot be found or cannot fit, or when a GPU's mode
+    rules a step out.
+    """
+    models = resolve_models(params)
+    gpus = look_at_gpus() if params.device == "cuda" else None
+    budget = budget_here(params, gpus)
+    refuse_if_too_large(budget)
+    say(format_budget(budget))
+    notes = preflight(params, gpus) if gpus else []
+    for note in notes:
+        say(f"note: {note}")
+    name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
+    # A notebook of the checkout makes its runs where `colo run` does.
+    root = from_checkout(params.runs_dir) if Path.cwd() == NOTEBOOKS else params.runs_dir
+    folder = partial_folder(root, name)
+    start = {
+        "created_utc": now_utc(),
+        "params": params.model_dump(),
+        "machine": describe(params, models.gen_python),
+        "models": models.facts(params),
+        "budget": budget.record(),
+        "notes": notes,
+    }
+    # Under a name that is no run's until its start record is there: who is killed here leaves nothing to be resumed.
+    unborn = folder.with_name(f".{folder.name}")
+    try:
+        (unborn / "steps").mkdir(parents=True)
+        write_json(unborn / START, start)
+        unborn.rename(folder)
+    except OSError as error:
+        raise InputError(f"parameter 'runs_dir' = {params.runs_dir!r}: {folder} cannot be made: {error}") from None
+    return folder
+
+
+def resume(told: str | Path, runs_dir: str | Path) -> tuple[Path, Params]:
+    """The folder and parameters of an unfinished run, by path or run id.
+
+    Raises InputError when there is none, or what it holds is damaged.
+    """
+    from colo_lib.data.run import check_unfinished
+
+    text = str(told).rstrip("/")
+    for candidate in (Path(text), Path(text + PARTIAL), Path(runs_dir) / text, Path(runs_dir) / (text + PARTIAL)):
+        # A manifest in a `.partial` folder: its launcher was killed before the folder got its name, and seals it again.
+        if (candidate / MANIFEST).is_file() and not candidate.name.endswith(PARTIAL):
+            raise InputError(f"{candidate} is finished: there is nothing to resume; colo report {candidate}")
+        if (candidate / START).is_file():
+            check_unfinished(candidate)
+            return candidate, read_params(candidate)
+    raise InputError(f"no unfinished run {text!r}: `colo list` shows what there is")
+
+
+def read_params(folder: Path) -> Params:
+    """The parameters a folder was begun with."""
+    start: dict[str, Any] = json.loads((folder / START).read_text())
+    return check_recorded(start["params"], str(folder / START))
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder: a second launcher on it gets an InputError. The system lets go when we die."""
+    with open(folder / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is being worked on by another launcher: wait for it or end it") from None
+        yield
+
+
+def trial_status(folder: Path, step: str, trial: int) -> str | None:
+    """done, invalid, skipped or failed; None when the trial has no record."""
+    file = trial_folder(folder, step, trial) / TRIAL
+    return str(json.loads(file.read_text())["status"]) if file.is_file() else None
+
+
+def counts(status: str | None) -> bool:
+    """Whether a trial needs no repetition: it was measured, be it valid or not, or this machine cannot carry it out."""
+    return status in ("done", "invalid", "skipped")
+
+
+LOCK = ".lock"
+
+
+def trial_records(folder: Path) -> list[dict[str, Any]]:
+    """Every trial's record, in the order in which the trials ran."""
+    found = []
+    for step in STEPS:
+        for file in sorted((folder / "steps" / step).glob(f"trial-*/{TRIAL}")):
+            if not file.parent.name.endswith(PARTIAL):
+                found.append(json.loads(file.read_text()) | {"folder": str(file.parent.relative_to(folder))})
+    return sorted(found, key=lambda record: record.get("window_start_ns") or 0)
+
+
+def capture_records(folder: Path) -> list[dict[str, Any]]:
+    """Step, status, reason and folder of every capture that was tried."""
+    found = []
+    for step in STEPS:
+        file = capture_folder(folder, step) / CAPTURE
+        if file.is_file():
+            told, where = json.loads(file.read_text()), str(file.parent.relative_to(folder))
+            found.append({"step": step, "status": told["status"], "reason": told["reason"], "folder": where})
+    return found
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what `write_json` had begun when its process was killed."""
+    for left in folder.rglob("*.json.tmp"):
+        left.unlink()
+
+
+def checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file of the folder, the manifest aside, by relative path."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        if file.is_file() and not file.is_symlink() and name not in (MANIFEST, LOCK):
+            with open(file, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[name] = {"bytes": file.stat().st_size, "sha256": digest}
+    return found
+
+
+def seal(folder: Path) -> Path:
+    """Write the manifest of a `.partial` folder and give the folder its name; returns it.
+
+    Raises InputError when a folder of that name is there already.
+    """
+    start = json.loads((folder / START).read_text())
+    final = folder.with_name(folder.name.removesuffix(PARTIAL))
+    if final.exists():
+        raise InputError(f"{final} is there already: remove it, or give the run another name")
+    # Else the manifest would list its own beginning, which its end replaces.
+    remove_half_written(folder)
+    records = trial_records(folder)
+    for left in folder.glob(f"steps/*/*{PARTIAL}"):
+        left.rename(left.with_name(left.name.replace(PARTIAL, ".interrupted")))
+    captures = capture_records(folder)
+    listed = ("step", "trial", "block", "status", "reason", "folder")
+    write_json(
+        folder / MANIFEST,
+        {"schema_version": SCHEMA_VERSION, "run_id": final.name, "status": "done"}
+        | start
+        | {
+            "finished_utc": now_utc(),
+            "trials": [{name: record.get(name) for name in listed} for record in records],
+            "captures": captures,
+            "measured_s": sum(record.get("window_s") or 0.0 for record in records),
+            "files": checksums(folder),
+        },
+    )
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rename(final)
+    return final

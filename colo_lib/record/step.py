@@ -1,0 +1,90 @@
+"""What a step's notebook calls: record its trials, in a run that `colo run` makes or in one of its own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colo_lib.errors import InputError, StepSkipped
+from colo_lib.launch.engines import engines_for
+from colo_lib.launch.trial import run_trial, skip_trial
+from colo_lib.params import Params
+from colo_lib.paths import PARTIAL, trial_folder
+from colo_lib.record.captures import record_captures, refuse_conflicts
+from colo_lib.record.plan import Progress, to_stderr
+from colo_lib.record.run_folder import begin_run, counts, run_lock, seal, trial_records, trial_status
+from colo_lib.steps import placement_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = {
+    "trial": "trial", "mechanism": "mechanism", "status": "status",
+    "gen_tokens_per_s": "gen, tokens/s", "embed_sequences_per_s": "embed, sequences/s", "reason": "reason",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The trials of one step so far; `folder` is the run's."""
+
+    step: str
+    folder: Path
+    trials: list[dict[str, Any]]
+
+    def table(self) -> pd.DataFrame:
+        """A row a trial: what ran, whether it counts, the rates."""
+        import pandas as pd
+
+        frame = pd.DataFrame([{title: trial.get(name) for name, title in SHOWN.items()} for trial in self.trials])
+        return frame.set_index("trial") if len(frame) else frame
+
+
+def record_step(params: Params, step: str) -> StepRecord:
+    """Record the trials of `step` and return them.
+
+    With `run` set (an unfinished run's folder) the trials go there, `block` alone or all blocks; without, a
+    new run of this step alone is made and finished. Trials that are there already are not repeated.
+    Raises InputError before anything starts, StepFailed when a trial cannot be measured.
+    """
+    if params.run:
+        folder = Path(params.run)
+        if not folder.name.endswith(PARTIAL):
+            raise InputError(
+                f"parameter 'run' = {params.run!r} is a finished run, which is never written to: leave it empty"
+            )
+        record_trials(params, step, folder)
+        return read_step(folder, step)
+    refuse_conflicts(params)
+    # The run holds this step alone, and its record says so.
+    folder = begin_run(params.model_copy(update={"steps": step}), step.lower())
+    with run_lock(folder):
+        record_trials(params, step, folder)
+        for sentence in record_captures(params, folder, [step], to_stderr):
+            to_stderr(sentence)
+        return read_step(seal(folder), step)
+
+
+def record_trials(params: Params, step: str, folder: Path) -> None:
+    """Carry out the trials of `step` that `folder` lacks, or record why this machine cannot."""
+    blocks = [params.block] if params.block else list(range(1, params.blocks + 1))
+    missing = [block for block in blocks if not counts(trial_status(folder, step, block))]
+    if not missing:
+        return
+    placement = placement_of(step, params)
+    try:
+        with engines_for(params, placement, folder / "logs", Progress()) as handles:
+            for block in missing:
+                print(f"{step}: trial {block}, {placement.mechanism}", file=sys.stderr, flush=True)
+                run_trial(params, placement, handles, trial_folder(folder, step, block), block)
+    except StepSkipped as skipped:
+        print(f"{step}: skipped: {skipped}", file=sys.stderr, flush=True)
+        for block in missing:
+            skip_trial(placement, trial_folder(folder, step, block), block, str(skipped))
+
+
+def read_step(folder: Path, step: str) -> StepRecord:
+    """The trials of a step that `folder` holds."""
+    return StepRecord(step, folder, [record for record in trial_records(folder) if record["step"] == step])

@@ -1,0 +1,321 @@
+"""The grid of a sweep: `NAME=V1,V2` words to cells, every value checked before anything starts.
+
+A sweep's folder: what it is to measure (written once), and what became of each cell.
+
+<sweeps_dir>/<sweep_id>/
+  sweep.json                    schema version; base parameters; the axes; every cell with its changes
+  cells/<cell>/params.yaml      the cell's parameters, whole: `colo run` takes them as they are
+  cells/<cell>/runs/<run_id>/   its run folder (`.partial` while unfinished)
+  cells/<cell>/cell.json        status done, failed, refused or lost; reason; attempts; where it ran; written last
+  cells/<cell>/run.log          what `colo run` said
+
+One cell: `colo run` on its parameters, as a guarded child of its own, so that a cell's end is no other's.
+
+A sweep from its first cell to its last: cells are independent, what is measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from colo_lib.errors import InputError
+from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.launch.child import Child, tail
+from colo_lib.launch.load import package_environment
+from colo_lib.params import Params, check, check_recorded, typed
+from colo_lib.paths import CELL, MANIFEST, PARTIAL, START, SWEEP, cell_folder, cell_runs, check_run_id
+from colo_lib.record.run import terminable
+from colo_lib.record.run_folder import run_lock
+from colo_lib.records import now_utc, write_json
+
+MOST_CELLS = 500
+
+# The sweep itself says where its cells' runs go and what they are called.
+OWN = ("run", "run_name", "runs_dir", "block", "sweep", "sweeps_dir")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Parameters that change together: `values` holds a tuple a place, one value a name."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One cell: its name and the parameters that it changes."""
+
+    name: str
+    changes: dict[str, Any]
+
+
+def parse_axis(word: str) -> Axis:
+    """`NAME=V1,V2` or, for parameters that change together, `NAME:NAME=V1:V1,V2:V2`.
+
+    Values that hold commas are separated by ';' instead. Raises InputError naming what is wrong.
+    """
+    head, equals, tail = word.partition("=")
+    names = tuple(name.strip() for name in head.split(":"))
+    if not equals or not tail.strip() or not all(names):
+        raise InputError(f"--over {word!r}: write NAME=V1,V2 (together: NAME:NAME=V1:V1,V2:V2)")
+    for name in names:
+        if name in OWN:
+            raise InputError(f"--over {word!r}: {name!r} is set by the sweep itself")
+    values = []
+    for text in tail.split(";" if ";" in tail else ","):
+        parts = text.split(":") if len(names) > 1 else [text]
+        if len(parts) != len(names):
+            raise InputError(f"--over {word!r}: {text!r} has {len(parts)} values for {len(names)} parameters")
+        values.append(tuple(typed(name, part.strip()) for name, part in zip(names, parts, strict=True)))
+    if len(set(map(repr, values))) != len(values):
+        raise InputError(f"--over {word!r}: a value is given twice")
+    return Axis(names, tuple(values))
+
+
+def grid(base: Params, axes: Sequence[Axis]) -> list[GridCell]:
+    """Every combination of the axes' values, the last axis fastest; raises InputError for one that `Params` refuses."""
+    names = [name for axis in axes for name in axis.names]
+    if not axes:
+        raise InputError("nothing to vary: give --over NAME=V1,V2")
+    if len(set(names)) != len(names):
+        raise InputError(f"a parameter is varied twice: {', '.join(names)}")
+    combinations = list(itertools.product(*(axis.values for axis in axes)))
+    if len(combinations) > MOST_CELLS:
+        raise InputError(f"{len(combinations)} cells: more than {MOST_CELLS}; vary fewer values at once")
+    cells = []
+    for number, places in enumerate(combinations, 1):
+        changes = dict(zip(names, itertools.chain.from_iterable(places), strict=True))
+        checked = check(base.model_dump() | changes, f"cell {number} of the sweep")
+        cells.append(GridCell(f"cell-{number:03d}", {name: getattr(checked, name) for name in names}))
+    return cells
+
+
+def changes_in_words(changes: dict[str, Any]) -> str:
+    """A cell's changes in words: `gen_concurrency = 2, blocks = 3`."""
+    return ", ".join(f"{name} = {value}" for name, value in changes.items())
+
+
+DONE, FAILED, REFUSED, LOST = "done", "failed", "refused", "lost"
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """What became of a cell. `refused`: its parameters cannot be run here, as when the models do not fit."""
+
+    cell: str
+    status: str
+    reason: str | None
+    attempts: int
+    host: str
+    total_s: float
+
+
+def begin_sweep(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell], jointly: bool = False) -> Path:
+    """A new sweep folder under `params.sweeps_dir`, with its plan; raises InputError when it cannot be made."""
+    name = f"{params.run_name}-{axes[0].names[0]}"[:48] + time.strftime("-%Y%m%d-%H%M%S", time.gmtime())
+    folder = Path(params.sweeps_dir) / check_run_id(name)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"parameter 'sweeps_dir' = {params.sweeps_dir!r}: {folder} cannot be made: {error}") from None
+    plan = {
+        "schema_version": SCHEMA_VERSION,
+        "sweep_id": folder.name,
+        "created_utc": now_utc(),
+        "params": params.model_dump(),
+        "jointly": jointly,
+        "over": [asdict(axis) for axis in axes],
+        "cells": [{"cell": cell.name, "changes": cell.changes} for cell in cells],
+    }
+    write_json(folder / SWEEP, plan)
+    return folder
+
+
+def read_plan(folder: Path) -> tuple[Params, list[GridCell]]:
+    """The base parameters and the cells of a sweep folder; raises InputError when it is none."""
+    file = folder / SWEEP
+    if not file.is_file():
+        raise InputError(f"{folder} is no sweep folder: it has no {SWEEP}")
+    try:
+        plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        cells = [GridCell(str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
+        return check_recorded(plan["params"], str(file)), cells
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+
+
+def is_joint(folder: Path) -> bool:
+    """Whether the cells of a sweep are measured together, on shared engines."""
+    plan: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    return bool(plan.get("jointly"))
+
+
+def find_cell(told: str, sweeps_dir: str) -> Path:
+    """A sweep's folder by path or by its name in `sweeps_dir`; raises InputError when there is none."""
+    for candidate in (Path(told), Path(sweeps_dir) / told):
+        if (candidate / SWEEP).is_file():
+            return candidate
+    raise InputError(f"no sweep {told!r}: give the folder that `colo sweep` named")
+
+
+def cell_params(base: Params, cell: GridCell, folder: Path) -> Params:
+    """The parameters of a cell; its run goes below the cell's own folder."""
+    own = {"runs_dir": str(cell_runs(cell_folder(folder, cell.name).absolute())), "run_name": cell.name, "run": ""}
+    return check(base.model_dump() | cell.changes | own, f"{cell.name} of {folder.name}")
+
+
+def write_params(params: Params, file: Path) -> None:
+    """A params file that `colo run` takes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def record_cell(folder: Path, found: CellRecord) -> None:
+    """Write what became of a cell."""
+    cell_folder(folder, found.cell).mkdir(parents=True, exist_ok=True)
+    write_json(cell_folder(folder, found.cell) / CELL, asdict(found))
+
+
+def recorded(folder: Path, cell: str) -> CellRecord | None:
+    """What became of a cell, None when it has not come to an end."""
+    file = cell_folder(folder, cell) / CELL
+    return CellRecord(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+Say = Callable[[str], None]
+
+POLL_S = 0.2
+
+GRACE_S = 60.0  # `colo run` ends its engines when it is told to end
+
+STATUSES = {0: DONE, 2: REFUSED}
+
+
+def carry_out_cell(params: Params, folder: Path, cell: str, attempts: int, say: Say) -> CellRecord:
+    """Record the cell's run below `folder` or take it up where it stopped; says each trial as it ends.
+
+    Whatever interrupts us ends the child and all that it started; the run stays `.partial`, to be resumed.
+    """
+    began = time.monotonic()
+    runs, log = cell_runs(folder), folder / "run.log"
+    if not finished_run(runs):
+        words = [sys.executable, "-m", "colo_lib.cli", "run", *_order(params, folder, runs), "--no-report"]
+        log.unlink(missing_ok=True)
+        environment = dict(os.environ) | package_environment({"PYTHONUNBUFFERED": "1"})
+        child = Child(cell, words, log, env=environment, grace_s=GRACE_S)
+        try:
+            _follow(child, log, lambda line: say(f"{cell} {line}"))
+        finally:
+            child.stop()
+        code = child.exit_code()
+    else:
+        code = 0
+    status = STATUSES.get(code if code is not None else 1, FAILED)
+    reason = None if status == DONE else _reason(log)
+    if status == DONE and not finished_run(runs):
+        status, reason = FAILED, "colo run said it was done but left no finished run"
+    return CellRecord(cell, status, reason, attempts, socket.gethostname(), time.monotonic() - began)
+
+
+def finished_run(runs: Path) -> Path | None:
+    """The finished run folder of a cell, or None."""
+    return next((file.parent for file in sorted(runs.glob(f"*/{MANIFEST}")) if file.parent.suffix != PARTIAL), None)
+
+
+def _order(params: Params, folder: Path, runs: Path) -> list[str]:
+    """What `colo run` is told: the unfinished run that is there, else the cell's params file."""
+    unfinished = sorted(file.parent for file in runs.glob(f"*{PARTIAL}/{START}"))
+    if unfinished:
+        return ["--resume", str(unfinished[-1])]
+    file = folder / "params.yaml"
+    write_params(params, file)
+    return [str(file)]
+
+
+def _follow(child: Child, log: Path, say: Say) -> None:
+    """Wait for the child's end; say each line in which it reports a trial."""
+    with open(log, encoding="utf-8", errors="replace") as stream:
+        running = True
+        while running:
+            running = child.running()
+            for line in stream:
+                if line.startswith("["):
+                    say(line.rstrip())
+            if running:
+                time.sleep(POLL_S)
+
+
+def _reason(log: Path) -> str:
+    lines = tail(log, 40).splitlines()
+    named = [line.removeprefix("colo: ") for line in lines if line.startswith("colo: ")]
+    return "; ".join(named) or (lines[-1] if lines else "colo run said nothing")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One cell to carry out: its plan, and which attempt this is (from 1)."""
+
+    folder: Path
+    cell: GridCell
+    attempt: int
+
+
+Execute = Callable[[list[Order], Say], Iterator[CellRecord]]
+
+
+def carry_out_here(orders: list[Order], say: Say) -> Iterator[CellRecord]:
+    """One cell after the other on this machine: two at once would measure each other."""
+    for order in orders:
+        params, _ = read_plan(order.folder)
+        say(f"{order.cell.name}: {changes_in_words(order.cell.changes)}")
+        target = cell_folder(order.folder, order.cell.name)
+        wanted = cell_params(params, order.cell, order.folder)
+        yield carry_out_cell(wanted, target, order.cell.name, order.attempt, say)
+
+
+def carry_out_sweep(folder: Path, say: Say, execute: Execute = carry_out_here) -> list[CellRecord]:
+    """Carry out every cell that is not done; gives the record of each, in the grid's order.
+
+    Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended; `colo sweep --resume` goes on.
+    """
+    _, cells = read_plan(folder)
+    before = {cell.name: recorded(folder, cell.name) for cell in cells}
+    orders = []
+    for cell in cells:
+        found = before[cell.name]
+        if found is None or found.status != DONE:
+            orders.append(Order(folder, cell, 1 + (found.attempts if found else 0)))
+    began = time.monotonic()
+    with terminable(), run_lock(folder):
+        for number, found in enumerate(execute(orders, say), 1):
+            record_cell(folder, found)
+            left_s = (time.monotonic() - began) / number * (len(orders) - number)
+            say(_line(found, number, len(orders), left_s))
+    records = [recorded(folder, cell.name) for cell in cells]
+    return [found for found in records if found is not None]
+
+
+def _line(found: CellRecord, number: int, total: int, left_s: float) -> str:
+    left = f"about {left_s // 60:.0f} min {left_s % 60:02.0f} s left" if number < total else "last cell ended"
+    why = f": {found.reason}" if found.reason else ""
+    return f"({number}/{total}) {found.cell} {found.status}{why}  ({left})"
+
+
+def sweep_summary(records: list[CellRecord], cells: int) -> str:
+    """How many cells were measured, and what became of the others."""
+    done = [found for found in records if found.status == DONE]
+    lines = [f"{len(done)} of {cells} cells measured"]
+    lines += [f"  {found.cell} {found.status}: {found.reason}" for found in records if found.status != DONE]
+    return "\n".join(lines)

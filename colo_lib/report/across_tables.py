@@ -1,0 +1,294 @@
+"""Frames of the notebooks that look across runs (52-54), shaped for reading.
+
+A sweep's frames shaped for reading.
+
+Config B as the capacity plan predicts it from a run of one GPU, beside a run that measured it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.analysis import capacity, operating_point, two_devices
+from colo_lib.analysis.capacity import Unit
+from colo_lib.analysis.kept import block_ratios, kept_fractions
+from colo_lib.analysis.loss import Loss, loss_sentence, waterfall
+from colo_lib.analysis.published import SHARED_METRICS, STEPS, UNTOLD
+from colo_lib.analysis.statistics import Estimate
+from colo_lib.analysis.steps_table import number, with_interval, within_starts
+from colo_lib.analysis.sweep import SweepMeasures
+from colo_lib.analysis.trial_metrics import measure_trials
+from colo_lib.analysis.verdict import against_bounds
+from colo_lib.data.run import Run
+from colo_lib.data.sweep import Sweep
+from colo_lib.params import Params
+from colo_lib.select import alike
+
+NONE = "—"
+
+
+def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.DataFrame:
+    """A row a step and part; the step's whole loss with its interval over blocks stands first."""
+    rows = []
+    for step, loss in found.items():
+        whole = estimates.get(step)
+        told = number(float(loss.total_ns) / 1e3)
+        told = with_interval(whole.mean, whole.low, whole.high, whole.starts) if whole else told
+        rows.append((step, "whole loss per token", told, "100%"))
+        rows += [
+            (step, row.label, number(row.us), f"{row.share:.0%}" if row.share == row.share else NONE)
+            for row in waterfall(loss).itertuples()
+        ]
+    return pd.DataFrame(rows, columns=["Step", "Part", "us per token [95 % interval]", "Share"])
+
+
+def by_mechanism(found: Mapping[str, Loss], trials: pd.DataFrame) -> dict[str, Loss]:
+    """The losses under titles that name the mechanism: 'step2 (mps)'."""
+    names = dict(zip(trials["step"], trials["mechanism"], strict=True))
+    return {f"{step} ({names.get(step, 'mechanism not recorded')})": loss for step, loss in found.items()}
+
+
+def categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """`loss_inputs.category_rows` as shown: us per token; without clocks the whole change is one column."""
+    rows = [
+        (row.step, row.category, number(row.alone_us), number(row.shared_us), number(row.clock_us),
+         number(row.contention_us))
+        for row in frame.itertuples()
+        if max(abs(row.alone_us), abs(row.shared_us)) > 0
+    ]  # fmt: skip
+    columns = ["Step", "Category", "Alone (us/token)", "Shared (us/token)", "Clock (us)", "Contention (us)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def loss_words(found: Mapping[str, Loss]) -> str:
+    """The waterfalls in words."""
+    return " ".join(loss_sentence(loss, name) for name, loss in found.items()) or "No shared step with its baseline."
+
+
+def explanations(frame: pd.DataFrame) -> pd.DataFrame:
+    """`published_loss.explanations` as shown."""
+    return frame.set_axis(["Run", "Where", "It says", "Its own figures say"], axis=1)
+
+
+def runs_beside(points: pd.DataFrame) -> pd.DataFrame:
+    """Runs side by side: a row a metric and step, a column a run."""
+    runs = list(dict.fromkeys(points["run"]))
+    cells = {(row.metric, row.step, row.run): _cell(row) for row in points.itertuples()}
+    rows = []
+    for metric, (label, unit) in SHARED_METRICS.items():
+        for step in STEPS:
+            values = [cells.get((metric, step, run), NONE) for run in runs]
+            if any(value != NONE for value in values):
+                rows.append((f"{label}{f' ({unit})' if unit else ''}, {step}", *values))
+    return pd.DataFrame(rows, columns=["Metric and step", *runs])
+
+
+def kept_words(points: pd.DataFrame) -> str:
+    """Kept fractions of every run in words."""
+    names = {"gen_kept": "gen", "embed_kept": "embed"}
+    shown = points[points["metric"].isin(names)]
+    told = [f"{row.run} {row.step} {names[row.metric]} {_cell(row)}" for row in shown.itertuples()]
+    return "Kept fractions by run: " + ("; ".join(told) or "none") + "."
+
+
+def mechanisms(
+    conditions: Mapping[str, Mapping[str, Any]], run_id: str, trials: pd.DataFrame
+) -> dict[tuple[str, str], str]:
+    """(run, step) -> mechanism, of the published runs and of one's own."""
+    told = {
+        (run, step): name for run, facts in conditions.items() for step, name in facts.get("mechanisms", {}).items()
+    }
+    own = zip(trials["step"], trials["mechanism"], strict=True)
+    return told | {(run_id, step): str(name) for step, name in own if step in STEPS}
+
+
+def _cell(row: Any) -> str:
+    return number(row.mean) if not row.high > row.low else with_interval(row.mean, row.low, row.high, row.starts)
+
+
+def recomputed(changes: pd.DataFrame, identities: pd.DataFrame) -> pd.DataFrame:
+    """Every printed figure that follows from others, with what they give."""
+    rows = [
+        (row.run, f"{row.where}: {row.metric}", row.printed, _range(row.low, row.high), _agreement(row.agrees))
+        for row in changes.itertuples()
+    ]
+    rows += [
+        (row.run, row.what, number(row.printed), number(row.recomputed), _agreement(row.agrees))
+        for row in identities.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Run", "What", "Printed", "Recomputed", "To its rounding"])
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+
+
+def _agreement(agrees: bool) -> str:
+    return "agrees" if agrees else "DIFFERS"
+
+
+def unlike_sentence(differences: pd.DataFrame, runs: list[str]) -> str:
+    """In what each published run is known to differ from this one, and how much it did not tell."""
+    told = []
+    for run in runs:
+        rows = [row for _, row in differences.iterrows() if run in str(row["differs from"]).split(", ")]
+        silent = [row for row in rows if UNTOLD in (row[run], row["this run"])]
+        unlike = ", ".join(str(row["condition"]) for row in rows if UNTOLD not in (row[run], row["this run"]))
+        told.append(f"{run} differs in {unlike or 'nothing that was told'}; {len(silent)} conditions were not told")
+    return "Not alike, so not to be compared as if they were. " + ". ".join(told) + "."
+
+
+def layouts(frame: pd.DataFrame) -> pd.DataFrame:
+    """`capacity.plan` as shown."""
+    rows = [
+        (
+            f"{row.layout}{' (PREDICTION)' if row.predicted else ''}: {row.title}",
+            f"{row.gpus:.0f} [{row.gpus_best:.0f}, {row.gpus_worst:.0f}]" if row.gpus == row.gpus else NONE,
+            f"{row.shared} shared, {row.gen_only} gen, {row.embed_only} embed",
+            number(row.power_w),
+            row.breaks or ("not measured" if row.predicted else "keeps them"),
+        )
+        for row in frame.itertuples()
+    ]
+    columns = ["Layout", "GPUs needed [range]", "Units at the mean", "Power under load (W)", "Bounds (SLOs)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
+    """What each unit gives, with intervals, and its energy per token and per sequence."""
+    cost = costs.set_index("unit")
+    rows = [
+        (
+            f"{unit.step}{' (PREDICTION)' if unit.predicted else ''}",
+            str(unit.gpus),
+            with_interval(unit.gen.mean, unit.gen.low, unit.gen.high, unit.gen.starts) if unit.gen.mean else NONE,
+            with_interval(unit.embed.mean, unit.embed.low, unit.embed.high, unit.embed.starts)
+            if unit.embed.mean
+            else NONE,
+            number(unit.power_w),
+            number(float(cost.loc[unit.step, "j_per_token"])),
+            number(float(cost.loc[unit.step, "j_per_sequence"])),
+        )
+        for unit in found
+    ]
+    columns = ["Unit", "GPUs", "gen, tokens/s", "embed, sequences/s", "Power (W)", "J per token", "J per sequence"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def under_run_label(run: Run, sentence: str) -> str:
+    """The sentence under the label that its data ask for."""
+    if run.simulated:
+        return f"SIMULATED, no device took part: {sentence}"
+    return f"Cores stand in for GPUs: {sentence}" if run.stand_in else sentence
+
+
+def listed(sentences: Sequence[str]) -> pd.DataFrame:
+    """Sentences as a numbered table."""
+    return pd.DataFrame([(str(number), text) for number, text in enumerate(sentences, 1)], columns=["", "Assumption"])
+
+
+SHOWN = {
+    ("step1", "gen_tokens_per_s"): "gen alone, tokens/s",
+    ("step2", "gen_tokens_per_s"): "gen in step 2, tokens/s",
+    ("step2", "gen_kept"): "gen kept",
+    ("step4", "embed_sequences_per_s"): "embed alone, sequences/s",
+    ("step2", "embed_sequences_per_s"): "embed in step 2, sequences/s",
+    ("step2", "embed_kept"): "embed kept",
+    ("step2", "aggregate"): "aggregate",
+}
+
+
+def cells(measures: SweepMeasures) -> pd.DataFrame:
+    """A row a cell: what it varied, its status, and the measures of `SHOWN` [95 % interval]."""
+    told = {
+        (row.cell, row.step, row.measure): with_interval(row.mean, row.low, row.high, row.starts)
+        for row in measures.values.itertuples()
+        if row.mean == row.mean
+    }
+    rows = []
+    for cell in measures.cells.itertuples():
+        status = f"{cell.counted} of {cell.trials} trials count" if cell.status == "done" else cell.status
+        status += f": {cell.reason}" if isinstance(cell.reason, str) else ""
+        values = [told.get((cell.cell, *key), NONE) for key in SHOWN]
+        rows.append((*(str(getattr(cell, name)) for name in measures.names), status, *values))
+    return pd.DataFrame(rows, columns=[*measures.names, "Status", *SHOWN.values()])
+
+
+def settings(found: pd.DataFrame) -> pd.DataFrame:
+    """`operating_point.settings` for reading: a row a numbered setting."""
+    return pd.DataFrame(
+        {
+            "No.": found["number"].astype(str),
+            "Embed": found["setting"],
+            "Mechanism": found["mechanism"],
+            "In flight": found["concurrency"].astype(str),
+            "gen kept": [operating_point.kept_in_words(row, "gen") for _, row in found.iterrows()],
+            "embed kept": [operating_point.kept_in_words(row, "embed") for _, row in found.iterrows()],
+            "aggregate": [operating_point.kept_in_words(row, "aggregate") for _, row in found.iterrows()],
+            "p99 gap grows by": [_growth(row) for row in found.itertuples()],
+            "gen kept, embed idle": [_idle(row) for row in found.itertuples()],
+            "SM clock (MHz)": [number(value) for value in found["sm_clock_mhz"].astype("float64")],
+            "Power (W)": [number(value) for value in found["power_w"].astype("float64")],
+            "DRAM in use (%)": [number(value) for value in found["dram_active"].astype("float64")],
+        }
+    )
+
+
+def _growth(row: Any) -> str:
+    if row.gap_growth != row.gap_growth:
+        return NONE
+    return f"{row.gap_growth:.0%} [{row.gap_low:.0%}, {row.gap_high:.0%}{within_starts(row.starts)}]"
+
+
+def _idle(row: Any) -> str:
+    known = row.idle_neighbour is not None and row.idle_neighbour == row.idle_neighbour
+    return with_interval(row.idle_neighbour, row.idle_low, row.idle_high, row.starts) if known else NONE
+
+
+def states(sweep: Sweep) -> pd.DataFrame:
+    """A row a cell: what it varies, and what became of it."""
+    rows = []
+    for cell in sweep.cells:
+        counted = "" if cell.run is None else f": {int((cell.run.trials['status'] == 'done').sum())} trials count"
+        why = f": {cell.reason}" if cell.reason and cell.run is None else ""
+        changes = {name: str(cell.changes[name]) for name in sweep.names}
+        rows.append({"Cell": cell.name, **changes, "Status": f"{cell.status}{counted}{why}"})
+    return pd.DataFrame(rows)
+
+
+def under_sweep_label(sweep: Sweep, sentence: str) -> str:
+    """The sentence under the label that its data ask for."""
+    if sweep.simulated:
+        return f"SIMULATED, no device took part: {sentence}"
+    return f"Cores stand in for GPUs: {sentence}" if sweep.stand_in else sentence
+
+
+NEEDED = ("step1", "step2", "step4")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`two_devices.prediction`, and which runs were compared, with what differs between their loads."""
+
+    table: pd.DataFrame
+    caption: str
+
+
+def prediction_beside(params: Params, pair: Run, counted: pd.DataFrame, bounds: Params) -> Beside:
+    """The prediction from the newest run of one GPU with the pair's models and concurrency; empty without one."""
+    single = alike(params, pair.params, NEEDED)
+    if single is None:
+        empty = two_devices.prediction(None, counted)
+        return Beside(empty, f"No run of one GPU with these models and concurrency has {', '.join(NEEDED)}.")
+    own = measure_trials(single.trials, single.frame, bounds).counted
+    kept = kept_fractions(block_ratios(own))
+    units = capacity.units(own, kept, against_bounds(own, bounds), bounds.slo_gen_gap_ms)
+    predicted = next((unit for unit in units if unit.predicted), None)
+    told = f"Config B predicted from {single.run_id}, and measured."
+    if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
+        told += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
+    return Beside(two_devices.prediction(predicted, counted), told)

@@ -1,0 +1,119 @@
+"""What a notebook shows, as parts that the report can lift: figures, timelines, tables, texts, and that it is done.
+
+A part rides in the metadata of an ordinary display output, so the notebook looks as usual in JupyterLab. The report
+builds its page from the part's plain strings and PNG bytes and never from HTML found in a notebook.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from colo_lib.report import blocks, timeline
+
+KEY = "colo"
+
+# Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
+FIGURES, FIGURES_END = "COLO_FIGURES", "COLO_FIGURES_END"
+
+
+def show_figure(figure: Figure, name: str, caption: str, alt: str) -> None:
+    """Display a figure; `caption` stands under it, `alt` says in words what it shows."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    png = base64.b64encode(buffer.getvalue()).decode("ascii")
+    if FIGURES in os.environ:
+        _keep(figure, Path(os.environ[FIGURES]) / f"{name}{os.environ.get(FIGURES_END, '')}")
+    _publish(
+        {"image/png": png, "text/plain": caption}, {"kind": "figure", "name": name, "caption": caption, "alt": alt}
+    )
+
+
+def _keep(figure: Figure, stem: Path) -> None:
+    """Save as SVG and PNG; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "colo"}):
+        figure.savefig(f"{stem}.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(f"{stem}.png", dpi=200, metadata={"Software": None})
+
+
+def show_timeline(shown: dict[str, Any], name: str, caption: str, alt: str) -> None:
+    """Display a timeline to zoom, as `zoom.of_view` gives one; `alt` says in words what it shows."""
+    part = {"kind": "timeline", "name": name, "caption": f"{caption} {shown['words']}", "alt": alt}
+    part |= {key: shown[key] for key in ("packed", "columns", "rows")}
+    html = f"<style>{blocks.page_style(zooming=True)}</style>{timeline.body(part, table_html(part))}"
+    html += f"<script>{blocks.page_script(zooming=True)}</script>"
+    _publish({"text/html": html, "text/plain": f"{alt} {part['caption']}"}, part)
+
+
+def show_table(frame: pd.DataFrame, name: str, caption: str) -> None:
+    """Display a frame whose cells are already shown as they are to be read; every cell is escaped.
+
+    A click on a heading sorts by its column; without scripts it is a table as any other.
+    """
+    columns = [str(column) for column in frame.columns]
+    rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
+    part = {"kind": "table", "name": name, "caption": caption, "columns": columns, "rows": rows}
+    html = f"<style>{blocks.page_style()}</style>{table_html(part)}<script>{blocks.page_script()}</script>"
+    _publish({"text/html": html, "text/plain": frame.to_string(index=False)}, part)
+
+
+def show_text(name: str, text: str) -> None:
+    """Display a paragraph."""
+    _publish({"text/html": f"<p>{escape(text)}</p>", "text/plain": text}, {"kind": "text", "name": name, "text": text})
+
+
+def show_verdict(status: str, sentence: str, missing: list[str], warnings: list[str]) -> None:
+    """Display the verdict: its status, one sentence, what is missing, and what a reader must not overlook."""
+    lines = [f"{status.upper()}. {sentence}", *warnings, *(f"Missing: {item}" for item in missing)]
+    body = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    part = {"kind": "verdict", "name": "verdict", "status": status, "sentence": sentence}
+    told = {"missing": missing, "warnings": warnings}
+    _publish({"text/html": body, "text/plain": "\n".join(lines)}, {**part, **told})
+
+
+def finish(notebook: str, run_id: str) -> None:
+    """Record that `notebook` came to its last cell; without this the report does not take it."""
+    part = {"kind": "done", "name": "done", "notebook": notebook, "run_id": run_id}
+    _publish({"text/plain": f"{notebook} is done for run {run_id}."}, part)
+
+
+def table_html(part: dict[str, Any]) -> str:
+    """A table part as HTML, every string escaped."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in part["columns"])
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{escape(cell)}</th>' if not i else f"<td>{escape(cell)}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in part["rows"]
+    )
+    return f'<table class="{blocks.TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def lift(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of an executed notebook (nbformat 4 as a dict), in order; a figure's `png` is its base64 text."""
+    parts = []
+    for cell in notebook.get("cells", []):
+        for output in cell.get("outputs", []):
+            part = output.get("metadata", {}).get(KEY) if output.get("output_type") == "display_data" else None
+            if isinstance(part, dict):
+                png = output.get("data", {}).get("image/png")
+                parts.append({**part, "png": "".join(png.split())} if isinstance(png, str) else part)
+    return parts
+
+
+def _publish(data: dict[str, str], part: dict[str, Any]) -> None:
+    from IPython.display import display
+
+    display(data, raw=True, metadata={KEY: part})

@@ -1,0 +1,292 @@
+"""Frames shaped for reading: formatted cells, short headings, and the words that stand for a picture.
+
+What two devices were used for, shaped for reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from colo_lib.analysis.steps_table import number, with_interval
+from colo_lib.analysis.two_devices import CHAIN
+from colo_lib.report.trace_tables import StepMeetings
+from colo_lib.steps import STEP_TITLES
+
+NONE = "—"
+
+
+def clauses(frame: pd.DataFrame) -> pd.DataFrame:
+    """The verdict's clauses (`analyse.verdict.COLUMNS`) as shown."""
+    rows = []
+    for row in frame.itertuples():
+        figure = with_interval(row.mean, row.low, row.high, row.starts) if row.mean == row.mean else NONE
+        rows.append((row.clause, figure, number(row.threshold), _size(row), row.status, row.missing or NONE))
+    columns = ["Clause", "Figure [95 % interval]", "Threshold", "Blocks / starts", "Status", "What is missing"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _size(row: Any) -> str:
+    """Blocks, and the starts of the engines that they ran on: what an interval rests on."""
+    return f"{row.blocks:.0f} / {row.starts:.0f}" if row.blocks else NONE
+
+
+def paying(frame: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.findings.pays` as shown."""
+    rows = [
+        (
+            f"{row.step}: {STEP_TITLES[row.step]}",
+            with_interval(row.mean, row.low, row.high, row.starts),
+            _size(row),
+            row.answer,
+        )
+        for row in frame.itertuples()
+    ]
+    columns = ["Step", "Work per device [95 % interval]", "Blocks / starts", "Against dedicated (1)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def bounds(frame: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.findings.against_bounds` as shown: a row a bound; a step's column has the worst and the share within."""
+    cells = [
+        f"{number(row.worst)}{' OVER' if row.worst > row.bound else ''} ({row.within:.0%} within)"
+        for row in frame.itertuples()
+    ]
+    shown = frame.assign(cell=cells, row=[f"{row.what}, bound {number(row.bound)} ms" for row in frame.itertuples()])
+    return _by_step(shown, "row", "cell", "Worst (ms)")
+
+
+def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
+    """Trials that are kept and shown, and counted in no estimate."""
+    out = trials[trials["status"] != "done"]
+    rows = [
+        (
+            f"{row.step}, trial {row.trial}",
+            str(row.block),
+            str(row.status),
+            str(row.reason or "no reason recorded"),
+            number(row.gen_tokens_per_s),
+            number(row.embed_sequences_per_s),
+        )
+        for row in out.itertuples()
+    ]
+    columns = ["Trial", "Block", "Status", "Reason", "Gen tokens/s", "Embed sequences/s"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.telemetry.summary` as shown: a row an entity and metric, a column a step."""
+    shown = summary.assign(
+        row=[f"{row.scope} {row.name}, {row.label} ({row.unit})" for row in summary.itertuples()],
+        text=[f"{number(row.mean)} ({number(row.low)}–{number(row.high)})" for row in summary.itertuples()],
+    )
+    return _by_step(shown, "row", "text", "Mean (5th–95th percentile)")
+
+
+def pacing(summary: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.pacing.summary` as shown."""
+    rows = [
+        (row.step, row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
+        for row in summary.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Step", "Trial", "Gaps", "Late", "Duty asked (mean)", "Duty worked (mean)"])
+
+
+def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """The budget and the most that was used, GiB, as shown."""
+    rows = [
+        (f"budget, device {row.device}: {row.part}", number(row.gib), number(row.available_gib))
+        for row in budget.itertuples()
+    ]
+    for row in measured.itertuples():
+        rows += [
+            (f"{row.step}: most used by {name}", number(value), number(row.free_gib))
+            for name, value in (("gen", row.gen_gib), ("embed", row.embed_gib))
+            if value == value
+        ]
+    return pd.DataFrame(rows, columns=["What", "GiB", "Available, or left free (GiB)"])
+
+
+def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.memory.parts_frame` as shown: a row a part, a column a step."""
+    if parts.empty:
+        return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
+    shown = parts.assign(row=[f"{row.workload}: {row.part}" for row in parts.itertuples()])
+    shown["cell"] = [number(gib) for gib in shown["gib"]]
+    return _by_step(shown, "row", "cell", "Part (GiB a process)")
+
+
+def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
+    """The null in words: a step against itself."""
+    blocks = f"{null['odd']:.0f} odd and {null['even']:.0f} even blocks"
+    spread = f"; between blocks it spreads by {null['spread']:.1%}" if null["spread"] == null["spread"] else ""
+    if null["low"] == null["low"]:
+        holds = "holds 1, as it must" if null["low"] <= 1 <= null["high"] else "DOES NOT HOLD 1: the run drifted"
+        interval = f"95 % interval {number(null['low'])} to {number(null['high'])}, which {holds}"
+    else:
+        interval = "no interval: it needs two odd and two even blocks"
+    told = f"{step} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
+    least = null.get("smallest_detectable", float("nan"))
+    return told + (
+        f" The smallest difference that these blocks show 4 times in 5: {least:.1%}." if least == least else ""
+    )
+
+
+def time_sentence(manifest: Mapping[str, Any]) -> str:
+    """How much of a run's time was measurement; `manifest` is the run's."""
+    measured_s, total_s = manifest.get("measured_s"), manifest.get("total_s")
+    if not measured_s or not total_s:
+        return "How much of the run's time was measurement is not recorded."
+    return f"Measured {measured_s:.0f} s in windows of {total_s:.0f} s in all: {measured_s / total_s:.0%} of the time."
+
+
+def kept_words(kept: pd.DataFrame) -> str:
+    """The kept fractions in words, for readers who do not see the picture."""
+    shown = kept[(kept["step"] != "configA") & (kept["quantity"] != "aggregate")]
+    words = [
+        f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high, row.starts)}"
+        for row in shown.itertuples()
+    ]
+    return "Kept fractions by step with 95 % intervals: " + ("; ".join(words) or "none measured") + "."
+
+
+def latency_words(latencies: pd.DataFrame) -> str:
+    """The latencies in words."""
+    names = {"gap": "inter-token gap", "batch": "embed batch"}
+    words = [
+        f"{row.step} {names[row.kind]} p50 {number(row.p50_ms)}, p99 {number(row.p99_ms)} ms of {row.count:,}"
+        for row in latencies.itertuples()
+        if row.kind in names
+    ]
+    return "Distributions of latency by step: " + ("; ".join(words) or "none measured") + "."
+
+
+def steps(table: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.steps_table.steps_table` as shown: a row a measure with its unit, a column a step."""
+    shown = table.assign(label=[f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()])
+    return _by_step(shown, "label", "text", "Measure")
+
+
+def _by_step(shown: pd.DataFrame, rows: str, cells: str, head: str) -> pd.DataFrame:
+    steps = [step for step in STEP_TITLES if step in set(shown["step"])]
+    order = list(dict.fromkeys(shown[rows]))
+    table = shown.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
+    table = table.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
+    return table.rename(columns={rows: head, **{step: f"{step}: {STEP_TITLES[step]}" for step in steps}})
+
+
+def kept(frame: pd.DataFrame) -> pd.DataFrame:
+    """`analyse.kept.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
+    rows = [
+        (
+            f"{row.step} ({row.mechanism}): {row.quantity.replace('_', ' ')}",
+            with_interval(row.mean, row.low, row.high, row.starts),
+            _size(row),
+            number(row.smallest_detectable),
+        )
+        for row in frame[frame["step"] != "configA"].itertuples()
+    ]
+    seen = "Smallest shift seen in 80 % of such runs"
+    columns = ["Step and quantity", "Kept [95 % interval]", "Blocks / starts", seen]
+    return pd.DataFrame(rows, columns=columns)
+
+
+ACTIVITY = {
+    "sm_active": "SMs active (%)", "dram_active": "DRAM in use (%)", "tensor_active": "Tensor cores (%)",
+    "nvlink_gib_s": "NVLink (GiB/s)", "power_w": "Power (W)",
+}  # fmt: skip
+
+MEETINGS = {
+    "tokens": "Tokens seen", "collectives_per_token": "Collectives a token", "exchange_p50_us": "Exchange, p50 (us)",
+    "exchange_us_per_token": "Exchange (us a token)", "skew_p50_us": "Apart, p50 (us)",
+    "skew_p99_us": "Apart, p99 (us)", "wait_us_per_token": "Waiting (us a token)",
+}  # fmt: skip
+
+TOKEN = {
+    "token_ms": "In the capture (ms)", "own_ms": "Its own kernels (ms)",
+    "waiting_ms": "Waiting for the other rank (ms)",
+    "exchange_ms": "Rest of the collectives (ms)",
+    "idle_ms": "Nothing of gen runs (ms)",
+}  # fmt: skip
+
+
+def chain(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """A row a ratio of `two_devices.CHAIN`, a column a concurrency: mean [95 % interval]."""
+    rows = []
+    for what, (step, baseline) in CHAIN.items():
+        row: dict[str, str] = {"What": what[0].upper() + what[1:], "Ratio of gen's tokens/s": f"{step} / {baseline}"}
+        for concurrency, table in found.items():
+            mine = table[table["what"] == what]
+            told = NONE if mine.empty else with_interval(*mine[["ratio", "low", "high", "starts"]].iloc[0])
+            row[_requests(concurrency)] = told
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def rates(found: Mapping[int, pd.DataFrame], steps: list[str]) -> pd.DataFrame:
+    """A row a step and concurrency: gen's tokens/s, gaps, embed's sequences/s, means over the trials that count."""
+    columns = {
+        "gen_tokens_per_s": "gen, tokens/s", "gap_p50_ms": "gap p50 (ms)", "gap_p99_ms": "gap p99 (ms)",
+        "embed_sequences_per_s": "embed, sequences/s",
+    }  # fmt: skip
+    rows = []
+    for concurrency, counted in found.items():
+        means = counted.groupby("step")[list(columns)].mean()
+        rows += [
+            {"Step": step, "In flight": str(concurrency)}
+            | {title: number(means.loc[step, name]) for name, title in columns.items()}
+            for step in steps
+            if step in means.index
+        ]
+    return pd.DataFrame(rows)
+
+
+def activity(table: pd.DataFrame) -> pd.DataFrame:
+    """`two_devices.activity` with its units in the heads."""
+    shown = table[["step", "device"]].rename(columns={"step": "Step", "device": "GPU"}).astype(str)
+    for name, title in ACTIVITY.items():
+        shown[title] = [number(value) for value in table[name]]
+    return shown
+
+
+def meetings(met: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """A row a captured step: collectives, exchange, and how far apart the ranks arrive."""
+    rows = []
+    for step, told in met.items():
+        share = told["rank0_waits"]
+        row = {"Step": step} | {title: number(told[name]) for name, title in MEETINGS.items()}
+        rows.append(row | {"Rank 0 is there first": NONE if share != share else f"{share:.0%}"})
+    return pd.DataFrame(rows)
+
+
+def token_times(captured: Mapping[str, StepMeetings], counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """A row a captured step and rank: the parts of a token's time, beside 1 / the rate of the step's trials."""
+    rows = []
+    for step, one in captured.items():
+        own = counted[one.concurrency]
+        trials_ms = 1e3 / own.loc[own["step"] == step, "gen_tokens_per_s"].mean()
+        for rank in one.ranks:
+            row = {"Step": step, "GPU": f"{rank['device']:g}", "A token in trials (ms)": f"{trials_ms:.2f}"}
+            rows.append(row | {title: f"{rank[name]:.2f}" for name, title in TOKEN.items()})
+    return pd.DataFrame(rows, columns=["Step", "GPU", "A token in trials (ms)", *TOKEN.values()])
+
+
+def prediction(table: pd.DataFrame) -> pd.DataFrame:
+    """Predicted and measured rates of config B, and the error of the prediction."""
+    units = {"gen": "tokens/s", "embed": "sequences/s"}
+    rows: list[dict[str, Any]] = [
+        {
+            "Workload": f"{row.workload}, {units[row.workload]}",
+            "Predicted from one GPU": with_interval(row.predicted, row.low, row.high, row.starts),
+            "Measured on two": with_interval(row.measured, row.measured_low, row.measured_high, row.measured_starts),
+            "Measured / predicted - 1": f"{row.error:+.0%}",
+        }
+        for row in table.itertuples()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"

@@ -1,0 +1,1 @@
+"""What devices and processes did while something ran, sampled by a process of its own."""

@@ -1,0 +1,210 @@
+"""What a capture is once it is read: columns of device activity as numpy arrays, and what they refer to.
+
+Times are ns since the start of the earliest session; intervals are half-open [start, end). `parse` makes these,
+`analyse` and `plot` take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+Floats = NDArray[np.float64]
+
+Bools = NDArray[np.bool_]
+
+Union = tuple[Ints, Ints]  # starts and ends of disjoint intervals, sorted
+
+UNKNOWN = -1  # a name or a process that the export does not give
+
+ColumnsT = TypeVar("ColumnsT", bound="Columns")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Equally long arrays, a row an event."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def take(self: ColumnsT, rows: Any) -> ColumnsT:
+        """The rows of a mask, an index array or a slice."""
+        return replace(self, **{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+    @classmethod
+    def empty(cls: type[ColumnsT]) -> ColumnsT:
+        """No rows."""
+        return cls(**{item.name: np.empty(0, cls.dtypes()[item.name]) for item in fields(cls)})
+
+    @classmethod
+    def dtypes(cls) -> Mapping[str, Any]:
+        """Column -> its numpy type; narrow, since ten million rows are ordinary."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Kernels(Columns):
+    """Kernels and, where graphs were traced whole, graph launches; sorted by start.
+
+    `blocks` = gridX*gridY*gridZ, 0 where unknown (graphs always); `threads` a block, 0 where
+    a part of its shape is not known; `shared_bytes` a block, static
+    and dynamic; `process`, `device`, `name` are places in the capture's lists, UNKNOWN where the export gives none;
+    `node`: the kernel is a node of a graph.
+    """
+
+    start_ns: Ints
+    end_ns: Ints
+    graph: Bools
+    node: Bools
+    process: NDArray[np.int16]
+    device: NDArray[np.int16]
+    stream: NDArray[np.int32]
+    correlation: NDArray[np.uint32]
+    name: NDArray[np.int32]
+    blocks: Ints
+    threads: NDArray[np.int32]
+    registers: NDArray[np.int16]
+    shared_bytes: NDArray[np.int32]
+
+    @classmethod
+    def dtypes(cls) -> Mapping[str, Any]:
+        wide, narrow = np.int64, np.int32
+        return {
+            "start_ns": wide, "end_ns": wide, "graph": np.bool_, "node": np.bool_, "process": np.int16,
+            "device": np.int16, "stream": narrow, "correlation": np.uint32, "name": narrow,
+            "blocks": wide, "threads": narrow, "registers": np.int16, "shared_bytes": narrow,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Copies(Columns):
+    """Memory copies and sets, their own class: `kind` is CUPTI's copy kind, or SET."""
+
+    start_ns: Ints
+    end_ns: Ints
+    process: NDArray[np.int16]
+    device: NDArray[np.int16]
+    stream: NDArray[np.int32]
+    kind: NDArray[np.int16]
+    size_bytes: Ints
+
+    @classmethod
+    def dtypes(cls) -> Mapping[str, Any]:
+        return {
+            "start_ns": np.int64, "end_ns": np.int64, "process": np.int16, "device": np.int16, "stream": np.int32,
+            "kind": np.int16, "size_bytes": np.int64,
+        }  # fmt: skip
+
+
+SET = -2
+
+COPY_KINDS = {
+    SET: "memset", 1: "host to device", 2: "device to host", 8: "device to device", 9: "host to host",
+    10: "peer to peer", 11: "unified, host to device", 12: "unified, device to host", 13: "unified, device to device",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Switches(Columns):
+    """GPU context switches, of every context of the device: `opens` when one becomes resident, else it leaves.
+
+    `host_pid` is the pid that the kernel driver sees, which in a container is not the one that kernels carry; `device`
+    and `host_pid` are UNKNOWN where the export gives none. `told`: the row says when and what happened; one that does
+    not is kept, since its context's spans cannot be trusted then.
+    """
+
+    t_ns: Ints
+    opens: Bools
+    device: NDArray[np.int16]
+    context: Ints
+    host_pid: NDArray[np.int32]
+    session: NDArray[np.int16]
+    told: Bools
+
+    @classmethod
+    def dtypes(cls) -> Mapping[str, Any]:
+        return {
+            "t_ns": np.int64, "opens": np.bool_, "device": np.int16, "context": np.int64, "host_pid": np.int32,
+            "session": np.int16, "told": np.bool_,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Overhead(Columns):
+    """The profiler's own time, from PROFILER_OVERHEAD."""
+
+    start_ns: Ints
+    end_ns: Ints
+    process: NDArray[np.int16]
+    name: NDArray[np.int32]
+
+    @classmethod
+    def dtypes(cls) -> Mapping[str, Any]:
+        return {"start_ns": np.int64, "end_ns": np.int64, "process": np.int16, "name": np.int32}
+
+
+@dataclass(frozen=True)
+class Launches(Columns):
+    """CUDA API calls that hand work to the device; joined to it on (process, correlation)."""
+
+    start_ns: Ints
+    end_ns: Ints
+    process: NDArray[np.int16]
+    correlation: NDArray[np.uint32]
+
+    @classmethod
+    def dtypes(cls) -> Mapping[str, Any]:
+        return {"start_ns": np.int64, "end_ns": np.int64, "process": np.int16, "correlation": np.uint32}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU. `limits` holds the per-SM limits that the export names: threads, blocks, registers, shared_bytes."""
+
+    key: str  # what tells it from another: UUID, else bus location, else its number
+    number: int
+    name: str
+    sm_count: int | None
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that launched work. `label` is its pid, with '@2' where the second session has the same pid."""
+
+    pid: int
+    label: str
+    name: str
+    session: int = 0
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How several sessions came onto one clock. `offsets_ns`: each session's start after the earliest one's."""
+
+    offsets_ns: tuple[int, ...] = (0,)
+    uncertainty_ns: int = 0
+    method: str = "one session"
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One or more exports on one clock. `omissions`: what was left out of the numbers, in words."""
+
+    kernels: Kernels
+    copies: Copies
+    switches: Switches
+    overhead: Overhead
+    names: list[str]
+    devices: list[Device]
+    processes: list[Process]
+    exports: list[dict[str, Any]] = field(default_factory=list)
+    alignment: Alignment = field(default_factory=Alignment)
+    omissions: list[str] = field(default_factory=list)
+    simulated: bool = False

@@ -1,0 +1,61 @@
+"""The order of trials."""
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colo_lib.params import check
+from colo_lib.record.plan import plan_trials, rounds_of, seconds_left
+
+
+def order(**params: object) -> list[tuple[str, int]]:
+    return [(trial.step, trial.block) for trial in plan_trials(check(params, "test"))]
+
+
+def test_blocks_alternate_in_direction() -> None:
+    told = order(steps="step1,step2,step3,step4", blocks=3, starts=1)
+    assert [step for step, _ in told] == [
+        *("step1", "step2", "step3", "step4"),
+        *("step4", "step3", "step2", "step1"),
+        *("step1", "step2", "step3", "step4"),
+    ]
+    assert [block for _, block in told] == [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_every_step_has_every_block_once() -> None:
+    for starts in range(1, 7):
+        told = order(blocks=5, starts=starts)
+        assert len(told) == len(set(told)) == 6 * 5
+
+
+def test_a_round_starts_every_set_of_engines_once() -> None:
+    plan = plan_trials(check({"blocks": 6, "starts": 3}, "test"))
+    for number in (1, 2, 3):
+        mine = [trial for trial in plan if trial.round == number]
+        assert sum(a.placement.engine_key() != b.placement.engine_key() for a, b in pairwise(mine)) == 2
+        assert {trial.block for trial in mine} == {2 * number - 1, 2 * number}
+
+
+def test_every_second_round_takes_the_sets_backwards() -> None:
+    plan = plan_trials(check({"blocks": 2, "starts": 2}, "test"))
+    sets = [trial.placement.engine_key() for trial in plan]
+    assert [key for key, _ in groupby(sets[:6])] == [key for key, _ in groupby(sets[6:])][::-1]
+
+
+@given(blocks=st.integers(1, 40), starts=st.integers(1, 40))
+def test_rounds_are_even_and_hold_every_block_in_order(blocks: int, starts: int) -> None:
+    rounds = rounds_of(range(1, blocks + 1), starts)
+    assert [block for own in rounds for block in own] == list(range(1, blocks + 1))
+    assert len(rounds) == min(blocks, starts)
+    assert max(map(len, rounds)) - min(map(len, rounds)) <= 1
+
+
+def test_time_left_counts_engine_starts() -> None:
+    params = check({"blocks": 2, "starts": 2, "warmup_s": 1.0, "window_s": 3.0}, "test")
+    plan = plan_trials(params)
+    assert seconds_left(params, plan, 30.0, None) == 12 * 10.0 + 6 * 30.0
+    assert seconds_left(params, plan[1:], 30.0, (1, plan[0].placement.engine_key())) == 11 * 10.0 + 5 * 30.0
+    assert seconds_left(params, [], 30.0, None) == 0
