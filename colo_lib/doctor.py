@@ -27,21 +27,13 @@ from colo_lib.params import Params, split_list
 from colo_lib.steps import MECHANISMS
 
 Answer = Literal["ok", "missing", "could not look"]
-
 OK: Final = "ok"
-
 MISSING: Final = "missing"
-
 UNKNOWN: Final = "could not look"
-
 MIN_DISK_GIB = 2.0
-
 GIB = 2**30
-
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
 MPS_STEPS = {step for step, by_device in MECHANISMS.items() if by_device["cuda"] == "mps"}
 
 

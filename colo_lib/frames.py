@@ -22,7 +22,6 @@ SCHEMA_VERSION = 1
 
 # column -> Arrow type name; "?" after it: may be null
 GEN = {"request_id": "int32", "sequence_number": "int32", "arrival_ns": "int64"}
-
 REQUESTS = {
     "request_id": "int32",
     "prompt_tokens": "int32",
@@ -32,12 +31,9 @@ REQUESTS = {
     "done_ns": "int64?",
     "error": "string?",
 }
-
 EMBED = {"started_ns": "int64", "done_ns": "int64", "sequences": "int32", "tokens": "int32"}
-
 # A row a turn of cpu-alternating: who was allowed to run from start to end.
 SLICES = {"workload": "string", "start_ns": "int64", "end_ns": "int64"}
-
 # A row an entity a sample: `scope` is "device" (a GPU, or a core that stands in) or "workload" (all of its processes).
 TELEMETRY = {
     "t_ns": "int64",
@@ -60,7 +56,6 @@ TELEMETRY = {
     "cpu_cores": "float64?",
     "processes": "int32?",
 }
-
 # A row a tick of the controller that paces embed: what it saw of gen since the last one, what it asked of embed.
 PACING = {
     "t_ns": "int64",
@@ -71,7 +66,6 @@ PACING = {
     "duty": "float64",
     "embed_duty": "float64?",
 }
-
 FRAMES = {
     "gen": GEN,
     "requests": REQUESTS,

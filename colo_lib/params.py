@@ -18,19 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from colo_lib.errors import InputError
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-
 STEPS = (
     "step1", "step2", "step3", "step4", "mps-alone", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone",
     "mig", "sm-partition",
 )  # fmt: skip
-
 MAX_PARAMS_BYTES = 64 * 1024
-
 # Parameters of earlier versions, with what took their place.
 RETIRED = {"interleave": "'starts' says how often the engines are started anew; as many as 'blocks' is 'all'"}
-
 CELL_HEADING = "# Parameters, the same in every notebook: `colo run`, `papermill -f` and you may change them."
-
 INJECTED_HEADING = "# Parameters"
 
 

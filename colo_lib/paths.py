@@ -9,23 +9,14 @@ from colo_lib.errors import InputError
 from colo_lib.params import RUN_ID
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
 NOTEBOOKS = REPOSITORY / "notebooks"
-
 RECORDED = REPOSITORY / "recorded"
-
 PARTIAL = ".partial"
-
 START = "start.json"
-
 MANIFEST = "manifest.json"
-
 TRIAL = "trial.json"
-
 SWEEP = "sweep.json"
-
 CELL = "cell.json"
-
 CAPTURE = "capture.json"
 
 

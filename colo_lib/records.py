@@ -22,19 +22,12 @@ from colo_lib.params import RUN_ID, STEPS
 
 # Monotonic or UTC times of this century, in ns, and their differences, are far from what int64 holds.
 Ns = Annotated[int, Field(ge=0, lt=2**62)]
-
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-
 Number = Annotated[float, Field(ge=0)]
-
 Ordinal = Annotated[int, Field(ge=1, le=1_000_000)]
-
 Status = Literal["done", "invalid", "skipped", "failed"]
-
 Step = Literal[STEPS]  # type: ignore[valid-type]
-
 Devices = list[str | int | list[str | int]]
-
 SAME_LENGTH_S = 1e-3
 
 
@@ -272,9 +265,7 @@ class Cell(Record):
 
 
 MAX_BYTES = 64 * 2**20
-
 MOST_TOLD = 3
-
 REMEDY = "take it again from where it was recorded, or leave it out"
 
 Model = TypeVar("Model", bound=BaseModel)

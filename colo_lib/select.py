@@ -151,13 +151,9 @@ def _sweep_sentence(sweep: Sweep, names: tuple[str, ...], whole: bool) -> Sweep:
 
 
 SHARED_FIRST = ("step2", "step3", "configB", "step1", "step4", "configA")
-
 ALONE = {"gen": "step1", "embed": "step4"}
-
 H100, SIMULATED = "h100", "simulated"
-
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s")
-
 MECHANISMS = {"step2": "mps", "step3": "time-sliced"}
 
 

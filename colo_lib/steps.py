@@ -25,7 +25,6 @@ STEP_TITLES = {
     "mig": "both, an instance each",
     "sm-partition": "both, embed held to its SMs",
 }
-
 STEP_NOTEBOOKS = {
     "step1": "11-gen-alone",
     "step2": "12-both-shared",
@@ -40,7 +39,6 @@ STEP_NOTEBOOKS = {
     "mig": "15-mig",
     "sm-partition": "16-sm-partition",
 }
-
 # step -> device -> the mechanism's name (design: mps, time-sliced, mig, sm-partition, none)
 MECHANISMS = {
     "step1": {"cpu": "none", "cuda": "none"},
@@ -58,20 +56,14 @@ MECHANISMS = {
     "mig": {"cpu": "mig", "cuda": "mig"},
     "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
 }
-
 # The steps in which both workloads share what dedicated devices would give to each.
 CO_LOCATED = ("step2", "step3", "configB", "configB-one", "mig", "sm-partition")
-
 # The steps that need two devices, and those of them that shard gen over both.
 SHARDED = ("configB", "configB-one", "tp2-mps-alone", "tp2-alone")
-
 TWO_DEVICES = ("configA", *SHARDED)
-
 # The steps that run gen alone, or embed alone.
 GEN_ALONE = ("step1", "mps-alone", "tp2-mps-alone", "tp2-alone")
-
 EMBED_ALONE = ("step4",)
-
 # The step against which a shared step's kept fractions are taken: (for gen, for embed)
 BASELINES = {
     "step1": ("step1", None),

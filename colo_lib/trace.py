@@ -14,15 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-
 Floats = NDArray[np.float64]
-
 Bools = NDArray[np.bool_]
-
 Union = tuple[Ints, Ints]  # starts and ends of disjoint intervals, sorted
-
 UNKNOWN = -1  # a name or a process that the export does not give
-
 ColumnsT = TypeVar("ColumnsT", bound="Columns")
 
 
@@ -103,7 +98,6 @@ class Copies(Columns):
 
 
 SET = -2
-
 COPY_KINDS = {
     SET: "memset", 1: "host to device", 2: "device to host", 8: "device to device", 9: "host to host",
     10: "peer to peer", 11: "unified, host to device", 12: "unified, device to host", 13: "unified, device to device",

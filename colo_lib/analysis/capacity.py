@@ -20,9 +20,7 @@ from colo_lib.analysis.trial_metrics import WATTS
 from colo_lib.steps import STEP_TITLES
 
 SHARING = ("step2", "step3", "mig", "sm-partition")
-
 TENSOR_PARALLEL_GAIN = (1.0, 2.0)  # what sharding gen over two GPUs may give, until a two-GPU run says
-
 COLUMNS = ["layout", "title", "shared", "gen_only", "embed_only", "gpus", "gpus_best", "gpus_worst", "power_w",
            "predicted", "breaks"]  # fmt: skip
 

@@ -14,13 +14,9 @@ from colo_lib.analysis.statistics import CONFIDENCE
 from colo_lib.steps import BASELINES
 
 LEAST_CHANGE = 0.02  # a trend over the whole run smaller than this is not worth a sentence
-
 LEAST_OUTLIER = 0.10  # a block's ratio must be off by this much, as a fraction, to be named
-
 FAR = 5.0  # and by this many robust standard deviations (1.4826 x median absolute deviation) of the other blocks
-
 MOST_CLOCK_CHANGE = 0.03
-
 TREND_COLUMNS = ["workload", "change", "low", "high", "trials"]
 
 

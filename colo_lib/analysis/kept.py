@@ -12,7 +12,6 @@ from colo_lib.analysis.statistics import CONFIDENCE, POWER, Estimate, estimate
 from colo_lib.steps import BASELINES
 
 RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
-
 SHARED_STEPS = (
     "mps-alone", "step2", "step3", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone", "mig",
     "sm-partition",

@@ -24,16 +24,13 @@ from colo_lib.analysis.steps_table import with_interval
 from colo_lib.steps import BASELINES
 
 CAUSES = ("clock", "contention", "waiting", "host")
-
 LABELS = {
     "clock": "slower clocks",
     "contention": "contention (slower kernels at the same clock)",
     "waiting": "waiting for the device",
     "host": "host",
 }
-
 CATEGORY_COLUMNS = ["category", "alone_us", "shared_us", "clock_us", "contention_us"]
-
 COLUMNS = ["part", "label", "us", "start_us", "end_us", "share"]
 
 
@@ -194,11 +191,8 @@ def loss_sentence(loss: Loss, step: str) -> str:
 
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
-
 SHARED = ("mps-alone", "step2", "step3", "mig", "sm-partition", "configB")
-
 RATE = "gen_tokens_per_s"
-
 UNKNOWN_SHARE = 0.02  # of the time may have no recorded launch for the rest to be split
 
 

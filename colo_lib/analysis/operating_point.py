@@ -34,11 +34,8 @@ LEVERS: Mapping[str, Callable[[Any], str]] = {
     "embed_pacing": lambda value: f"paced by {value}",
     "embed_duty": lambda value: f"duty {value:g}",
 }
-
 STEPS = tuple(step for step in CO_LOCATED if BASELINES[step] == ("step1", "step4"))
-
 MPS = ("mps", "sm-partition")
-
 TELEMETRY = ("sm_clock_mhz", "power_w", "dram_active", "sm_active")
 
 SETTING_COLUMNS = [

@@ -26,11 +26,8 @@ SHARED_METRICS = {
     "power_w": ("Power", "W"),
     "temperature_c": ("Temperature", "°C"),
 }
-
 STEPS = ("step1", "step2", "step3", "step4")
-
 POINT_COLUMNS = ["run", "step", "metric", "low", "mean", "high", "starts"]
-
 CONDITIONS = {
     "gpu": "Device",
     "gen_model": "Model of gen",
@@ -47,7 +44,6 @@ CONDITIONS = {
     "vllm": "vLLM version",
     "driver": "Driver",
 }
-
 UNTOLD = "not told"
 
 
@@ -212,7 +208,6 @@ def _condition(facts: Mapping[str, Any], name: str) -> str:
 
 
 RUNS = ("run1", "run2", "run3")
-
 COLUMNS = ["run", "where", "explanation", "figures_say"]
 
 

@@ -18,9 +18,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-
 POWER = 0.80
-
 LEAST_STARTS = 3
 
 """Fewer starts give no interval over starts, and settle nothing: with two, Student's t reaches 12.7 errors."""

@@ -10,14 +10,12 @@ from colo_lib.analysis.statistics import LEAST_STARTS
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 
 COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text"]
-
 KEPT_ROWS = {
     "gen": "Gen kept fraction",
     "embed": "Embed kept fraction",
     "aggregate": "Aggregate (gen + embed kept)",
     "aggregate_per_device": "Aggregate per device",
 }
-
 LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch": "Embed batch time"}
 
 

@@ -20,7 +20,6 @@ from colo_lib.params import Params
 from colo_lib.steps import BASELINES
 
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
-
 COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks", "starts", "estimate"]
 
 

@@ -16,7 +16,6 @@ from colo_lib.analysis.trial_metrics import NS_PER_S, inside
 from colo_lib.params import STEPS
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
-
 # column -> (label, unit, factor from the frame's unit to the shown one)
 METRICS = {
     "utilization": ("Device utilisation", "%", 100.0),

@@ -58,7 +58,6 @@ def _seconds(start_ns: int, end_ns: int) -> float:
 
 
 NS_PER_MS = 1_000_000
-
 ENOUGH_FOR_P99 = 1000  # fewer events leave under ten beyond the 99th percentile
 
 
@@ -171,7 +170,6 @@ def _watts(device: pd.DataFrame) -> float:
 
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
-
 NUMBERS = [
     "gen_tokens",
     "gen_tokens_per_s",

@@ -43,7 +43,6 @@ def thresholds(run: Params, notebook: Params) -> Params:
 
 
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "inconclusive"
-
 COLUMNS = ["clause", "mean", "low", "high", "threshold", "blocks", "starts", "status", "missing"]
 
 

@@ -18,15 +18,10 @@ from colo_lib.errors import InputError
 from colo_lib.trace import SET, UNKNOWN, Bools, Capture, Copies, Ints, Kernels, Launches, Overhead, Process
 
 NO_TIME = 2**62  # 146 years: no session's clock shows it, and differences below it cannot overflow
-
 LONGEST_NAME = 16_384  # characters; patterns are searched in every name
-
 LONGEST_NS = 2**50  # 13 days
-
 PID_BITS, PID_MASK = 24, 0xFFFFFF
-
 UNNAMED = "(unnamed)"
-
 DENSE = 1_000_000
 
 

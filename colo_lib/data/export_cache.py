@@ -24,13 +24,9 @@ from colo_lib.errors import InputError
 from colo_lib.trace import Capture, Columns, Copies, Device, Kernels, Overhead, Process, Switches
 
 VERSION = 3  # of what reading makes; raise it when that changes
-
 WORTH_ROWS = 200_000
-
 KEPT_ENTRIES = 8
-
 SAMPLES, SAMPLE_BYTES = 32, 4096
-
 FRAMES: dict[str, type[Columns]] = {"kernels": Kernels, "copies": Copies, "switches": Switches, "overhead": Overhead}
 
 

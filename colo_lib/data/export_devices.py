@@ -24,9 +24,7 @@ from colo_lib.errors import InputError
 from colo_lib.trace import UNKNOWN, Capture, Device, Ints, Switches
 
 MOST_DEVICES = 4096
-
 GPU_TABLES = ("TARGET_INFO_GPU", "TARGET_INFO_CUDA_GPU")
-
 LIMITS = {
     "blocks": "maxBlocksPerSm",
     "warps": "maxWarpsPerSm",
@@ -95,16 +93,13 @@ def _device(row: Mapping[str, object], number: int, sm_count: object) -> Device:
 
 
 TABLE = "GPU_CONTEXT_SWITCH_EVENTS"
-
 # tag -> name, as ENUM_GPU_CTX_SWITCH of 2024.2 has it; where the file's own table names a tag otherwise, that holds
 TAGS = {
     -1: "UnknownGpuCtxswTag", 0: "SOF", 1: "REQ_BY_HOST", 2: "FE_ACK", 3: "FE_ACK_WFI", 4: "FE_ACK_GFXP",
     5: "FE_ACK_CTAP", 6: "FE_ACK_CILP", 7: "SAVE_END", 8: "RESTORE_START", 9: "CONTEXT_START",
     10: "INVALID_TIMESTAMP", 11: "ENGINE_RESET",
 }  # fmt: skip
-
 OPENS, CLOSES = {"RESTORE_START", "CONTEXT_START"}, {"SAVE_END", "ENGINE_RESET"}
-
 FAR_NS = 2**62
 
 

@@ -16,9 +16,7 @@ from itertools import chain
 from typing import Any
 
 MISSING = -(2**63)
-
 LARGEST = 2**62
-
 ROWS = 1024
 
 

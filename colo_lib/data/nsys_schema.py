@@ -14,35 +14,26 @@ from dataclasses import dataclass
 from colo_lib.errors import InputError
 
 Tables = Mapping[str, tuple[str, ...]]
-
 ACTIVITY = ("KERNEL", "GRAPH_TRACE", "MEMCPY", "MEMSET")
-
 NAME_COLUMNS = ("demangledName", "shortName", "mangledName")
-
 # Making a Python integer of every value is what reading costs, so small values share one: a row's process and device
 # (a serialised pid has 24 low bits to spare), its correlation id and stream, its block's threads, registers, shared
 # bytes and whether it is a graph's node. `unpacked` takes them apart. Times, names and grids, on which every number
 # rests, stand alone, so that what is no integer is seen.
 OWNER = "(coalesce(globalPid, 0) & -16777216) | deviceId;0"
-
 LINK = "(correlationId & 4294967295) | (streamId << 32);0"
-
 SHAPE = (
     "((blockX * blockY * blockZ) & 65535) | ((registersPerThread & 4095) << 16)"
     " | ((staticSharedMemory + dynamicSharedMemory) << 32);0"
 )
-
 RANGES = {
     "deviceId": 16_777_215,
     "blockX * blockY * blockZ": 65_535,
     "registersPerThread": 4_095,
     "(staticSharedMemory + dynamicSharedMemory)": 2**31 - 1,
 }
-
 NODE = "(graphNodeId IS NOT NULL AND graphNodeId <> 0) << 31"
-
 BASE = {"start_ns": '"start"', "end_ns": '"end"', "owner": OWNER, "link": LINK}
-
 # our column -> SQL over the table's columns, and after ";" what stands in where one of them is absent
 COLUMNS = {
     "KERNEL": BASE | {"name": "", "blocks": "gridX * gridY * gridZ;0", "shape": ""},
@@ -56,7 +47,6 @@ COLUMNS = {
         "link": "correlationId & 4294967295;0",
     },
 }
-
 SWITCH_COLUMNS = {
     "t_ns": "timestamp;NULL",
     "tag": "tag;NULL",
@@ -65,16 +55,13 @@ SWITCH_COLUMNS = {
     "device": "gpuId;NULL",
     "sequence": "seqNo;0",
 }
-
 OVERHEAD_COLUMNS = {
     "start_ns": '"start"',
     "end_ns": '"end"',
     "owner": "coalesce(globalTid, 0) & -16777216;0",
     "name": "nameId;NULL",
 }
-
 WORDS = re.compile(r'"?([A-Za-z_]\w*)"?')
-
 SQL_WORDS = {"IS", "NOT", "NULL", "AND", "coalesce"}
 
 

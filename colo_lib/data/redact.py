@@ -28,7 +28,6 @@ KEPT = re.compile(
     r"|CUDA_GRAPH_EVENTS|TARGET_INFO_(GPU|CUDA_GPU|CUDA_DEVICE|CUDA_CONTEXT_INFO|CUDA_STREAM|SESSION_START_TIME)"
     r"|ANALYSIS_DETAILS|PROCESSES|StringIds|META_DATA_EXPORT|ENUM_GPU_CTX_SWITCH"
 )
-
 NUMBERS = re.findall(
     r"\w+",
     """
@@ -45,7 +44,6 @@ NUMBERS = re.findall(
     maxBlockDimZ maxGridDimX maxGridDimY maxGridDimZ computeMajor computeMinor smMajor smMinor
     """,
 )
-
 META = {
     *(f"EXPORT_PRODUCT_{name}" for name in ("NAME", "VERSION", "DATE")),
     *(f"EXPORT_SCHEMA_VERSION{name}" for name in ("", "_MAJOR", "_MINOR", "_MICRO", "_CKSUM")),
@@ -57,12 +55,10 @@ META = {
         "EXPORT_CONFIG_TIME_SHIFT",
     ),
 }
-
 META_VALUE = re.compile(
     r"[-\d. ]{0,40}|true|false|SIMULATED|NVIDIA Nsight Systems"
     r"|(?:linux|windows)(?:-(?:desktop|server|embedded|arm|x64)){0,2}|x64|x86_64|arm64|aarch64|sbsa"
 )
-
 SWITCH_NAMES = re.findall(
     r"\w+",
     """
@@ -70,9 +66,7 @@ SWITCH_NAMES = re.findall(
     CONTEXT_START INVALID_TIMESTAMP ENGINE_RESET OTHER
     """,
 )
-
 BUS = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
-
 Rule = Callable[[Scrubber, str], str]
 
 
@@ -112,7 +106,6 @@ TEXTS: dict[tuple[str, str], Rule] = {
         )
     },
 }  # fmt: skip
-
 SPELLED = {name.lower(): name for name in (*NUMBERS, "name", "chipName", "busLocation", "uuid")}
 
 
@@ -139,9 +132,7 @@ def shared_value(scrub: Scrubber, table: str, column: str, value: Any) -> Any:
 
 
 PIDS = {"globalpid", "globaltid"}
-
 TIMED = ("start", "timestamp")
-
 ROWS = 20_000
 
 

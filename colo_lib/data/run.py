@@ -34,7 +34,6 @@ from colo_lib.records import (
 )
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
-
 # Reports of Nsight Systems: large, kept for its own window, never read here; who removes them loses no number.
 REMOVABLE = ".nsys-rep"
 

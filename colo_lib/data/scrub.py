@@ -14,11 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HIDDEN = "(removed)"
-
 HIDDEN_VALUE = re.compile(r"\(removed(?: \d+)?\)")
-
 MOST_CHARS = 2_000
-
 PACKAGE = Path(__file__).resolve().parents[1]
 
 # What the counts of a share are about.
@@ -29,16 +26,13 @@ PATHS, HOSTS, USERS, TOKENS, DEVICES = (
     "tokens and keys",
     "GPU identifiers",
 )
-
 WORDS, LINES, VALUES, FIELDS = (
     "words of free text",
     "lines of logs",
     "values not known to be harmless",
     "fields not listed",
 )
-
 MACHINE, FILES = "names of the machine", "files"
-
 KINDS = (PATHS, HOSTS, USERS, TOKENS, DEVICES, WORDS, LINES, VALUES, FIELDS, MACHINE, FILES)
 
 DEVICE = re.compile(
@@ -46,47 +40,35 @@ DEVICE = re.compile(
     r"|\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b",
     re.IGNORECASE,
 )
-
 DEVICE_ALIAS = re.compile(r"\d{1,4}|(?:GPU|MIG) \d{1,4}")
-
 URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>)]+")
-
 AT = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*")
-
 SECRET = re.compile(
     r"(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key|credential)[\w-]*(?:=|:\s+)(?!\(removed)\S+"
     r"|--?[\w-]*(?:token|secret|password|key)[= ](?!\(removed)\S+"
     r"|(?<![A-Za-z0-9])(?:password|secret|bearer|basic)\s+(?=\S*[\d._-])(?!\(removed)\S{6,}",
     re.IGNORECASE,
 )
-
 PREFIXED = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{6,}|sk-[\w-]{6,}|gh[pousr]_[A-Za-z0-9]{6,}|github_pat_\w+|glpat-[\w-]+|xox[a-z]-[\w-]+"
     r"|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{20,}|ya29\.[\w-]+|nvapi-[\w-]+|pypi-[\w-]+|dckr_pat_[\w-]+"
     r"|eyJ[\w-]{8,}(?:\.[\w-]+)*|ssh-(?:rsa|ed25519)\s+\S+)"
 )
-
 LONG = re.compile(r"\w{20,}")
-
 IPV4 = re.compile(r"(?<![\d.])(?!(?:127\.0\.0\.1|0\.0\.0\.0)(?![\d.]))\d{1,3}(?:\.\d{1,3}){3}(?![\d.])(?::\d+)?")
-
 IPV6 = re.compile(
     r"(?<![\w:])(?:(?:[0-9a-f]{1,4}:){4,7}[0-9a-f]{1,4}|(?:fe80|f[cd][0-9a-f]{2}|2[0-9a-f]{3}):[0-9a-f:]*:[0-9a-f]{1,4})"
     r"(?![\w:])",
     re.IGNORECASE,
 )
-
 HOST = re.compile(
     r"(?<![\w.])[A-Za-z0-9][\w-]*(?:\.[\w-]+)*\.(?:com|net|org|io|ai|edu|gov|mil|cloud|local|lan|internal|intranet|corp|home"
     r"|example|invalid|localdomain)(?![\w(<])",
     re.IGNORECASE,
 )
-
 # A part of a path. Parts between two slashes may hold blanks, the last one may not: a sentence goes on after it.
 PART = r"[^\s/\\<>\"'|:;,()\[\]{}=`]+"
-
 TAIL = rf"(?:[/\\]+{PART}(?: {PART}){{0,4}}(?=[/\\]))*[/\\]+(?:{PART})?"
-
 PATH = re.compile(
     rf"(?P<quote>[\"'])(?:~[\w.-]*|[A-Za-z]:|\$\w+|\.{{1,2}})?[/\\][^\"']+(?P=quote)"  # all between two quotes
     rf"|(?<![A-Za-z0-9])(?:[A-Za-z]:|~[\w.-]*|\$\w+|\$\{{\w+\}}){TAIL}"  # C:\x, ~/x, ~name/x, $HOME/x
@@ -96,13 +78,9 @@ PATH = re.compile(
     r"|(?:%2F[\w.+-]+)+",
     re.IGNORECASE,
 )
-
 PATH_LIKE = re.compile(r"^[\"'(\[<]*[/\\~]|[/\\].*[/\\]|^[A-Za-z]:[/\\]")
-
 WORD = re.compile(r"\w+")
-
 NUMBER = re.compile(r"(\d{1,19})([A-Za-z%]{0,8})")
-
 # Words that engines, drivers and the system say of failures, beyond those that the workbook says itself.
 MORE_WORDS = """
     CUDA error out memory device side assert triggered illegal access encountered launch failure timeout
@@ -113,7 +91,6 @@ MORE_WORDS = """
     trials were laid beside theirs python python3 pt_main_thread sglang tritonserver ray NVIDIA AMD Intel R Xeon
     EPYC Core Processor CPU GPU with at
 """
-
 HARDWARE = re.findall(
     r"\S+",
     """
@@ -123,11 +100,9 @@ HARDWARE = re.findall(
     Graviton Ampere(R) Altra(R) PRO Edition Server Workstation Gen
     """,
 )
-
 MODEL_NUMBER = re.compile(
     r"[A-Za-z]{0,2}(?:\d{1,2}-)?\d{1,5}[A-Za-z+]{0,2}\d{0,2}|\d{1,3}g\.\d{1,3}gb|\d{1,3}-Core|[\d.]{1,6}(?:GHz|GB|MB)|\d{1,2}th"
 )
-
 # What a process's name may keep, for it tells gen from embed.
 ROLE = re.compile(r"vllm|enginecore|sglang|llama|generat|gen\b|embed|encoder|sentence|e5\b", re.IGNORECASE)
 

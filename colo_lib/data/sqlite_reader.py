@@ -30,18 +30,12 @@ from colo_lib.errors import InputError
 from colo_lib.trace import Columns, Ints
 
 MAGIC = b"SQLite format 3\0"
-
 HEADER_BYTES = 100
-
 WAL_VERSION = 2
-
 # Python raises the second where a message of SQLite's quotes bytes of a damaged file that are no UTF-8.
 DAMAGE = (sqlite3.Error, UnicodeDecodeError)
-
 MOST_SAID = 300  # characters of a message of SQLite's
-
 MOST_BYTES = 16 * 2**20  # of one text; names are some thousand bytes long, and a row is held whole
-
 GUARDS = ("PRAGMA query_only=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON")
 
 
@@ -168,11 +162,8 @@ def tables_of(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
 
 
 WORTH_A_PROCESS = 60_000  # rows; fewer are read sooner than a process starts
-
 BLOCK_ROWS = 131_072
-
 LEAST_ROW_BYTES = 8  # no row of an export is shorter; more rowids than that have holes between them
-
 ColumnsT = TypeVar("ColumnsT", bound=Columns)
 
 

@@ -15,10 +15,8 @@ from colo_lib.params import Params, check_recorded
 from colo_lib.records import Cell, SweepPlan, checked, damaged, read_object
 
 NOT_RUN = "not run"
-
 # Which steps a cell has, and what is captured of them, changes none of their trials.
 WITHOUT_EFFECT = ("steps", "capture_s", "capture_steps", "capture_graph_trace", "blocks")
-
 MAX_PLAN_BYTES = 16 * 1024 * 1024
 
 

@@ -28,7 +28,6 @@ MEMORY_PARTS = (
     ("gen", "weights"), ("gen", "kv_cache"), ("gen", "graphs"), ("gen", "rest"),
     ("embed", "weights"), ("embed", "activations"), ("embed", "cached"), ("embed", "rest"),
 )  # fmt: skip
-
 # column -> where it stands in trial.json; a dot leads into a nested object
 COLUMNS = {
     "step": "step",
@@ -60,7 +59,6 @@ COLUMNS = {
     "telemetry_gaps": "telemetry.gaps",
     "pacing": "pacing.kind",
 }
-
 NUMBERS = [name for name in COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
 
 

@@ -13,13 +13,9 @@ import numpy as np
 from colo_lib.examples.planted_export import global_pid, switches, write_export
 
 H100_PAIR = tuple(Path(__file__).parent / "captures" / f"h100-mps-{name}.sqlite" for name in ("gen", "embed"))
-
 GEN_PID, EMBED_PID, SERVER_PID = 777, 774, 770
-
 SLICE_NS = 2_000_000
-
 MS = 1_000_000
-
 # name, microseconds, blocks, gap before it in microseconds: one layer of a decode step
 LAYER = (
     ("void vllm::rms_norm_kernel<c10::BFloat16>(c10::BFloat16 *)", 2.1, 1, 9.0),
@@ -32,16 +28,13 @@ LAYER = (
     ("void vllm::act_and_mul_kernel<c10::BFloat16, silu_kernel>(c10::BFloat16 *)", 2.6, 24, 1.4),
     ("void vllm::dynamic_per_token_scaled_fp8_quant_kernel<c10::BFloat16>(float *)", 2.0, 1, 1.4),
 )
-
 SAMPLE = ("void at::native::reduce_kernel<512, 1, ArgMaxOps<float>>(ArgMaxOps<float>)", 12.0, 4, 60.0)
-
 BATCH = (
     ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT", 180.0, 1056, 1.0),
     ("void cutlass::device_kernel<flash::FlashAttnFwdSm90<CollectiveMainloop>>(Params)", 95.0, 2048, 1.0),
     ("void at::native::vectorized_layer_norm_kernel<c10::BFloat16, float>(int)", 14.0, 4096, 1.0),
     ("void at::native::vectorized_elementwise_kernel<4, GeluFunctor>(int)", 22.0, 8192, 1.0),
 )
-
 # step -> what runs, and how much longer gen's and embed's kernels take than alone
 STEPS: dict[str, tuple[bool, bool, float, float]] = {
     "step1": (True, False, 1.0, 1.0),

@@ -56,11 +56,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "ENUM_GPU_CTX_SWITCH": {"id": 0, "name": "", "label": ""},
     "StringIds": {"id": 0, "value": ""},
 }  # fmt: skip
-
 SWITCH_TAGS = {7: "SAVE_END", 8: "RESTORE_START", 9: "CONTEXT_START", 10: "INVALID_TIMESTAMP"}
-
 CHUNK = 200_000
-
 Columns = Mapping[str, Sequence[Any]]
 
 

@@ -31,7 +31,6 @@ from colo_lib.examples.simulated_trial import Plan, telemetry_frame, workload_fr
 from colo_lib.params import Params
 
 PREFIX = "colo-example-"
-
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -50,7 +49,6 @@ def example_folder() -> Path:
 
 
 S = 1_000_000_000
-
 RATE = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
 
 

@@ -16,9 +16,7 @@ from colo_lib.frames import TELEMETRY
 from colo_lib.params import Params
 
 GEN_KEPT = {"step1": 1.0, "step2": 0.80, "step3": 0.52, "configA": 1.0, "configB": 1.35}
-
 EMBED_KEPT = {"step2": 0.71, "step3": 0.47, "step4": 1.0, "configA": 1.0, "configB": 0.62}
-
 GAP_SPREAD = {"step1": 0.05, "step2": 0.35, "step3": 0.9, "configA": 0.05, "configB": 0.3}
 
 

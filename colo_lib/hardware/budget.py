@@ -20,14 +20,10 @@ from colo_lib.steps import SHARDED, TWO_DEVICES
 # worker of vLLM 0.32 with torch 2.13 (0.6-0.7 GiB each), of a transformers process 0.45 GiB. GPU: a CUDA context
 # with loaded kernels, 0.4-0.6 GiB each on Hopper.
 PROCESS_GIB = 0.7
-
 CONTEXT_GIB = 0.6
-
 MARGIN_GIB = 1.0  # notebook, client, allocator fragmentation
-
 # vLLM's default max_num_batched_tokens of its OpenAI server (EngineArgs, usage context OPENAI_API_SERVER).
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
-
 PARTS = ("gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve")
 
 

@@ -22,15 +22,11 @@ from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
 
 ENGINE_PYTHON = "COLO_ENGINE_PYTHON"
-
 MARK = "colo-versions:"
-
 LAST_LINES = 5
-
 # Loads the kernels for what this processor offers (AVX2, AVX-512, AMX), each in a library of its own, and only warns
 # when that fails, as without libnuma: loading the wrong one by its name ends the process.
 KERNELS = "vllm._custom_ops"
-
 # Each name is imported, not only looked up: a package that is there and does not load is the common failure.
 _PROBE = f"""
 import importlib, json, sys, warnings

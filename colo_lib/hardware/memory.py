@@ -101,13 +101,9 @@ def budget_here(params: Params, gpus: GpuLook | None = None) -> Budget:
 
 
 STILL_GIB = 0.05
-
 STILL_READINGS = 3
-
 POLL_S = 0.5
-
 SETTLE_TIMEOUT_S = 60.0
-
 Read = Callable[[], Mapping[str, float] | None]
 
 

@@ -19,7 +19,6 @@ from colo_lib.paths import REPOSITORY
 from colo_lib.telemetry.gpm import Gpm
 
 GIB = 2.0**30
-
 # What a field may plausibly hold, in the frame's units: an answer outside is garbage, and null.
 PLAUSIBLE = {
     "sm_clock_mhz": (0.0, 10_000.0),
@@ -179,7 +178,6 @@ def error_in_words(error: BaseException) -> str:
 
 
 TIMEOUT_S = 20.0
-
 NO_DRIVER = ("LibraryNotFound", "DriverNotLoaded", "NoDevice")
 
 

@@ -16,11 +16,8 @@ import signal
 import time
 
 STOP_DEADLINE_S = 10.0
-
 INSIST_S = 0.2
-
 LOOK_AGAIN_S = 1.0
-
 HELD = "TtZX"
 
 

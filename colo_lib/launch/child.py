@@ -28,14 +28,10 @@ from colo_lib.errors import StepFailed
 from colo_lib.launch.guardian import mapped, remove_segments
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
-
 TOKEN_NAME = "COLO_TREE"
-
 PRELOAD = "LD_PRELOAD"
-
 # vLLM renames its processes; without this setproctitle would write over the environment that carries the token.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
-
 # What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
 INHERITED = (
     "COLO_MARK", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH",
@@ -44,10 +40,8 @@ INHERITED = (
     "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
     "NVSHMEM_DISABLE_NVLS",
 )  # fmt: skip
-
 # vLLM's own settings are the user's to make; its key is ours.
 INHERITED_PREFIX, NOT_INHERITED = "VLLM_", ("VLLM_API_KEY",)
-
 # What a profiler added to our environment, as JSON: for the engines below us, and for nothing else that we start.
 INJECTION = "COLO_INJECTION"
 
@@ -196,14 +190,10 @@ def sweep(token: str, timeout_s: float = 10.0, since_s: float = 0.0) -> list[int
 
 
 LAST_LINES = 20
-
 MOST_CAUSES = 5
-
 READ_BYTES = 256 * 1024
-
 # Said by every interpreter that ends in a hurry; it would push the cause out of sight.
 NOISE = re.compile(r"nanobind: |^ - (leaked |\.\.\. skipped)|resource_tracker|^\s*warnings\.warn\(|^\s*$")
-
 CAUSE = re.compile(r"\b\w*(Error|Exception)\b: |died unexpectedly|out of memory|Killed|Segmentation fault")
 
 
@@ -226,7 +216,6 @@ def tail(file: Path, lines: int = LAST_LINES) -> str:
 
 
 NOTES = "engine-{}.json"  # in the launcher's private folder, by the engine's name
-
 START = Path(__file__).with_name("exec_under_profiler.py")
 
 

@@ -25,9 +25,7 @@ import time
 from typing import Any
 
 INPUT_VARIANTS = 8
-
 GIB = 2.0**30
-
 # Of the time that embed may go without a finished batch, how much is planned with: the rest is for what takes longer.
 STALL_SHARE = 0.8
 

@@ -38,7 +38,6 @@ from colo_lib.params import Params
 from colo_lib.steps import Placement
 
 ENGINES_FILE = "COLO_ENGINES"
-
 Tick = Callable[[str], None]
 
 

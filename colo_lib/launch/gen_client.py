@@ -26,7 +26,6 @@ from colo_lib.frames import write_frame
 from colo_lib.launch.vllm_server import SERVED_NAME
 
 PAUSE_AFTER_ERROR_S = 0.2
-
 RESERVED_TOKEN_IDS = 8
 
 

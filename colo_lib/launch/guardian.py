@@ -25,11 +25,8 @@ import time
 from collections.abc import Iterable
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-
 POLL_S = 0.02
-
 SHARED_MEMORY = b"/dev/shm/"
-
 # Python's own (vLLM's message queues, semaphores), NCCL's, torch's, those of vLLM's ranks on cores: made for one group
 # of processes, of no use to another.
 SEGMENTS = (b"psm_", b"nccl-", b"torch_", b"vllm_dist_", b"sem.mp-")

@@ -24,11 +24,8 @@ from colo_lib.launch.vllm_server import server_counters
 from colo_lib.params import Params
 
 POLL_S = 0.05
-
 WATCH_S = 0.5
-
 CLIENT_TIMEOUT_S = 20.0
-
 ANSWER_S = 2.0  # how long to wait for one answer before looking whether everybody is still there
 
 Answer = TypeVar("Answer")

@@ -17,7 +17,6 @@ TOLD = {
     "kv_cache": re.compile(r"Available KV cache memory: ([\d.]+) GiB"),
     "graphs": re.compile(r"Graph capturing finished in \d+ secs?, took (-?[\d.]+) GiB"),
 }
-
 READ_BYTES = 4 * 2**20
 
 

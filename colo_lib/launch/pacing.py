@@ -27,10 +27,8 @@ from colo_lib.steps import Placement
 
 # Aimed at are half of the late gaps that a p99 allows, so that the p99 itself is kept with room to spare.
 LATE_FRACTION = 0.005
-
 # Late is what comes close to the SLO: a p99 that sits on its bound is past it every other time.
 AIM = 0.95
-
 # Well under LATE_FRACTION: even where every pass of embed makes a gap late, the p99 is kept. Embed's own stall bound is
 # the floor that is met in practice.
 LEAST_DUTY = 0.001
@@ -99,11 +97,8 @@ class SloController:
 
 
 TICK_S = 0.04
-
 ORDER_S = 10.0  # an embedding process that has no turn answers when it has one again
-
 RECENT_S = 2.0
-
 # A duty that hardly changed is not told again, but for the answer: what embed makes of it.
 TOLD_CHANGE, TOLD_EVERY_S = 0.02, 0.5
 

@@ -19,9 +19,7 @@ from typing import Any
 import psutil
 
 PREFIX = "colo-"
-
 OWNER = "owner.json"
-
 # A Unix socket's path holds 107 bytes: the folder stays short whatever TMPDIR says.
 ROOT = Path("/tmp")
 

@@ -85,7 +85,6 @@ def end_pacer(child: Child, runtime: Path, folder: Path) -> None:
 
 
 BEGIN_TIMEOUT_S = 20.0
-
 ALTERNATE = Path(__file__).with_name("alternate.py")
 
 

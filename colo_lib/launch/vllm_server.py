@@ -22,14 +22,10 @@ from colo_lib.params import Params
 from colo_lib.steps import Placement
 
 SERVED_NAME = "gen"
-
 KEY_NAME = "COLO_GEN_KEY"
-
 READY_POLL_S = 0.25
-
 # Engines yield to the load client and the sampler, which would otherwise see tokens in bursts on shared cores.
 ENGINE_NICE = 5
-
 # Ranks meet and exchange over loopback: vLLM's address (else that of the route to the internet), NCCL's interface (else
 # the first that is no loopback), Gloo's (else what the host's name resolves to), torch's RPC's. No shell widens it.
 LOOPBACK = {
@@ -38,7 +34,6 @@ LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "TP_SOCKET_IFNAME": "lo",
 }
-
 REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds")
 
 

@@ -13,13 +13,9 @@ from typing import Any
 from colo_lib.errors import InputError
 
 GIB = 2**30
-
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
 DECODERS = ("llama", "qwen2", "qwen3", "qwen3_moe")
-
 MODEL_TYPES = (*DECODERS, "bert")
-
 LOGIT_BYTES = 4  # vLLM and transformers take logits in float32
 
 Config = Mapping[str, Any]

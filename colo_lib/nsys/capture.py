@@ -29,13 +29,10 @@ from colo_lib.records import write_json
 from colo_lib.steps import Placement
 
 EXPORT_SUFFIX, REPORT_SUFFIX = ".sqlite", ".nsys-rep"
-
 # A report of this size or less is kept beside its export, for Nsight's own window.
 KEPT_REPORT_BYTES = 64 * 2**20
-
 # What an export may need, as a multiple of its report.
 EXPORT_GROWTH = 6
-
 LEAST_FREE_BYTES = 512 * 2**20
 
 

@@ -26,10 +26,8 @@ USUAL_PLACES = (
     "/opt/nvidia/nsight-systems-cli/*/target-linux-x64/nsys",
     "/usr/local/cuda*/bin/nsys",
 )
-
 # Calls of the C library shorter than this say nothing and cost much: ns.
 OSRT_THRESHOLD_NS = 10_000
-
 NO_CONTEXT_SWITCHES = re.compile(r"context switch\w* (tracing|trace) (is not|isn't|was not)|--gpuctxsw", re.IGNORECASE)
 
 

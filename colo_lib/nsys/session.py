@@ -34,22 +34,14 @@ from colo_lib.params import Params
 from colo_lib.steps import Placement
 
 HOST = "colo_lib.nsys.engine_host"
-
 # Of our environment, what nsys or we change for its sake.
 WRITTEN_OVER = ("LD_PRELOAD", "LD_LIBRARY_PATH", "TMPDIR")
-
 POLL_S = 0.1
-
 START_S = 90.0
-
 STOP_S = 300.0  # collects what every process buffered and imports it
-
 EXPORT_S = 900.0
-
 VERSION_S = 30.0
-
 HOST_END_S = 30.0
-
 JOINT = "trace"
 
 

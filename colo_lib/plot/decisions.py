@@ -36,7 +36,6 @@ from colo_lib.plot.style import (
 )
 
 CAUSE_COLOURS = {"clock": "#E69F00", "contention": "#CC79A7", "waiting": "#56B4E9", "host": "#009E73"}
-
 MERGED_COLOUR = "#9A9A9A"
 
 
@@ -157,7 +156,6 @@ def _name(layout: str, predicted: bool) -> str:
 SETTING_SHADES = ("#4D4D4D", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 EQUAL_WORK = (1.0, 1.35, 1.7)
-
 # Places of a number around its point.
 REACH_PX, TURNS = 13.0, np.arange(0, 2 * np.pi, np.pi / 8)
 
@@ -237,7 +235,6 @@ def _setting_legend(found: pd.DataFrame, colours: dict[int, str]) -> list[Line2D
 
 
 LABEL_CHARACTERS = 16  # of a line of a run's name
-
 OFFSETS = {"step2": -0.14, "step3": 0.14}
 
 

@@ -135,7 +135,6 @@ STEP_COLOURS = {
     "mig": "#882255",
     "sm-partition": "#999933",
 }
-
 STEP_LINES: dict[str, Any] = {
     "step1": "-",
     "step2": "--",
@@ -150,7 +149,6 @@ STEP_LINES: dict[str, Any] = {
     "mig": (0, (7, 2, 1, 2)),
     "sm-partition": (0, (2, 3)),
 }
-
 MOST_POINTS = 2000  # of one curve: quantiles keep its shape, and its ends
 
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 import matplotlib as mpl
 
 GEN_COLOUR = "#0072B2"
-
 EMBED_COLOUR = "#D55E00"
-
 BOTH_COLOUR = "#4D4D4D"
-
 BOUND_COLOUR = "#A3195B"
-
 WORKLOAD_COLOURS = {"gen": GEN_COLOUR, "embed": EMBED_COLOUR}
-
 MECHANISM_HATCHES = {
     "none": "",
     "mps": "///",
@@ -23,7 +18,6 @@ MECHANISM_HATCHES = {
     "mig": "xxx",
     "sm-partition": "+++",
 }
-
 MECHANISM_MARKERS = {
     "none": "o",
     "mps": "s",
@@ -33,11 +27,8 @@ MECHANISM_MARKERS = {
     "mig": "D",
     "sm-partition": "P",
 }
-
 GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # of words that a line may pass behind
-
 WIDTH_IN = 8.0  # a figure at report size: 8 in at 100 dpi on the page
-
 DPI = 150
 
 

@@ -28,9 +28,7 @@ from colo_lib.plot.style import (
 
 # Names of steps under their windows, where their own would not fit.
 SHORT = {"mps-alone": "1m", "mig": "g", "sm-partition": "p"}
-
 DEVICE_LOOKS = [("#4D4D4D", "-"), ("#A6761D", "--"), ("#7570B3", "-."), ("#66A61E", ":")]
-
 MOST_POINTS = 1500  # of one line on the page
 
 

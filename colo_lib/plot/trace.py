@@ -25,9 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from colo_lib.plot.style import BOTH_COLOUR, BOUND_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 
 ROW_HEIGHT = 0.72
-
 BOTH_SHADE = "#F0E442"
-
 FEW = 250  # kernels of a row up to which each gets an outline
 
 
@@ -178,15 +176,12 @@ def _where(axes: Axes, over_time: Mapping[str, Any], names: Sequence[str], colou
 
 
 NAME_WIDTH = 40
-
 GENERIC = {"device_kernel", "kernel", "reduce_kernel", "elementwise_kernel", "vectorized_elementwise_kernel",
            "unrolled_elementwise_kernel"}  # fmt: skip
-
 SAYS_NOTHING = {
     "int", "unsigned", "long", "char", "bool", "float", "double", "void", "at", "native", "anon", "c10", "std", "cute",
     "cutlass", "flash", "vllm", "array", "enable_sm90_or_later", "BFloat16", "Half",
 }  # fmt: skip
-
 SHOWN = 8
 
 

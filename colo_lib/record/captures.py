@@ -25,11 +25,8 @@ from colo_lib.record.run_folder import trial_status
 from colo_lib.steps import Placement, placement_of
 
 Say = Callable[[str], None]
-
 LOGS = Path("logs") / "captures"
-
 NO_NSYS = "nsys is not on PATH: install Nsight Systems; without it throughput is measured and kernel overlap is not"
-
 # What else subscribes to CUPTI or takes a GPU's counters, by the name of the process.
 RIVALS = {"nv-hostengine": "DCGM's host engine", "dcgm-exporter": "DCGM's exporter", "ncu": "Nsight Compute"}
 

@@ -43,12 +43,9 @@ NEVER = (
     "capture_graph_trace", "capacity_devices", "capacity_tokens_per_s", "capacity_sequences_per_s", "min_gen_kept",
     "max_gap_growth", "min_embed_kept", "min_overlap", "min_profiled_ratio", "cell_timeout_s",
 )  # fmt: skip
-
 PACING = ("embed_pacing", "embed_duty", "embed_micro_batch_size", "slo_gen_gap_ms")
-
 # What only a workload's own load and limits say; an idle one has them without effect.
 GEN_LOAD = ("gen_concurrency", "gen_prompt_tokens", "gen_output_tokens")
-
 EMBED_LOAD = ("embed_batch_size", "embed_sequence_tokens")
 
 

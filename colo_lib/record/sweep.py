@@ -40,7 +40,6 @@ from colo_lib.record.run_folder import run_lock
 from colo_lib.records import now_utc, write_json
 
 MOST_CELLS = 500
-
 # The sweep itself says where its cells' runs go and what they are called.
 OWN = ("run", "run_name", "runs_dir", "block", "sweep", "sweeps_dir")
 
@@ -195,11 +194,8 @@ def recorded(folder: Path, cell: str) -> CellRecord | None:
 
 
 Say = Callable[[str], None]
-
 POLL_S = 0.2
-
 GRACE_S = 60.0  # `colo run` ends its engines when it is told to end
-
 STATUSES = {0: DONE, 2: REFUSED}
 
 

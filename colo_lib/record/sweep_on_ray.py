@@ -43,15 +43,10 @@ from colo_lib.record.sweep import (
 )
 
 ATTEMPTS = 3
-
 HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")
-
 POLL_S = 1.0
-
 START_S = 120.0
-
 CONNECT_S = 5.0
-
 Work = Callable[[dict[str, Any], str, int], tuple[bytes, dict[str, Any]]]
 
 

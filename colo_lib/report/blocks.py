@@ -21,14 +21,11 @@ from urllib.parse import quote
 import pandas as pd
 
 TABLE = "colo-table"  # class of the tables that are sorted
-
 FILES = {
     "sorting": ("sorting.js",),
     "zooming": ("timeline_data.js", "timeline_draw.js", "timeline_pointer.js", "timeline.js"),
 }
-
 STARTS = {"sorting": "startSorting();", "zooming": "startTimelines();"}
-
 _FOLDER = Path(__file__).parent
 
 
@@ -48,9 +45,7 @@ def page_style(zooming: bool = False) -> str:
 
 
 INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
-
 PNG = b"\x89PNG\r\n\x1a\n"
-
 STATUS_CLASSES = {
     "supported": "good",
     "within": "good",

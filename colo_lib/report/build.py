@@ -74,9 +74,7 @@ def _papermill(source: Path, target: Path, told: dict[str, str], timeout_s: int)
 
 
 NOTEBOOKS = ("51-verdict", "52-gen-loss", "54-capacity-plan", "53-published", "46-telemetry", "47-memory")
-
 TRACE_NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
-
 MAX_PAGE_BYTES = 5_000_000
 
 

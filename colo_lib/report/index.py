@@ -17,11 +17,8 @@ from colo_lib.report.blocks import TABLE, cell, heading, items, link, paragraph,
 from colo_lib.report.page import write_page
 
 NAME = "index.html"
-
 RESERVED = (NAME, "side-by-side.html")
-
 HEAD_CHARACTERS = 65_536  # a page's head, style included
-
 COLUMNS = ("Report", "Hypothesis", "In words", "Device", "Models", "Recorded")
 
 

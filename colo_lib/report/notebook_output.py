@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from colo_lib.report import blocks, timeline
 
 KEY = "colo"
-
 # Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
 FIGURES, FIGURES_END = "COLO_FIGURES", "COLO_FIGURES_END"
 

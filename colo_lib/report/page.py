@@ -38,31 +38,25 @@ def write_page(target: Path, text: str) -> None:
 
 
 ABOUT = "colo-report"  # name of the element that tells an index what a page says
-
 QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
-
 SIMULATED = (
     "Simulated. No engine and no device took part: every number on this page was planted, to show what a report "
     "looks like."
 )
-
 STAND_IN = (
     "Cores stand in for GPUs. These numbers were measured on CPU cores with true engines; they show that the workbook "
     "works, and say nothing about any GPU."
 )
-
 NO_CAPTURE = (
     "No capture of GPU work in this run, so no kernel overlap, occupancy, idle gaps, durations or categories. "
     "capture_s above 0 in the params file records one of each step, on a GPU host with Nsight Systems; "
     "`colo doctor PARAMS` says whether this machine can."
 )
-
 NO_SWEEP = (
     "One run has one value of everything. `colo sweep PARAMS --over gen_concurrency=1,2,4` repeats it over a grid; "
     "`colo report SWEEP` makes a page of the thread percentage, concurrency, batch size, eager against graphs, prefill "
     "share, memory, and of the operating point among them."
 )
-
 CONTENTS = {
     "steps": "Steps side by side",
     "latency": "Latencies and stalls",

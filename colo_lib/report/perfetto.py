@@ -19,7 +19,6 @@ from colo_lib.errors import InputError
 from colo_lib.trace import COPY_KINDS
 
 MOST_EVENTS = 1_000_000
-
 COUNTER_PID, FIRST_PID = 1, 10
 
 

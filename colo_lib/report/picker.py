@@ -13,7 +13,6 @@ from colo_lib.params import Params
 from colo_lib.report import notebook_output, side_by_side
 
 MOST = 8  # newest runs that are judged; each costs a second or two
-
 COLUMNS = ["To read it, set", "Hypothesis", "Device", "Models", "Trials that count", "Recorded"]
 
 

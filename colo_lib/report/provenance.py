@@ -11,7 +11,6 @@ WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
     "hub": "published weights",
 }
-
 WEIGHTS_SHORT = {"dummy": "random weights", "hub": "published weights"}
 
 

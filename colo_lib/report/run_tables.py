@@ -197,7 +197,6 @@ ACTIVITY = {
     "sm_active": "SMs active (%)", "dram_active": "DRAM in use (%)", "tensor_active": "Tensor cores (%)",
     "nvlink_gib_s": "NVLink (GiB/s)", "power_w": "Power (W)",
 }  # fmt: skip
-
 MEETINGS = {
     "tokens": "Tokens seen", "collectives_per_token": "Collectives a token", "exchange_p50_us": "Exchange, p50 (us)",
     "exchange_us_per_token": "Exchange (us a token)", "skew_p50_us": "Apart, p50 (us)",

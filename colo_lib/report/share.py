@@ -47,7 +47,6 @@ from colo_lib.records import read_object, write_json
 from colo_lib.report import share_fields as fields
 
 NS_PER_MS = 1_000_000
-
 WRITER = re.compile(r"parquet-cpp-arrow version [\d.]{1,16}")
 
 

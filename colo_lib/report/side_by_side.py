@@ -190,12 +190,10 @@ def _conditions(run: Run) -> dict[str, str]:
 
 
 NAME = "side-by-side.html"
-
 LABELS = {
     "simulated": "simulated. No engine and no device took part: its numbers were planted.",
     "stand-in": "cores stand in for GPUs. Its numbers were measured on CPU cores and say nothing about any GPU.",
 }
-
 TITLES = {
     "kept": "What each workload keeps",
     "clauses": "The verdict, clause by clause",

@@ -35,22 +35,14 @@ from colo_lib.report.trace_text import percent
 from colo_lib.trace import Ints
 
 VERSION = 1
-
 # A notebook holds the text twice, in what is shown and in what the report lifts: 3 MB with the scripts.
 MOST_CHARACTERS = 1_400_000
-
 BINS_SHARE = 0.4  # of the budget; kernels one by one get the rest
-
 FEWEST_BINS, MOST_BINS = 1024, 131_072
-
 EFFORT = 9  # of deflating
-
 NAME_WIDTH = 200
-
 GRAPH, UNNAMED = "CUDA graph launch", "(unnamed)"
-
 MOST_UNPACKED_BYTES = 64_000_000
-
 Column = tuple[Ints, bool]  # numbers, and whether some may be below 0
 
 
@@ -192,7 +184,6 @@ def _planes(columns: Sequence[Column]) -> tuple[list[list[int]], bytes]:
 
 
 MOST_ROWS = 16  # stretches told in words
-
 WITHOUT = (
     "A picture to zoom belongs here. It is drawn by a script, and no script ran: in JupyterLab, trust the notebook "
     "(command palette, 'Trust Notebook') or run its cells; in a browser, allow scripts for this page."

@@ -25,7 +25,6 @@ from colo_lib.params import Params
 from colo_lib.report.trace_text import clocks_moved, percent, without_overlap
 
 NONE = "—"
-
 NAME_WIDTH = 90
 
 
@@ -203,7 +202,6 @@ PARTS = {
     "window_ns": "In the capture (ms)", "busy_ns": "Its kernels run (ms)", "switched_out_ns": "Switched out (ms)",
     "waiting_ns": "Waiting for the device (ms)", "host_ns": "Host (ms)", "unattributed_ns": "Launch unknown (ms)",
 }  # fmt: skip
-
 COLUMNS = ["Cell", "Step", "In flight", "Tokens seen", "A token in trials (ms)", *PARTS.values()]
 
 

@@ -11,14 +11,12 @@ import time
 from typing import Any
 
 LEAST_INTERVAL_S = 0.05
-
 PERCENTAGES = {
     "sm_active": "NVML_GPM_METRIC_SM_UTIL",
     "sm_occupancy": "NVML_GPM_METRIC_SM_OCCUPANCY",
     "tensor_active": "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
     "dram_active": "NVML_GPM_METRIC_DRAM_BW_UTIL",
 }
-
 NVLINK = ("NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC", "NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC")
 
 

@@ -20,9 +20,7 @@ import psutil
 from colo_lib.telemetry.other_processes import OtherProcesses
 
 TREE_REFRESH_S = 1.0
-
 GIB = 2.0**30
-
 NOT_OURS = "NVML lists none of this workload's pids: it names those of the host, which a container does not see"
 
 

@@ -22,13 +22,9 @@ from typing import Any
 from colo_lib.frames import TELEMETRY, column_limits
 
 FIRST_SAMPLE_S = 30.0  # without persistence mode the driver is loaded by the first one who asks
-
 LEAST_SILENCE_S = 3.0
-
 SILENT_PERIODS = 10
-
 RESTARTS = 1
-
 POLL_S = 0.1
 
 

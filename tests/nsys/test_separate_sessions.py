@@ -25,9 +25,9 @@ from colo_lib.params import check
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.record.captures import record_captures
 from colo_lib.steps import placement_of
+from tests.launch.test_faults import nano
 from tests.nsys.test_captures import engine_env, folder, nsys_process, params, put_nsys, run
 from tests.nsys.test_nsys_itself import leftovers
-from tests.launch.test_faults import nano
 from tests.processes import token_carriers, wait_until
 
 __all__ = ["engine_env", "params", "run"]

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from colo_lib.analysis.trace.residency import Residency
 
 RESIDENCY, INTERVALS = "residency", "kernel intervals"
-
 # Mechanisms under which no context is switched out for the other workload's; "none": a workload alone on its device.
 CONCURRENT = {"mps", "sm-partition", "mig"}
-
 ALONE, TIME_SLICED = "none", "time-sliced"
-
 Matches = Mapping[int, tuple[Residency | None, str]]  # process -> its residency, else why it has none
 
 

@@ -20,7 +20,6 @@ from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.trace import Ints, Union
 
 FACTOR = 4  # bins of one level that make one of the next
-
 ROUND = (1, 2, 5)
 
 

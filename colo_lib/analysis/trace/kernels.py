@@ -27,14 +27,10 @@ from colo_lib.errors import InputError
 from colo_lib.trace import COPY_KINDS, Ints
 
 Patterns = Sequence[tuple[str, str]]
-
 Table = dict[str, np.ndarray]
-
 OTHER = "other"
-
 # A kernel that the compiler fused carries the names of its neighbours too, products and attention that it calls.
 NOT_FUSED = r"^(?!triton_(?:red|poi|per)_fused).*"
-
 PATTERNS: Patterns = (
     ("MoE", NOT_FUSED + r"(?:moe|expert|topk_?gating|grouped_?topk|align_block_size)"),
     (
@@ -61,7 +57,6 @@ PATTERNS: Patterns = (
         r"memcpy|memset|copy|fill_?(functor|kernel)|catarray|concat|gather|scatter|index|embedding|transpose|slice",
     ),
 )
-
 CATEGORIES = (*(name for name, _ in PATTERNS), OTHER)
 
 

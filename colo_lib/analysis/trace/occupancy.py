@@ -17,18 +17,13 @@ from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.trace import Device, Floats, Ints, Kernels
 
 CHUNK_ROWS = 1 << 20  # rows looked at together, so that ten million need no more memory than one
-
 WARP_THREADS = 32
-
 REGISTERS_A_WARP = 256  # registers are given to a warp in units of this many
-
 RESERVED_SHARED_BYTES, SHARED_UNIT_BYTES = 1024, 128  # a block's own share of the driver, and the unit of the rest
-
 KEYS = (
     "unknown_shape_count", "mean_blocks_per_kernel", "sm_occupancy_by_count", "sm_occupancy_by_time",
     "resident_occupancy_by_time", "under_half_device", "one_block_fraction", "full_device_fraction",
 )  # fmt: skip
-
 HISTOGRAM = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 

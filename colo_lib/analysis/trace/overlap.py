@@ -102,11 +102,8 @@ def _share(part_ns: int, of: Union) -> float | None:
 
 
 MOST_PAIRS = 200_000_000  # pairs of boundaries that are gone through: some seconds
-
 MOST_LISTED = 20_000_000  # of them, where the range is too wide for a place a ns
-
 MOST_PLACES = 8_000_000  # ns of range for which a place each is held
-
 CHUNK_PAIRS = 4_000_000
 
 

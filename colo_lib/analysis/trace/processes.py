@@ -12,11 +12,8 @@ from colo_lib.errors import InputError
 from colo_lib.trace import Capture, Process
 
 WORKLOADS = ("gen", "embed")
-
 NAMES = {"gen": r"vllm|enginecore|sglang|llama|generat|\bgen\b", "embed": r"embed|encoder|sentence|\be5\b"}
-
 GEN_KERNELS = r"paged|reshape_and_cache|kv_?cache|sampl|top_?k|argmax|moe|split_?kv|decode"
-
 Assignment = dict[str, list[int]]  # workload -> places of its processes in the capture
 
 

@@ -20,9 +20,7 @@ from colo_lib.analysis.trace import intervals
 from colo_lib.trace import UNKNOWN, Capture, Ints, Switches, Union
 
 LEAST_COVERAGE = 0.9  # of a process's kernels must start inside a context for it to be theirs
-
 MOST_ASTRAY = 0.01  # of a process's kernels may start outside its context while one of nobody is resident
-
 Place = tuple[int, int]  # session, device
 
 

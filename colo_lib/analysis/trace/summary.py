@@ -15,9 +15,7 @@ from colo_lib.analysis.trace.window import Active, TraceWindow, look
 from colo_lib.trace import Capture
 
 SCHEMA_VERSION = 1
-
 LONGEST_NAME = 4000  # characters; a template can be longer than any reader wants
-
 GRAPH, NODE, KERNEL = "graph", "node", "kernel"
 
 

@@ -24,7 +24,6 @@ from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.trace import Ints, Kernels, Launches
 
 ALIKE = 0.98  # of the largest replay's kernels; a profiler loses a few
-
 WORST_RATIO = 2.0  # between counted and expected: more is another kind of replay
 
 
@@ -52,7 +51,6 @@ def tokens_of(steps: float | None, expected: float, concurrency: int) -> float:
 
 
 GRAPH = "graph launches"
-
 NO_LAUNCH = intervals.EVER
 
 

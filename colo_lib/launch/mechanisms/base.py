@@ -100,10 +100,8 @@ def lives(who: Sequence[float]) -> bool:
 
 # NVML's compute modes.
 EXCLUSIVE_THREAD, PROHIBITED, EXCLUSIVE_PROCESS = 1, 2, 3
-
 # The MPS server is one process, so that EXCLUSIVE_PROCESS suits it; two plain processes need DEFAULT.
 MPS_REFUSES = {EXCLUSIVE_THREAD: "EXCLUSIVE_THREAD", PROHIBITED: "PROHIBITED"}
-
 PLAIN_REFUSES = MPS_REFUSES | {EXCLUSIVE_PROCESS: "EXCLUSIVE_PROCESS"}
 
 
@@ -136,9 +134,7 @@ def refuse(mechanism: str, device: str, mig: bool | None, mode: int | None, refu
 
 
 PROBE = Path(__file__).with_name("cuda_probe.py")
-
 PROBE_TIMEOUT_S = 60.0
-
 # What a client's CUDA error means for the one who reads it (CUDA driver API, cudaError_enum).
 REMEDIES = {
     3: "the driver is not usable here: look at nvidia-smi",

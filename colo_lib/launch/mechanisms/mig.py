@@ -14,7 +14,6 @@ from colo_lib.steps import Placement
 
 # vLLM refuses a share of 1; what its context and graphs take lies outside it.
 MOST_OF_AN_INSTANCE = 0.92
-
 HOW_TO = (
     "to make two instances (as root, on an idle GPU): nvidia-smi -i {gpu} -mig 1; nvidia-smi mig -i {gpu} -lgip lists "
     "the profiles; nvidia-smi mig -i {gpu} -cgi PROFILE,PROFILE -C makes them; nvidia-smi mig -i {gpu} -dci, then "

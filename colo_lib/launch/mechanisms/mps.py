@@ -123,15 +123,10 @@ def nvml_lists(pids: set[int]) -> bool | str:
 
 
 START_TIMEOUT_S = 20.0
-
 CLIENTS_GONE_S = 20.0
-
 QUIT_TIMEOUT_S = 15.0
-
 DAEMON_GRACE_S = 5.0
-
 POLL_S = 0.1
-
 PRIORITIES = {"normal": "0", "below-normal": "1"}
 
 

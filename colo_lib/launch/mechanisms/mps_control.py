@@ -16,14 +16,10 @@ from colo_lib.errors import StepFailed
 from colo_lib.launch.child import child_environment
 
 PROGRAM = "nvidia-cuda-mps-control"
-
 CONTROL_TIMEOUT_S = 10.0
-
 # A Unix socket's path holds 107 bytes and the daemon appends names of its own to the folder's.
 MAX_PIPE_BYTES = 80
-
 NO_DAEMON = re.compile(r"cannot find mps control daemon|failed to connect|no such file", re.IGNORECASE)
-
 TROUBLE = re.compile(r"CUDA_ERROR|\berror\b|\bfailed\b|cannot|invalid", re.IGNORECASE)
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 SIDE = 4096  # of the matrices: compute-bound on every card listed, a few ms on a whole one
-
 ROUNDS = 20
 
 

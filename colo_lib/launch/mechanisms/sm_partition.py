@@ -26,17 +26,12 @@ from colo_lib.params import Params
 from colo_lib.steps import Placement
 
 HOLD = Path(__file__).with_name("sm_hold.py")
-
 VERIFY_TIMEOUT_S = 180.0
-
 LIBRARY = "COLO_LIBSMCTRL"
-
 # The product is bound by arithmetic, but few SMs clock higher and all of them share a cache: within these factors of
 # the SMs' own ratio the partition holds.
 SCALING = (0.7, 1.6)
-
 PARTITION = re.compile(r"GPU-[^\s/]+/\S+")
-
 MOST_CHUNKS = 24
 
 
