@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"colo {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"colo_lib.commands.{name}")
+        module = importlib.import_module(f"colo_lib.cli.{name}")
         command = subparsers.add_parser(
             name,
             help=summary,
