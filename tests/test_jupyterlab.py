@@ -197,13 +197,13 @@ def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
 
 def _packed() -> dict[str, Any]:
     """A timeline of the built-in example."""
-    from colo_lib.analysis.trace import captured as trace_captured
+    from colo_lib.analysis.trace.window import view_of
     from colo_lib.params import Params
     from colo_lib.report import timeline
     from colo_lib.select import select_trace
 
     captured = select_trace(Params(runs_dir="none")).captured
-    view = trace_captured.view_of(captured.capture, captured.facts, Params())
+    view = view_of(captured.capture, captured.facts, Params())
     return timeline.timeline_of(view, sum(view.window) // 2)
 
 

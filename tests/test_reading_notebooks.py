@@ -47,7 +47,7 @@ def test_a_reading_notebook_keeps_the_house_form(name: str) -> None:
     assert "params = from_notebook(globals())" in "".join(code[1]["source"])
     assert all(1 <= len(cell["source"]) <= 6 for cell in code[1:])
     read = "sweep.sweep_id" if name in SWEEPS else "run.run_id"
-    assert "".join(code[-1]["source"]) == f'parts.finish("{name}", {read})'
+    assert "".join(code[-1]["source"]) == f'out.finish("{name}", {read})'
 
 
 @pytest.mark.parametrize("name", [*READING, *SWEEPS])

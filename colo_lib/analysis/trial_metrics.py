@@ -1,6 +1,4 @@
-"""Rates inside a window: what happened in the half-open [start, end) ns / its seconds (design: throughput).
-
-Latencies of one trial's window in ms: inter-token gaps, time to first token, embedding batch times.
+"""Latencies of one trial's window in ms: inter-token gaps, time to first token, embedding batch times.
 
 Starvation: the longest time without progress inside a window, and the share of work within its bounds.
 
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib.batches import done_inside, tokens_inside
+from colo_lib import rates
 from colo_lib.params import Params
 
 NS_PER_S = 1_000_000_000
@@ -27,34 +25,6 @@ NS_PER_S = 1_000_000_000
 def inside(times_ns: pd.Series, start_ns: int, end_ns: int) -> pd.Series:
     """A boolean mask of the times in [start_ns, end_ns)."""
     return (times_ns >= start_ns) & (times_ns < end_ns)
-
-
-def token_rate(gen: pd.DataFrame, requests: pd.DataFrame | None, start_ns: int, end_ns: int) -> tuple[int, float]:
-    """(tokens that arrived in the window, tokens per second); columns of `frames.GEN` and `frames.REQUESTS`.
-
-    The rate counts a token that the window cuts by the part of its time inside (`batches.tokens_inside`).
-    """
-    tokens = int(inside(gen["arrival_ns"], start_ns, end_ns).sum())
-    known = requests if requests is not None else pd.DataFrame({"request_id": [], "submitted_ns": []})
-    submitted = dict(zip(known["request_id"].astype(int), known["submitted_ns"].astype(int), strict=True))
-    of, arrival = (gen[name].to_numpy() for name in ("request_id", "arrival_ns"))
-    return tokens, tokens_inside(of, arrival, submitted, start_ns, end_ns) / _seconds(start_ns, end_ns)
-
-
-def sequence_rate(embed: pd.DataFrame, start_ns: int, end_ns: int) -> tuple[int, float]:
-    """(sequences of batches that ended in the window, sequences per second); columns of `schema.EMBED`.
-
-    The rate counts a batch that the window cuts by the part of its time inside (`batches.done_inside`).
-    """
-    sequences = int(embed.loc[inside(embed["done_ns"], start_ns, end_ns), "sequences"].sum())
-    started, done, sizes = (embed[name].to_numpy() for name in ("started_ns", "done_ns", "sequences"))
-    return sequences, done_inside(started, done, sizes, start_ns, end_ns) / _seconds(start_ns, end_ns)
-
-
-def _seconds(start_ns: int, end_ns: int) -> float:
-    if end_ns <= start_ns:
-        raise ValueError(f"an empty window: [{start_ns}, {end_ns})")
-    return (end_ns - start_ns) / NS_PER_S
 
 
 NS_PER_MS = 1_000_000
@@ -242,8 +212,8 @@ def _measure_trial(
         kinds["ttft"] = first_token_ms(requests, *window)
     if embed is not None:
         kinds["batch"] = batch_ms(embed, *window)
-        sequences, rate = sequence_rate(embed, *window)
-        measured |= {"embed_sequences": sequences, "embed_sequences_per_s": rate}
+        work = rates.sequences(embed)
+        measured |= {"embed_sequences": work.ended(*window), "embed_sequences_per_s": work.rate(*window)}
         measured["embed_stall_ms"] = longest_silence_ms(embed["done_ns"], *window)
         measured["batches_within"] = share_within(kinds["batch"], params.slo_embed_batch_ms)
     for kind, values in kinds.items():
@@ -255,8 +225,8 @@ def _measure_trial(
 def _measure_gen(
     gen: pd.DataFrame, requests: pd.DataFrame | None, window: tuple[int, int], params: Params
 ) -> dict[str, float]:
-    tokens, rate = token_rate(gen, requests, *window)
-    measured = {"gen_tokens": tokens, "gen_tokens_per_s": rate}
+    work = rates.tokens(gen, requests)
+    measured: dict[str, float] = {"gen_tokens": work.ended(*window), "gen_tokens_per_s": work.rate(*window)}
     measured["gen_stall_ms"] = longest_silence_ms(gen["arrival_ns"], *window)
     if requests is not None:
         bounds = (params.slo_gen_ttft_ms, params.slo_gen_stall_ms)

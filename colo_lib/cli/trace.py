@@ -42,9 +42,8 @@ def carry_out(options: argparse.Namespace) -> int:
     """Print the answers; 0 done, 2 for exports that cannot be read or hold nothing."""
     import json
 
-    from colo_lib.analysis.trace.captured import looked_at
     from colo_lib.analysis.trace.summary import summary_of
-    from colo_lib.analysis.trace.window import window_of
+    from colo_lib.analysis.trace.window import looked_at, window_of
     from colo_lib.data.capture import read_files
     from colo_lib.report import trace_text
 

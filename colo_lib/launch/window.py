@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from colo_lib.batches import done_inside, tokens_inside
+from colo_lib import rates
 from colo_lib.params import Params
 from colo_lib.paths import frame_file
 from colo_lib.steps import Placement
@@ -34,16 +32,6 @@ class Window:
         return (self.end_ns - self.start_ns) / 1e9
 
 
-def halves(done: Callable[[int, int], float], window: Window) -> tuple[float, float | None]:
-    """(work in the window, how much its halves differ); `done` gives the work in [start, end), ns.
-
-    The drift is |second half / first half - 1|; None when the first half is empty.
-    """
-    middle = (window.start_ns + window.end_ns) // 2
-    first, second = done(window.start_ns, middle), done(middle, window.end_ns)
-    return first + second, abs(second / first - 1) if first else None
-
-
 def measure_window(params: Params, placement: Placement, folder: Path, window: Window) -> dict[str, Any]:
     """The part of a trial's record that its frames give; its status says whether it counts."""
     record: dict[str, Any] = {
@@ -57,11 +45,9 @@ def measure_window(params: Params, placement: Placement, folder: Path, window: W
     if placement.runs_gen:
         record |= measure_gen(folder, window, record["drift_fraction"], reasons)
     if placement.runs_embed:
-        table = pq.read_table(frame_file(folder, "embed"))
-        started, done, sizes = (table[name].to_numpy() for name in ("started_ns", "done_ns", "sequences"))
-        total = int(sizes[(done >= window.start_ns) & (done < window.end_ns)].sum())
-        work, record["drift_fraction"]["embed"] = halves(partial(done_inside, started, done, sizes), window)
-        record |= {"embed_sequences": total, "embed_sequences_per_s": work / window.seconds}
+        work, span = rates.sequences(pq.read_table(frame_file(folder, "embed"))), (window.start_ns, window.end_ns)
+        total, record["drift_fraction"]["embed"] = work.ended(*span), work.drift(*span)
+        record |= {"embed_sequences": total, "embed_sequences_per_s": work.rate(*span)}
         if not total:
             reasons.append("no embedding batch was done in the window")
     reasons += doubts(params, record)
@@ -71,25 +57,22 @@ def measure_window(params: Params, placement: Placement, folder: Path, window: W
 def measure_gen(folder: Path, window: Window, drift: dict[str, Any], reasons: list[str]) -> dict[str, Any]:
     """Token rate by the client's clock and by vLLM's own counter."""
     tokens, requests = (pq.read_table(frame_file(folder, name)) for name in ("gen", "requests"))
-    stamps = tokens["arrival_ns"].to_numpy()
-    submitted = dict(zip(requests["request_id"].to_pylist(), requests["submitted_ns"].to_pylist(), strict=True))
-    done = partial(tokens_inside, tokens["request_id"].to_numpy(), stamps, submitted)
-    work, drift["gen"] = halves(done, window)
-    total = int(((stamps >= window.start_ns) & (stamps < window.end_ns)).sum())
+    work, span = rates.tokens(tokens, requests), (window.start_ns, window.end_ns)
+    total, drift["gen"] = work.ended(*span), work.drift(*span)
     errors = [text for text in requests["error"].to_pylist() if text]
     if errors:
         reasons.append(f"{len(errors)} requests failed, the first with {errors[0]}")
     if total < LEAST_EVENTS:
         reasons.append(f"only {total} tokens arrived in the window")
-    found: dict[str, Any] = {"gen_tokens": total, "gen_tokens_per_s": work / window.seconds}
+    found: dict[str, Any] = {"gen_tokens": total, "gen_tokens_per_s": work.rate(*span)}
     if window.before and window.after:
         # vLLM's counters are read shortly before and after the window's ends: compare over the same span of time.
-        span = (stamps >= window.before["t_ns"]) & (stamps < window.after["t_ns"])
+        came = work.ended(int(window.before["t_ns"]), int(window.after["t_ns"]))
         served = window.after["tokens"] - window.before["tokens"]
         span_s = (window.after["t_ns"] - window.before["t_ns"]) / 1e9
         gaps = window.after["gap_count"] - window.before["gap_count"]
         found["gen_server_tokens_per_s"] = served / span_s
-        found["clock_disagreement"] = abs(int(span.sum()) / served - 1) if served else None
+        found["clock_disagreement"] = abs(came / served - 1) if served else None
         if gaps:
             found["gen_server_mean_gap_ms"] = (window.after["gap_sum_s"] - window.before["gap_sum_s"]) / gaps * 1e3
         if window.after["cached_tokens"] > window.before["cached_tokens"]:

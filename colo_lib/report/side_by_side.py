@@ -20,8 +20,9 @@ from colo_lib import __version__
 from colo_lib.analysis import drift, steps_table, telemetry, trial_metrics
 from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
 from colo_lib.analysis.published import own_points
-from colo_lib.analysis.trace.captured import verdict_overlap, view_of
+from colo_lib.analysis.trace.overlap import verdict_overlap
 from colo_lib.analysis.trace.processes import printable
+from colo_lib.analysis.trace.window import view_of
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
 from colo_lib.analysis.verdict import Verdict, against_bounds, disagreements, headline, judge, pays, starved, unsteady
 from colo_lib.data.capture import find_capture

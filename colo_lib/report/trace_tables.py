@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.trace.basis import Basis
-from colo_lib.analysis.trace.captured import gen_times
 from colo_lib.analysis.trace.collectives import CollectivePairs, collective_pairs, collective_summary, rank_times
 from colo_lib.analysis.trace.processes import printable
+from colo_lib.analysis.trace.token_time import gen_times
 from colo_lib.analysis.two_devices import TOKEN_PARTS
 from colo_lib.data.capture import captured_steps, read_capture, read_step_launches
 from colo_lib.data.run import Run

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.analysis.trace import intervals, overlap, summary
-from colo_lib.analysis.trace.captured import verdict_overlap
-from colo_lib.analysis.trace.overlap import overlap_range
+from colo_lib.analysis.trace.overlap import overlap_range, verdict_overlap
 from colo_lib.analysis.trace.processes import assign
 from colo_lib.analysis.trace.window import look
 from colo_lib.analysis.verdict import judge

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colo_lib import rates
 from colo_lib.analysis import trial_metrics
-from colo_lib.batches import done_inside
+from colo_lib.rates import done_inside
 
 MS = 1_000_000
 TIMES = st.lists(st.integers(0, 20_000), max_size=60)
@@ -25,10 +26,18 @@ def gen_frame(times_ms: list[float], requests: list[int] | None = None) -> pd.Da
     return pd.DataFrame({"request_id": ids, "sequence_number": numbers, "arrival_ns": arrival}).astype("int64")
 
 
+def counted(work: rates.Work, start_ns: int, end_ns: int) -> tuple[int, float]:
+    return work.ended(start_ns, end_ns), work.rate(start_ns, end_ns)
+
+
+def token_rate(gen: pd.DataFrame, requests: pd.DataFrame | None, start_ns: int, end_ns: int) -> tuple[int, float]:
+    return counted(rates.tokens(gen, requests), start_ns, end_ns)
+
+
 def test_the_window_is_half_open() -> None:
-    assert trial_metrics.token_rate(gen_frame([0, 500, 999, 1000]), None, 0, 1000 * MS) == (3, pytest.approx(4.0))
+    assert token_rate(gen_frame([0, 500, 999, 1000]), None, 0, 1000 * MS) == (3, pytest.approx(4.0))
     with pytest.raises(ValueError, match="empty window"):
-        trial_metrics.token_rate(gen_frame([0]), None, 5, 5)
+        token_rate(gen_frame([0]), None, 5, 5)
 
 
 def test_a_batch_that_the_window_cuts_counts_by_its_part() -> None:
@@ -39,7 +48,7 @@ def test_a_batch_that_the_window_cuts_counts_by_its_part() -> None:
         1,
     ]
     # 8 + 8 sequences ended; of the third batch 100 of 600 ms lie inside.
-    sequences, rate = trial_metrics.sequence_rate(embed, 0, 2000 * MS)
+    sequences, rate = counted(rates.sequences(embed), 0, 2000 * MS)
     assert (sequences, rate) == (16, pytest.approx((16 + 8 / 6) / 2))
     assert list(trial_metrics.batch_ms(embed, 0, 2000 * MS)) == [900, 1000]
 
@@ -64,15 +73,13 @@ def test_a_token_that_the_window_cuts_counts_by_its_part() -> None:
     # Two requests in step, 400 ms a token; submitted at 0, the window begins and ends in the middle of a step.
     gen = gen_frame([400, 400, 800, 800, 1200, 1200, 1600, 1600], [0, 1] * 4)
     requests = pd.DataFrame({"request_id": [0, 1], "submitted_ns": [0, 0]})
-    tokens, rate = trial_metrics.token_rate(gen, requests, 200 * MS, 1300 * MS)
+    tokens, rate = token_rate(gen, requests, 200 * MS, 1300 * MS)
     assert (tokens, rate) == (6, pytest.approx(2 / 0.4)), "6 whole tokens would be 5.45 a second"
 
 
 def test_equal_counts_of_tokens_are_not_equal_rates() -> None:
     slow, fast = (gen_frame([100 + step * gap for step in range(12)]) for gap in (98.0, 99.5))
-    (first, slow_rate), (second, fast_rate) = (
-        trial_metrics.token_rate(one, None, 100 * MS, 1100 * MS) for one in (slow, fast)
-    )
+    (first, slow_rate), (second, fast_rate) = (token_rate(one, None, 100 * MS, 1100 * MS) for one in (slow, fast))
     assert first == second == 11
     assert slow_rate / fast_rate == pytest.approx(99.5 / 98.0, rel=0.01)
 
@@ -82,20 +89,16 @@ def test_windows_share_tokens_out_without_rest(times: list[int], cuts: list[int]
     ordered = sorted(times)
     gen = gen_frame([float(time) for time in ordered], [place % (requests + 1) for place in range(len(ordered))])
     edges = [0, *sorted(cuts), 30_000]
-    rates = [
-        trial_metrics.token_rate(gen, None, a * MS, b * MS)[1] * (b - a) / 1000
-        for a, b in itertools.pairwise(edges)
-        if b > a
-    ]
-    assert sum(rates) == pytest.approx(len(ordered))
+    shares = [token_rate(gen, None, a * MS, b * MS)[1] * (b - a) / 1000 for a, b in itertools.pairwise(edges) if b > a]
+    assert sum(shares) == pytest.approx(len(ordered))
 
 
 @given(TIMES, WINDOWS, st.integers(0, 10_000))
 def test_windows_that_meet_add_up(times: list[int], window: tuple[int, int], more: int) -> None:
     gen, (start, end) = gen_frame([float(time) for time in times]), window
-    first = trial_metrics.token_rate(gen, None, start * MS, end * MS)[0]
-    second = trial_metrics.token_rate(gen, None, end * MS, (end + 1 + more) * MS)[0]
-    assert first + second == trial_metrics.token_rate(gen, None, start * MS, (end + 1 + more) * MS)[0]
+    first = token_rate(gen, None, start * MS, end * MS)[0]
+    second = token_rate(gen, None, end * MS, (end + 1 + more) * MS)[0]
+    assert first + second == token_rate(gen, None, start * MS, (end + 1 + more) * MS)[0]
 
 
 @given(TIMES, WINDOWS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from colo_lib.analysis.loss import PerToken, decompose_loss, with_captures
-from colo_lib.analysis.trace import captured, summary
+from colo_lib.analysis.trace import overlap, summary, token_time, window
 from colo_lib.analysis.verdict import judge
 from colo_lib.cli import main
 from colo_lib.data.capture import captured_steps, find_capture, read_capture, read_files, read_step_launches
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def view(run: Path, step: str) -> Any:
     one = read_capture(run, step)
-    return captured.view_of(one.capture, one.facts, Params(), one.window_s)
+    return window.view_of(one.capture, one.facts, Params(), one.window_s)
 
 
 def test_the_recorded_window_and_pids_are_used(run: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_recorded_window_and_pids_are_used(run: Path) -> None:
     assert found["window_s"] == pytest.approx([0.010, 0.050])
     assert (found["workloads"]["gen"]["pids"], found["workloads"]["embed"]["pids"]) == ([777], [774])
     assert (found["mechanism"], found["basis"]) == ("mps", "residency")
-    narrow = captured.view_of(*_parts(run, "step2"), Params(trace_window="0.02:0.03"), (0.01, 0.05))
+    narrow = window.view_of(*_parts(run, "step2"), Params(trace_window="0.02:0.03"), (0.01, 0.05))
     assert narrow.window == (20_000_000, 30_000_000), "what the user asks for comes first"
 
 
@@ -50,15 +50,15 @@ def _parts(run: Path, step: str) -> tuple[Any, Any]:
 
 
 def test_time_slices_do_not_overlap_and_sharing_does(run: Path) -> None:
-    assert captured.verdict_overlap(view(run, "step3")) == {
+    assert overlap.verdict_overlap(view(run, "step3")) == {
         "fraction_of_gen": 0.0, "basis": "residency", "upper_bound": False,
     }  # fmt: skip
-    shared = captured.verdict_overlap(view(run, "step2"))
+    shared = overlap.verdict_overlap(view(run, "step2"))
     assert shared is not None
     assert shared["fraction_of_gen"] > 0.9
     clause = judge(planted_measures(Plan()), Params(), stand_in=False, overlap=shared).clauses.iloc[-1]
     assert (clause["status"], clause["mean"]) == ("supported", shared["fraction_of_gen"])
-    assert captured.verdict_overlap(view(run, "step1")) is None
+    assert overlap.verdict_overlap(view(run, "step1")) is None
 
 
 def test_gens_time_splits_without_rest_and_reaches_the_loss(run: Path) -> None:
@@ -66,7 +66,7 @@ def test_gens_time_splits_without_rest_and_reaches_the_loss(run: Path) -> None:
     for step in ("step1", "step2", "step3", "step4"):
         one = read_capture(run, step)
         launches = read_step_launches(one.files, one.capture)
-        times[step] = captured.gen_times(one.capture, one.facts, one.window_s, launches, Params(), 1)
+        times[step] = token_time.gen_times(one.capture, one.facts, one.window_s, launches, Params(), 1)
     assert times["step4"] is None
     for step in ("step1", "step2", "step3"):
         own = times[step]
@@ -108,7 +108,7 @@ def test_what_a_notebook_chooses(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert "SIMULATED" in capsys.readouterr().out
     trace = select_trace(Params(run=str(run)), alone=True)
     assert (trace.run_id, trace.captured.step, set(trace.alone)) == ("simulated-run", "step2", {"gen", "embed"})
-    assert "gen 0.9" in captured.profiled_words(trace.captured.facts, {"gen_tokens_per_s": 100.0})
+    assert "gen 0.9" in summary.profiled_words(trace.captured.facts, {"gen_tokens_per_s": 100.0})
     assert set(trace.unprofiled) == {"gen_tokens_per_s", "embed_sequences_per_s"}
     assert select_trace(Params(run=str(run), trace_step="step3")).captured.step == "step3"
     bare = select_trace(Params(exports=str(read_capture(run, "step2").files[0]), **none))
@@ -144,7 +144,7 @@ def test_colo_trace_reads_what_lies_beside_an_export(run: Path, capsys: pytest.C
     assert given["workloads"]["gen"]["pid"] == 774
     assert any("mechanism was mps, you say time-sliced" in note for note in given["notes"])
     bare = select_trace(Params(exports=file))
-    seen = captured.view_of(bare.captured.capture, bare.captured.facts, Params(), bare.captured.window_s)
+    seen = window.view_of(bare.captured.capture, bare.captured.facts, Params(), bare.captured.window_s)
     assert summary.summary_of(seen)["overlap_ns"] == expected["overlap_ns"]
 
 
@@ -188,7 +188,7 @@ def test_a_workload_whose_recorded_processes_idled_is_not_guessed_among_stranger
     (tmp_path / "trace.sqlite").write_bytes(source.read_bytes())
     (tmp_path / "capture.json").write_text(json.dumps({"pids": {"gen": [777], "embed": [5]}}))
     one = read_files([tmp_path / "trace.sqlite"])
-    seen = captured.view_of(one.capture, one.facts, Params(), one.window_s)
+    seen = window.view_of(one.capture, one.facts, Params(), one.window_s)
     assert list(seen.workloads) == ["gen"]
     assert seen.absent() == {"embed": "ran no kernel on this device"}
 
@@ -209,8 +209,8 @@ def test_trace_notebook_and_verdict_say_the_same_of_step_2_on_the_recorded_h100(
     """Under MPS without context switches: kernel intervals, and no upper bound."""
     (folder,) = RECORDED.glob("h100-llama-*/cells/cell-001/runs/*")
     one = read_capture(folder, "step2")
-    seen = captured.view_of(one.capture, one.facts, Params(), one.window_s)
-    of_notebook, of_verdict = summary.summary_of(seen), captured.verdict_overlap(seen)
+    seen = window.view_of(one.capture, one.facts, Params(), one.window_s)
+    of_notebook, of_verdict = summary.summary_of(seen), overlap.verdict_overlap(seen)
     of_trace = _traced(capsys, str(one.files[0]))
     assert of_verdict is not None
     for told in (of_trace, of_notebook):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib.batches import tokens_inside
 from colo_lib.frames import write_frame
-from colo_lib.launch.window import Window, halves, measure_window
+from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import check
+from colo_lib.rates import tokens
 from colo_lib.steps import placement_of
 
 SECOND = 1_000_000_000
@@ -92,9 +92,8 @@ def test_silence_is_no_rate(tmp_path: Path) -> None:
 @given(st.lists(st.integers(-SECOND, 11 * SECOND), max_size=200), st.integers(1, 9))
 def test_splitting_a_window_loses_and_doubles_nothing(stamps: list[int], at_s: int) -> None:
     array, zeros = np.array(sorted(stamps), dtype=np.int64), np.zeros(len(stamps), dtype=np.int64)
-    done = partial(tokens_inside, zeros, array, {})
+    work = tokens(pa.table({"request_id": zeros, "arrival_ns": array}))
     whole, first, second = (
-        halves(done, window(start_ns=start * SECOND, end_ns=end * SECOND))[0]
-        for start, end in ((0, 10), (0, at_s), (at_s, 10))
+        work.inside(start * SECOND, end * SECOND) for start, end in ((0, 10), (0, at_s), (at_s, 10))
     )
     assert whole == pytest.approx(first + second)

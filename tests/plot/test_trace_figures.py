@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from colo_lib import params, paths
-from colo_lib.analysis.trace import captured, downsample, gaps, kernels, occupancy, summary
+from colo_lib.analysis.trace import downsample, gaps, kernels, occupancy, summary, window
 from colo_lib.data.run import open_run
 from colo_lib.params import Params
 from colo_lib.plot import trace as plot_trace
@@ -30,9 +30,9 @@ NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     trace = select_trace(Params(runs_dir=str(tmp_path_factory.mktemp("none"))), alone=True)
-    view = captured.view_of(trace.captured.capture, trace.captured.facts, Params())
+    view = window.view_of(trace.captured.capture, trace.captured.facts, Params())
     own = {name: (one.capture, one.facts, one.window_s) for name, one in trace.alone.items()}
-    moved = [kernels.duration_shifts(alone, view, name) for name, alone in captured.views_alone(own).items()]
+    moved = [kernels.duration_shifts(alone, view, name) for name, alone in window.views_alone(own).items()]
     return {"view": view, "found": summary.summary_of(view), "shift": moved}
 
 
@@ -141,7 +141,7 @@ def test_a_notebook_keeps_the_house_form(name: str) -> None:
     assert "".join(code[0]["source"]) == params.cell_source()
     assert "params = from_notebook(globals())" in "".join(code[1]["source"])
     assert all(1 <= len(cell["source"]) <= 6 for cell in code[1:]), [len(cell["source"]) for cell in code]
-    assert "".join(code[-1]["source"]) == f'parts.finish("{name}", trace.run_id)'
+    assert "".join(code[-1]["source"]) == f'out.finish("{name}", trace.run_id)'
 
 
 @pytest.fixture(scope="module")

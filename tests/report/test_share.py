@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from colo_lib import paths
-from colo_lib.analysis.trace import captured
+from colo_lib.analysis.trace import overlap, window
 from colo_lib.data.capture import read_capture
 from colo_lib.data.run import open_run
 from colo_lib.data.sweep import open_sweep
@@ -104,9 +104,7 @@ def test_every_export_of_a_capture_is_cut_on_its_own_clock_and_redacted(tmp_path
         assert len(kept) > 10
     assert any(line.startswith("step2 trace-embed: ") for line in told.lines)
     assert cut.facts["joint_reason"] == "nsys launch: (removed) refused"
-    assert (
-        captured.verdict_overlap(captured.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
-    )
+    assert overlap.verdict_overlap(window.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
 
 
 SWEEP = next(iter(paths.RECORDED.glob("h100-llama-*[0-9]")))

@@ -9,7 +9,7 @@ its extremes over [-error, error] lie at those shifts or at the ends, and all of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,24 @@ def overlap_summary(view: TraceWindow) -> dict[str, Any]:
         "overlap_of_gen": _share(both, gen.busy),
         "overlap_of_embed": _share(both, embed.busy),
     }
+
+
+def verdict_overlap(
+    view: TraceWindow, facts: Mapping[str, Any] | None = None, unprofiled_tokens_per_s: float | None = None
+) -> dict[str, Any] | None:
+    """What `verdict.judge` takes as the overlap of a capture of step 2; None where it has only one workload.
+
+    With the capture.json and the rate of step 2's trials, profiled_ratio says how much the capture slowed gen.
+    """
+    share = overlap_summary(view)["overlap_of_gen"]
+    if share is None:
+        return None
+    rate = ((facts or {}).get("profiled") or {}).get("gen_tokens_per_s")
+    found = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
+    moved = alignment_range(view)
+    found |= {"range": moved.of_gen} if moved and moved.of_gen else {}
+    base = unprofiled_tokens_per_s
+    return found | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
 
 
 @dataclass(frozen=True)

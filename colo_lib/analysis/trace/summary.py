@@ -74,6 +74,16 @@ def summary_of(view: TraceWindow, patterns: trace_kernels.Patterns = trace_kerne
     }  # fmt: skip
 
 
+def profiled_words(facts: Mapping[str, Any], unprofiled: Mapping[str, float]) -> str:
+    """Rates while profiling over the rates of the same step's trials; a capture explains, it is not for throughput."""
+    told = []
+    for name, rate in (facts.get("profiled") or {}).items():
+        base = unprofiled.get(name)
+        if rate and base and base == base:
+            told.append(f"{name.split('_')[0]} {rate / base:.2f}")
+    return f"Profiled / unprofiled rate: {', '.join(told) or 'not recorded'}."
+
+
 def granularity(workloads: Mapping[str, Active]) -> str:
     """graph: some work is graph launches traced whole; node: kernels of graphs one by one; kernel: no graphs."""
     if any(active.get("graph").any() for active in workloads.values()):

@@ -14,14 +14,16 @@ device, before it the `host` had not asked yet. Gaps whose kernel has no recorde
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.kernels import OTHER, PATTERNS, Patterns, categorise
-from colo_lib.analysis.trace.window import Active, TraceWindow
-from colo_lib.trace import Ints, Kernels, Launches
+from colo_lib.analysis.trace.window import Active, TraceWindow, view_of
+from colo_lib.params import Params
+from colo_lib.trace import Capture, Ints, Kernels, Launches
 
 ALIKE = 0.98  # of the largest replay's kernels; a profiler loses a few
 WORST_RATIO = 2.0  # between counted and expected: more is another kind of replay
@@ -82,6 +84,35 @@ def decompose_token_time(
     found: dict[str, Any] = {name: value / pieces for name, value in whole.items()}
     shares = _category_shares(active, view.capture.names, patterns)
     return found | {"busy_by_category_ns": {name: share * busy_ns / pieces for name, share in shares.items()}}
+
+
+def gen_times(
+    capture: Capture,
+    facts: Mapping[str, Any],
+    recorded_s: tuple[float, float] | None,
+    launches: Launches,
+    params: Params,
+    concurrency: int,
+) -> dict[str, Any] | None:
+    """`decompose_token_time` of gen per decoded token, with `tokens`, how many those were, and `clipped`.
+
+    `concurrency`: the run's requests in flight. `clipped`: no interval holds time in which gen's context was switched
+    out. None for a capture without gen, or whose capture.json has no rate of gen.
+    """
+    rate = (facts.get("profiled") or {}).get("gen_tokens_per_s")
+    view = view_of(capture, facts, params, recorded_s)
+    if not rate or "gen" not in view.workloads:
+        return None
+    alone = len(view.workloads) == 1
+    tokens = tokens_of(_replays(view), rate * view.window_ns / 1e9, concurrency)
+    found = decompose_token_time(view, "gen", launches, tokens)
+    return found | {"tokens": tokens, "clipped": alone or not view.upper_bound}
+
+
+def _replays(view: TraceWindow) -> float | None:
+    rows = view.workloads["gen"].rows
+    process = view.capture.kernels.process[rows]
+    return replays(view.capture.kernels, rows[process == np.bincount(process).argmax()])
 
 
 def _waiting(active: Active, gaps: intervals.Union, launches: Launches) -> tuple[Ints, np.ndarray]:

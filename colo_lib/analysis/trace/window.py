@@ -17,7 +17,9 @@ import numpy as np
 from colo_lib.analysis.trace import intervals as trace_intervals
 from colo_lib.analysis.trace import residency
 from colo_lib.analysis.trace.basis import RESIDENCY, Basis, decide_basis
+from colo_lib.analysis.trace.processes import WORKLOADS, assign, launchers
 from colo_lib.errors import InputError
+from colo_lib.params import Params
 from colo_lib.trace import Bools, Capture, Copies, Device, Ints, Kernels, Union
 
 LONGEST_S = 1e9
@@ -154,6 +156,56 @@ def look(
         mechanism=mechanism,
         assignment=assignment,
     )
+
+
+def view_of(
+    capture: Capture, facts: Mapping[str, Any], params: Params, recorded_s: tuple[float, float] | None = None
+) -> TraceWindow:
+    """Look at `capture`, whose capture.json says `facts`, through `trace_gen`, `trace_embed` and `trace_window`.
+
+    Without a `trace_window` it is the recorded window of steady state, `recorded_s`, where there is one.
+    """
+    asked = {"gen": params.trace_gen, "embed": params.trace_embed}
+    window_s = window_of(params.trace_window) or recorded_s
+    return looked_at(capture, facts, asked, window_s)[0]
+
+
+def looked_at(
+    capture: Capture,
+    facts: Mapping[str, Any],
+    asked: Mapping[str, str],
+    window_s: tuple[float, float] | None = None,
+    device: int | None = None,
+    mechanism: str | None = None,
+) -> tuple[TraceWindow, bool]:
+    """Look at `capture`, and whether a workload's processes were guessed.
+
+    What is not asked for is as `facts`, its capture.json, says: the processes of a workload and the mechanism. A
+    workload of which no recorded process launched a kernel is idle, whoever else did.
+    """
+    asked, recorded, idle = dict(asked), facts.get("pids") or {}, []
+    launched = {item.process.pid for item in launchers(capture)}
+    for workload in WORKLOADS:
+        if not asked.get(workload, "").strip() and recorded.get(workload):
+            # The recorded pids are a whole process tree, of which some launched work.
+            own = [str(pid) for pid in recorded[workload] if pid in launched]
+            asked[workload] = ",".join(own)
+            idle += [] if own else [workload]
+    assignment, guessed = assign(capture, asked, idle)
+    return look(capture, assignment, window_s, device, mechanism or facts.get("mechanism")), guessed
+
+
+def views_alone(
+    captures: Mapping[str, tuple[Capture, Mapping[str, Any], tuple[float, float] | None]],
+) -> dict[str, TraceWindow]:
+    """Workload -> the view of a capture in which it ran alone; a key that is no workload stands for the likely one."""
+    found = {}
+    for name, (capture, facts, window_s) in captures.items():
+        likely, _ = assign(capture, {})
+        places = sorted({place for own in likely.values() for place in own})
+        workload = name if name in WORKLOADS else next(iter(likely))
+        found[workload] = look(capture, {workload: places}, window_s, mechanism=facts.get("mechanism"))
+    return found
 
 
 def window_of(text: str) -> tuple[float, float] | None:
