@@ -30,10 +30,11 @@ test-fast: env  ## the tests that start no engine, browser or GPU
 test-gpu: env  ## the tests that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu
 
-lint: env  ## ruff and mypy
+lint: env  ## ruff, mypy, and the ways that modules may import
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy colo_lib
+	@$(BIN)/lint-imports --no-cache
 
 hooks: env  ## have git run the checks before each commit
 	@install -m 755 scripts/pre-commit.sh "$$(git rev-parse --git-path hooks)/pre-commit"

@@ -339,3 +339,6 @@ def write_json(file: Path, value: Any) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.rename(file)
+
+
+BUDGET_PARTS = ("gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve")

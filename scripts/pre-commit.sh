@@ -9,3 +9,4 @@ cd "$(git rev-parse --show-toplevel)"
     exit 1
 }
 .venv/bin/mypy colo_lib
+.venv/bin/lint-imports --no-cache

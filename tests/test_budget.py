@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from colo_lib.errors import InputError
 from colo_lib.gpus import GPUS
 from colo_lib.hardware import memory
-from colo_lib.hardware.budget import PARTS, device_groups, format_budget, plan_budget, refuse_if_too_large
+from colo_lib.hardware.budget import device_groups, format_budget, plan_budget, refuse_if_too_large
 from colo_lib.hardware.nvml import GpuLook
 from colo_lib.params import Params, load
 from colo_lib.paths import REPOSITORY
+from colo_lib.records import BUDGET_PARTS
 
 CUDA = {"device": "cuda", "gen_model": "qwen3-30b-a3b", "embed_model": "qwen3-embedding-8b", "gen_quantization": "fp8"}
 ONE_GPU = {**CUDA, "devices": "0", "steps": "step1,step2"}
@@ -35,7 +36,7 @@ def test_cores_share_one_memory_and_gpus_do_not() -> None:
 def test_the_published_h200_run_takes_what_it_took() -> None:
     # 67 GB with gen alone and 82 GB with both were seen at gpu_memory_utilization 0.45 of 141 GB.
     [group] = plan(139.0, 140.4, **ONE_GPU, gen_kv_cache_gib=0.0, gen_gpu_memory_utilization=0.45).groups
-    gen = sum(group.parts[name] for name in PARTS if name.startswith("gen"))
+    gen = sum(group.parts[name] for name in BUDGET_PARTS if name.startswith("gen"))
     assert gen == pytest.approx(0.45 * 140.4, abs=0.1)
     assert group.needed_gib == pytest.approx(82e9 / 2**30, rel=0.1)
 
@@ -79,7 +80,7 @@ def test_it_sums_and_fits_or_is_refused(
     values = {"gen_concurrency": concurrency, "embed_batch_size": batch, "gen_kv_cache_gib": kv_gib, "steps": steps}
     budget = plan(free_gib, device=device, **values)
     for group in budget.groups:
-        assert set(group.parts) == set(PARTS)
+        assert set(group.parts) == set(BUDGET_PARTS)
         assert all(gib >= 0 for gib in group.parts.values())
         assert group.needed_gib == pytest.approx(sum(group.parts.values()))
     fits = all(group.needed_gib <= group.available_gib for group in budget.groups)
@@ -139,10 +140,10 @@ def test_lengths_that_no_memory_makes_possible_are_wrong_input(values: dict[str,
 def test_the_table_and_the_record_tell_every_part() -> None:
     budget = plan(24.0)
     table = format_budget(budget)
-    assert all(name in table for name in (*PARTS, "needed", "free now", "device 0,1"))
+    assert all(name in table for name in (*BUDGET_PARTS, "needed", "free now", "device 0,1"))
     [record] = budget.record()
     assert set(record) == {"device", "available_gib", "parts"}
-    assert set(record["parts"]) == set(PARTS)
+    assert set(record["parts"]) == set(BUDGET_PARTS)
 
 
 @pytest.mark.parametrize("name", [*GPUS, "rtx4090-llama"])

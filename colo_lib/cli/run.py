@@ -45,6 +45,7 @@ def changes(pairs: list[str]) -> dict[str, Any]:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Begin or resume, run, report; 0 when every trial left a record that counts and no wanted capture is missing."""
+    from colo_lib.data.run import check_unfinished
     from colo_lib.errors import InputError
     from colo_lib.params import load
     from colo_lib.record.run_folder import resume
@@ -54,7 +55,7 @@ def carry_out(options: argparse.Namespace) -> int:
     if options.resume:
         if options.set:
             raise InputError("--set cannot change a run that has begun: leave it out, or begin a new run")
-        folder, params = resume(options.resume, "runs")
+        folder, params = resume(options.resume, "runs", check_unfinished)
         return record_and_report(options, params, folder)
     every = [load(file, **changes(options.set)) for file in options.params]
     for params in every:

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def carry_out(options: argparse.Namespace) -> int:
     """Plan or take up, carry out, tell; 0 when every cell was measured."""
     from colo_lib.errors import InputError
-    from colo_lib.record.sweep import DONE, carry_out_sweep, find_cell, is_joint, read_plan, sweep_summary
+    from colo_lib.record.sweep import carry_out_sweep, sweep_summary
+    from colo_lib.sweep_plan import DONE, find_sweep, is_joint, read_plan
 
     if bool(options.params) == bool(options.resume):
         raise InputError("give a params file and --over NAME=V1,V2, or --resume SWEEP")
@@ -54,7 +55,7 @@ def carry_out(options: argparse.Namespace) -> int:
         raise InputError(
             "--over, --set and --jointly cannot change a sweep that has begun: leave them out, or begin a new one"
         )
-    folder = find_cell(options.resume, "sweeps") if options.resume else None
+    folder = find_sweep(options.resume, "sweeps") if options.resume else None
     if folder is not None and is_joint(folder) and options.ray:
         raise InputError(f"--ray: {folder} is a joint sweep, measured on this machine's engines: leave it out")
     execute = _execute(options.ray, options.jointly if folder is None else is_joint(folder))
@@ -77,7 +78,7 @@ def _begin(options: argparse.Namespace) -> Path:
     from colo_lib.hardware.engine_python import resolve_models
     from colo_lib.params import load
     from colo_lib.record.plan import plan_trials
-    from colo_lib.record.sweep import begin_sweep, cell_params, grid, parse_axis
+    from colo_lib.sweep_plan import begin_sweep, cell_params, grid, parse_axis
 
     params = load(options.params, **changes(options.set))
     axes = [parse_axis(word) for word in options.over]
@@ -93,9 +94,12 @@ def _execute(ray: str | None, jointly: bool) -> Execute:
     from colo_lib.record.sweep import carry_out_here
 
     if jointly:
+        from functools import partial
+
+        from colo_lib.data.run import check_unfinished
         from colo_lib.record.joint_sweep import carry_out_jointly
 
-        return carry_out_jointly
+        return partial(carry_out_jointly, check_unfinished=check_unfinished)
     if ray is None:
         return carry_out_here
     from colo_lib.record.sweep_on_ray import carry_out_on

@@ -15,7 +15,7 @@ from colo_lib.errors import InputError
 from colo_lib.examples.simulated_run import write_run
 from colo_lib.examples.simulated_trial import Plan
 from colo_lib.params import Params, check
-from colo_lib.record.sweep import GridCell, grid, parse_axis
+from colo_lib.sweep_plan import GridCell, grid, parse_axis
 
 MOST_MEMORY_GIB = 9.5
 

@@ -14,6 +14,7 @@ from colo_lib.errors import InputError
 from colo_lib.models.architecture import GIB, activation_bytes, kv_bytes_per_token, weight_bytes
 from colo_lib.models.catalog import Model, models_of
 from colo_lib.params import Params, split_list
+from colo_lib.records import BUDGET_PARTS
 from colo_lib.steps import SHARDED, TWO_DEVICES
 
 # What a process holds beside its model. CPU: measured, proportional set size of an idle API server, engine core and
@@ -24,7 +25,6 @@ CONTEXT_GIB = 0.6
 MARGIN_GIB = 1.0  # notebook, client, allocator fragmentation
 # vLLM's default max_num_batched_tokens of its OpenAI server (EngineArgs, usage context OPENAI_API_SERVER).
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
-PARTS = ("gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _parts(
     params: Params, gen: Model, embed: Model, total_gib: float, has_gen: bool, has_embed: bool, shards: int
 ) -> dict[str, float]:
     """GiB of each part of one placement; every name of `PARTS` is there."""
-    parts = dict.fromkeys(PARTS, 0.0)
+    parts = dict.fromkeys(BUDGET_PARTS, 0.0)
     if has_gen:
         weights = weight_bytes(gen.config, "gen", params.gen_dtype, params.gen_quantization, shards)
         tokens = max(BATCHED_TOKENS[params.device], params.gen_max_model_len)
@@ -193,7 +193,7 @@ def refuse_if_too_large(budget: Budget) -> None:
     for group in budget.groups:
         short_gib = group.needed_gib - group.available_gib
         if short_gib > 0:
-            largest = max((name for name in PARTS if name != "reserve"), key=lambda name: group.parts[name])
+            largest = max((name for name in BUDGET_PARTS if name != "reserve"), key=lambda name: group.parts[name])
             raise InputError(
                 f"does not fit: {budget.gen} + {budget.embed} need {group.needed_gib:.1f} GiB "
                 f"on device {group.device}, {group.available_gib:.1f} GiB are free, {short_gib:.1f} GiB short; "
@@ -220,7 +220,7 @@ _REMEDIES = {
 def format_budget(budget: Budget) -> str:
     """The budget as a table: a row a part, a column a device group, GiB."""
     columns = [f"device {group.device}" for group in budget.groups]
-    rows = [(name, [f"{group.parts[name]:.2f}" for group in budget.groups]) for name in PARTS]
+    rows = [(name, [f"{group.parts[name]:.2f}" for group in budget.groups]) for name in BUDGET_PARTS]
     rows.append(("needed", [f"{group.needed_gib:.2f}" for group in budget.groups]))
     rows.append(("free now", [f"{group.available_gib:.2f}" for group in budget.groups]))
     width = max(12, *(len(column) for column in columns))

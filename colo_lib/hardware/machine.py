@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from colo_lib import __version__
-from colo_lib.launch.child import child_environment, vllm_settings
+from colo_lib.child_environment import child_environment, vllm_settings
 from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
 

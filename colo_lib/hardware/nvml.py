@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from colo_lib.hardware.gpm import Gpm
 from colo_lib.paths import REPOSITORY
-from colo_lib.telemetry.gpm import Gpm
 
 GIB = 2.0**30
 # What a field may plausibly hold, in the frame's units: an answer outside is garbage, and null.

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from colo_lib.child_environment import engine_environment
 from colo_lib.errors import StepFailed
-from colo_lib.launch.child import Child, ProfilerLaunch, engine_environment
+from colo_lib.launch.child import Child, ProfilerLaunch
 from colo_lib.launch.rpc import Handle, call
 from colo_lib.launch.vllm_server import ENGINE_NICE
 from colo_lib.params import Params

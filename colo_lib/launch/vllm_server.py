@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from colo_lib.child_environment import engine_environment
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.launch.child import Child, ProfilerLaunch, engine_environment
+from colo_lib.launch.child import Child, ProfilerLaunch
 from colo_lib.params import Params
 from colo_lib.steps import Placement
 

@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from colo_lib.child_environment import INJECTION
 from colo_lib.errors import ColoError
-from colo_lib.launch.child import INJECTION, NOTES, ProfilerLaunch
+from colo_lib.launch.child import NOTES, ProfilerLaunch
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.exec_under_profiler import LEFT_BEHIND
 from colo_lib.params import check

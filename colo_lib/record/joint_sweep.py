@@ -32,9 +32,10 @@ from colo_lib.record.captures import record_captures
 from colo_lib.record.plan import rounds_of
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
 from colo_lib.record.run_folder import begin_run, counts, resume, run_lock, seal, trial_status
-from colo_lib.record.sweep import DONE, FAILED, REFUSED, CellRecord, Order, cell_params, finished_run, read_plan
+from colo_lib.record.sweep import Order, finished_run
 from colo_lib.records import write_json
 from colo_lib.steps import Placement, placement_of
+from colo_lib.sweep_plan import DONE, FAILED, REFUSED, CellRecord, cell_params, read_plan
 
 # Say where results go, what is read, captured, judged or planned: no trial depends on them.
 NEVER = (
@@ -170,7 +171,7 @@ class JointCell:
             self.run = seal(self.run)
 
 
-def carry_out_jointly(orders: list[Order], say: Say) -> Iterator[CellRecord]:
+def carry_out_jointly(orders: list[Order], say: Say, check_unfinished: Callable[[Path], None]) -> Iterator[CellRecord]:
     """Carry out all cells at once on this machine; gives their records at the end, in the grid's order.
 
     A cell that cannot be begun is refused and takes no other with it. A capture that cannot be had is told, and its
@@ -180,7 +181,7 @@ def carry_out_jointly(orders: list[Order], say: Say) -> Iterator[CellRecord]:
     began = time.monotonic()
     told: dict[str, tuple[str, str | None]] = {}
     with ExitStack() as stack:
-        cells = _open_cells(orders, stack, told)
+        cells = _open_cells(orders, stack, told, check_unfinished)
         try:
             _measure(cells, stack.enter_context(runtime_folder()), say)
             _capture(cells, say)
@@ -195,7 +196,12 @@ def carry_out_jointly(orders: list[Order], say: Say) -> Iterator[CellRecord]:
     yield from (CellRecord(one.cell.name, *told[one.cell.name], one.attempt, host, seconds) for one in orders)
 
 
-def _open_cells(orders: list[Order], stack: ExitStack, told: dict[str, tuple[str, str | None]]) -> dict[str, JointCell]:
+def _open_cells(
+    orders: list[Order],
+    stack: ExitStack,
+    told: dict[str, tuple[str, str | None]],
+    check_unfinished: Callable[[Path], None],
+) -> dict[str, JointCell]:
     """The cells that are to be measured, each held until the stack ends; what became of the others goes into `told`."""
     cells = {}
     for order in orders:
@@ -203,7 +209,7 @@ def _open_cells(orders: list[Order], stack: ExitStack, told: dict[str, tuple[str
             if finished_run(cell_runs(cell_folder(order.folder, order.cell.name))):
                 told[order.cell.name] = (DONE, None)
                 continue
-            cell = _open_cell(order)
+            cell = _open_cell(order, check_unfinished)
             stack.enter_context(run_lock(cell.run))
             cells[order.cell.name] = cell
         except InputError as error:
@@ -220,13 +226,13 @@ def _capture(cells: dict[str, JointCell], say: Say) -> None:
                 say(f"{name}: {sentence}")
 
 
-def _open_cell(order: Order) -> JointCell:
+def _open_cell(order: Order, check_unfinished: Callable[[Path], None]) -> JointCell:
     """The cell's unfinished run, taken up or begun; raises InputError for one that is damaged."""
     base, _ = read_plan(order.folder)
     params = cell_params(base, order.cell, order.folder)
     runs = cell_runs(cell_folder(order.folder, order.cell.name))
     unfinished = sorted(file.parent for file in runs.glob(f"*{PARTIAL}/{START}"))
-    run = resume(unfinished[-1], runs)[0] if unfinished else begin_run(params, say=lambda _: None)
+    run = resume(unfinished[-1], runs, check_unfinished)[0] if unfinished else begin_run(params, say=lambda _: None)
     return JointCell(order, params, run)
 
 

@@ -77,13 +77,11 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
     return folder
 
 
-def resume(told: str | Path, runs_dir: str | Path) -> tuple[Path, Params]:
-    """The folder and parameters of an unfinished run, by path or run id.
+def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[Path], None]) -> tuple[Path, Params]:
+    """The folder and parameters of an unfinished run, by path or run id; `check_unfinished` looks at what it holds.
 
-    Raises InputError when there is none, or what it holds is damaged.
+    Raises InputError when there is none, or what that check raises for damage.
     """
-    from colo_lib.data.run import check_unfinished
-
     text = str(told).rstrip("/")
     for candidate in (Path(text), Path(text + PARTIAL), Path(runs_dir) / text, Path(runs_dir) / (text + PARTIAL)):
         # A manifest in a `.partial` folder: its launcher was killed before the folder got its name, and seals it again.

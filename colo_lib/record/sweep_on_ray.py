@@ -30,17 +30,8 @@ from colo_lib.launch.vllm_server import free_port
 from colo_lib.params import Params, check, split_list
 from colo_lib.paths import cell_folder, cell_runs
 from colo_lib.record.run import terminable
-from colo_lib.record.sweep import (
-    LOST,
-    CellRecord,
-    Execute,
-    Order,
-    Say,
-    carry_out_cell,
-    cell_params,
-    changes_in_words,
-    read_plan,
-)
+from colo_lib.record.sweep import Execute, Order, Say, carry_out_cell
+from colo_lib.sweep_plan import LOST, CellRecord, cell_params, changes_in_words, read_plan
 
 ATTEMPTS = 3
 HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")

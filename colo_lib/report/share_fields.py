@@ -12,8 +12,8 @@ from typing import Any
 
 from colo_lib.data.scrub import DEVICE_ALIAS, FIELDS, KINDS, MACHINE, VALUES, Scrubber
 from colo_lib.frames import TELEMETRY
-from colo_lib.hardware.budget import PARTS as PARTS_OF_A_BUDGET
 from colo_lib.params import STEPS, Params
+from colo_lib.records import BUDGET_PARTS as PARTS_OF_A_BUDGET
 from colo_lib.report.share_params import model, one_device, shared_param, shared_params
 
 # A rule gives a value as it may be shared, or LEFT_OUT.

@@ -147,7 +147,7 @@ def command(what: str, folder: Path) -> int:
     """A command of `colo`, or of it what reads."""
     from colo_lib.cli import main as colo
     from colo_lib.data.capture import captured_steps
-    from colo_lib.data.run import open_run
+    from colo_lib.data.run import check_unfinished, open_run
     from colo_lib.errors import ColoError
     from colo_lib.record.run_folder import resume
 
@@ -162,7 +162,7 @@ def command(what: str, folder: Path) -> int:
             partial = folder.with_name(folder.name + PARTIAL)
             folder.rename(partial)
             try:
-                resume(partial, folder.parent)
+                resume(partial, folder.parent, check_unfinished)
             finally:
                 partial.rename(folder)
         else:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.launch.child import Child, carriers, child_environment
+from colo_lib.launch.child import Child, carriers
 from tests.processes import token_carriers, wait_until
 
 # A leader with a child in its group, one in a session of its own, and one that ignores SIGTERM.

@@ -14,22 +14,9 @@ from colo_lib.examples.simulated_run import write_run
 from colo_lib.examples.simulated_trial import Plan
 from colo_lib.params import Params
 from colo_lib.paths import cell_folder, cell_runs
-from colo_lib.record.sweep import (
-    CellRecord,
-    Order,
-    Say,
-    begin_sweep,
-    carry_out_cell,
-    carry_out_sweep,
-    cell_params,
-    find_cell,
-    grid,
-    parse_axis,
-    read_plan,
-    recorded,
-    sweep_summary,
-)
+from colo_lib.record.sweep import Order, Say, carry_out_cell, carry_out_sweep, sweep_summary
 from colo_lib.select import select_sweep
+from colo_lib.sweep_plan import CellRecord, begin_sweep, cell_params, find_sweep, grid, parse_axis, read_plan, recorded
 
 
 def begun(tmp_path: Path, words: str = "gen_concurrency=1,2,4") -> Path:
@@ -80,7 +67,7 @@ def test_only_what_is_not_done_is_carried_out_again(tmp_path: Path) -> None:
     records = carry_out_sweep(folder, quiet, again)
     assert again.asked == ["cell-001", "cell-003"]
     assert [found.attempts for found in records] == [2, 1, 1]
-    assert find_cell(folder.name, str(folder.parent)) == folder
+    assert find_sweep(folder.name, str(folder.parent)) == folder
 
 
 def test_a_cell_runs_with_its_own_parameters_below_its_own_folder(tmp_path: Path) -> None:
@@ -101,7 +88,7 @@ def test_a_cell_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, eng
 
 def test_damaged_or_foreign_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no sweep"):
-        find_cell("nothing", str(tmp_path))
+        find_sweep("nothing", str(tmp_path))
     with pytest.raises(InputError, match="not readable"):
         open_sweep(tmp_path)
     folder = begun(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from colo_lib.data.run import find_unfinished, open_run
+from colo_lib.data.run import check_unfinished, find_unfinished, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import Params, check
 from colo_lib.paths import MANIFEST, START, trial_folder
@@ -36,7 +36,7 @@ def test_begin_keeps_what_resume_needs(tmp_path: Path, engine_python: Path) -> N
     assert folder.name.endswith(".partial")
     assert read_params(folder) == wanted
     for told in (folder, folder.name.removesuffix(".partial"), str(folder).removesuffix(".partial")):
-        assert resume(told, wanted.runs_dir) == (folder, wanted)
+        assert resume(told, wanted.runs_dir, check_unfinished) == (folder, wanted)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_seal_lists_trials_in_the_order_they_ran(tmp_path: Path) -> None:
     assert manifest["files"] == checksums(final)
     assert "steps/step1/trial-1/trial.json" in manifest["files"]
     with pytest.raises(InputError, match="finished"):
-        resume(final, tmp_path)
+        resume(final, tmp_path, check_unfinished)
 
 
 class Killed(BaseException):
@@ -133,7 +133,7 @@ def test_a_run_that_was_killed_while_it_was_sealed_is_sealed_again(
             seal(folder)
     if folder.exists():
         assert [one.name for one in find_unfinished(tmp_path)] == [folder.name]
-        assert resume(folder, tmp_path)[0] == folder
+        assert resume(folder, tmp_path, check_unfinished)[0] == folder
         assert seal(folder) == whole
     assert len(open_run(whole).trials) == 6
 
@@ -182,10 +182,10 @@ def test_a_damaged_unfinished_run_is_not_taken_up(tmp_path: Path, how: str, told
     (whole / MANIFEST).unlink()
     folder = whole.rename(whole.with_name(f"{whole.name}.partial"))
     write_json(folder / START, {name: manifest[name] for name in ("params", "machine", "models", "budget")})
-    assert resume(folder, tmp_path)[0] == folder
+    assert resume(folder, tmp_path, check_unfinished)[0] == folder
     harm(folder, how)
     with pytest.raises(InputError, match=told):
-        resume(folder, tmp_path)
+        resume(folder, tmp_path, check_unfinished)
 
 
 def test_seal_never_overwrites_a_run(tmp_path: Path) -> None:

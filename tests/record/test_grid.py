@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from colo_lib.errors import InputError
 from colo_lib.params import Params
-from colo_lib.record.sweep import changes_in_words, grid, parse_axis
+from colo_lib.sweep_plan import changes_in_words, grid, parse_axis
 
 
 def changes(*words: str) -> list[dict]:

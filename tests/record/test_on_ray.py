@@ -21,7 +21,8 @@ from colo_lib.examples.simulated_trial import Plan
 from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
 from colo_lib.record import sweep_on_ray
-from colo_lib.record.sweep import CellRecord, begin_sweep, carry_out_sweep, grid, parse_axis, sweep_summary
+from colo_lib.record.sweep import carry_out_sweep, sweep_summary
+from colo_lib.sweep_plan import CellRecord, begin_sweep, grid, parse_axis
 from tests.processes import token_carriers, wait_until
 from tests.test_run_command import colo, ended, params_file, read_until
 

@@ -15,7 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-from colo_lib.launch.child import NOTES, Child, ProfilerLaunch, child_environment
+from colo_lib.child_environment import child_environment
+from colo_lib.launch.child import NOTES, Child, ProfilerLaunch
 
 ROWS = array.array("q")
 

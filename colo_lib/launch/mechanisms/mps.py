@@ -18,10 +18,11 @@ from typing import Any
 
 import psutil
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.engine_python import resolve_pythons
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
-from colo_lib.launch.child import Child, carriers, child_environment, tail
+from colo_lib.launch.child import Child, carriers, tail
 from colo_lib.launch.mechanisms.base import (
     MPS_REFUSES,
     EngineProcesses,

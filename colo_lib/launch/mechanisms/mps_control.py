@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.launch.child import child_environment
 
 PROGRAM = "nvidia-cuda-mps-control"
 CONTROL_TIMEOUT_S = 10.0

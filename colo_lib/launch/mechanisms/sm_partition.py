@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.hardware.engine_python import resolve_pythons
 from colo_lib.hardware.nvml import look_at_gpus
-from colo_lib.launch.child import Child, child_environment
+from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.mps_control import ControlFailed
 from colo_lib.params import Params
