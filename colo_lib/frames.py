@@ -1,7 +1,7 @@
 """What every frame of a run folder holds: columns, types, units. One place for writers and readers.
 
 Times are CLOCK_MONOTONIC in ns, the same for every process of a host. The run folder's layout and
-the meaning of each frame are fixed in the README's section on the run folder.
+the meaning of each frame are fixed in the docs/run-folder.md.
 
 Write and describe the frames of `frames` as Parquet, without pandas: the launcher's half of the contract.
 """

@@ -1,4 +1,6 @@
-"""What the records of a run folder hold, field by field: the types that docs/run-folder.md tells of.
+"""Records of a run folder and of a sweep: what each holds, field by field, and how it is read and written.
+
+What the records of a run folder hold, field by field: the types that docs/run-folder.md tells of.
 
 Fields that are not named here may be there; a field that is has its type and lies within reason, so that whoever reads
 a record need not ask again.

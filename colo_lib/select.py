@@ -1,4 +1,6 @@
-"""Which run a notebook reads: the one named, else the newest finished one, else a recorded or a simulated example.
+"""What a notebook reads: the run, sweep or capture that is named, else the newest that fits, else an example.
+
+Which run a notebook reads: the one named, else the newest finished one, else a recorded or a simulated example.
 
 Which sweep a notebook reads: the one named, else the newest that varies its parameter, else an example.
 

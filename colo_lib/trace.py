@@ -1,7 +1,7 @@
 """What a capture is once it is read: columns of device activity as numpy arrays, and what they refer to.
 
-Times are ns since the start of the earliest session; intervals are half-open [start, end). `parse` makes these,
-`analyse` and `plot` take them.
+Times are ns since the start of the earliest session; intervals are half-open [start, end). `data` makes these,
+`analysis` and `plot` take them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The published runs beside each other and beside any run: what they printed, recomputed, and what differs.
+"""The published runs: recomputed, beside any run, and their own explanations held against their own figures.
+
+The published runs beside each other and beside any run: what they printed, recomputed, and what differs.
 
 The published runs' own explanations of gen's loss, held against their own figures.
 """

@@ -1,4 +1,6 @@
-"""A sweep's cells side by side: rates and kept fractions with their intervals, a row a cell and measure.
+"""A sweep: its cells side by side with their intervals, and one sentence that the intervals support.
+
+A sweep's cells side by side: rates and kept fractions with their intervals, a row a cell and measure.
 
 One sentence a sweep, and no more than its intervals support.
 """

@@ -1,4 +1,6 @@
-"""Telemetry: means inside the windows, and a run-long series; what a device does not offer stays null.
+"""Telemetry over a run: devices and processes, memory against its budget, and how embed was paced.
+
+Telemetry: means inside the windows, and a run-long series; what a device does not offer stays null.
 
 Memory: the budget of the run against what its trials used, in GiB.
 

@@ -1,4 +1,6 @@
-"""Latencies of one trial's window in ms: inter-token gaps, time to first token, embedding batch times.
+"""What one trial's frames say: rates, latencies, silences and power inside its window; one row of measures each.
+
+Latencies of one trial's window in ms: inter-token gaps, time to first token, embedding batch times.
 
 Starvation: the longest time without progress inside a window, and the share of work within its bounds.
 

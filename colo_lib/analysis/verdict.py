@@ -1,4 +1,6 @@
-"""Which bounds a reading notebook judges by: the run's own, with those that the reader changed.
+"""The verdict: the hypothesis clause by clause, and what the run found beside it.
+
+Which bounds a reading notebook judges by: the run's own, with those that the reader changed.
 
 The verdict on the hypothesis, clause by clause: each with its figure, interval, threshold and status.
 

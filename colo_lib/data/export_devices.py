@@ -1,4 +1,6 @@
-"""GPUs of an export: which physical device a process's device number means.
+"""Devices of an export: which GPU a number means, and when which context was resident on it.
+
+GPUs of an export: which physical device a process's device number means.
 
 A process that sees one GPU of several calls it 0: numbers alone would put two GPUs into one.
 

@@ -1,4 +1,6 @@
-"""Open a finished run folder: nothing is read before its manifest's sizes and checksums hold.
+"""Open a run folder: nothing is read before its manifest's sizes and checksums hold.
+
+Open a finished run folder: nothing is read before its manifest's sizes and checksums hold.
 
 The layout stands in docs/run-folder.md, the frames' columns in colo_lib/frames.py.
 

@@ -1,4 +1,6 @@
-"""Open a SQLite file of somebody else's: read-only and immutable, so that nothing appears beside it.
+"""SQLite files of somebody else's: opened so that nothing appears beside them, columns read on all cores.
+
+Open a SQLite file of somebody else's: read-only and immutable, so that nothing appears beside it.
 
 Immutable means that SQLite looks neither at locks nor at journals; both are therefore looked at here first.
 

@@ -1,4 +1,6 @@
-"""Trial records to one tidy frame: a row a trial, in the order in which they ran.
+"""The trials of a run folder: their records as one frame, their Parquet files, and that both tell the same.
+
+Trial records to one tidy frame: a row a trial, in the order in which they ran.
 
 A frame of a trial from its Parquet file, its columns as `frames.FRAMES` has them, its rows as `frames.ROWS`.
 

@@ -1,6 +1,6 @@
-"""Where built-in examples are written: a folder that goes with the process it was made for.
+"""A simulated run folder with planted rates, latencies and stalls: for a fresh checkout, and for tests.
 
-A simulated run folder with planted rates, latencies and stalls: for a fresh checkout, and for tests.
+Where built-in examples are written: a folder that goes with the process it was made for.
 
 No engine runs. The manifest says `simulated`, and every page made from such a run says so.
 """

@@ -1,6 +1,6 @@
-"""What a simulated run is told to show.
+"""Frames of one simulated trial: tokens, requests, batches and telemetry at planted rates.
 
-Frames of one simulated trial: tokens, requests, batches and telemetry at planted rates.
+What a simulated run is told to show.
 """
 
 from __future__ import annotations

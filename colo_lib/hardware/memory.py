@@ -1,4 +1,6 @@
-"""How much memory is free for a run, GiB: of the machine under its control group's limit, or of each GPU.
+"""Memory that is free for a run, GiB, and when it is at rest between two engines.
+
+How much memory is free for a run, GiB: of the machine under its control group's limit, or of each GPU.
 
 GPU memory between engines: nobody starts while another's is still being given back, or where too little is left.
 

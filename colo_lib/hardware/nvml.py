@@ -1,4 +1,6 @@
-"""NVIDIA devices through nvidia-ml-py (`import pynvml`): no answer is null, never zero, and its reason is kept.
+"""NVIDIA devices through nvidia-ml-py: a handle that samples, and a look from a process of its own.
+
+NVIDIA devices through nvidia-ml-py (`import pynvml`): no answer is null, never zero, and its reason is kept.
 
 A look at the GPUs through nvidia-ml-py, in a process of its own: a lost GPU can hang or crash the one that asks.
 

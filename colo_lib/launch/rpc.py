@@ -1,4 +1,6 @@
-"""The private folder of a running launcher: sockets and keys that must not enter the run folder.
+"""How processes of a run find and call each other: a private folder, and one JSON line each way.
+
+The private folder of a running launcher: sockets and keys that must not enter the run folder.
 
 Orders to a process of ours over its Unix socket: one JSON line there, one JSON line back.
 """

@@ -2,12 +2,12 @@
 
 One session holds everything that is started below `nsys launch`; it records only between `start` and `stop`, so the
 engines load and warm up untraced. A second `nsys launch` into a running session is refused by nsys itself, hence one
-process that starts both workloads (`capture.host`).
+process that starts both workloads (`nsys.engine_host`).
 
 Whether an export holds what a capture was made for, found out without knowing one table's name.
 
 A table with a start and a `globalPid` or `globalTid` holds events of processes; with a `deviceId` too it holds what a
-GPU did. The names and versions of the tables are `parse`'s affair.
+GPU did. The names and versions of the tables are the affair of `data`.
 """
 
 from __future__ import annotations

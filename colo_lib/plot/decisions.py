@@ -1,4 +1,6 @@
-"""Where gen's loss went: a waterfall from the time per token alone to the time shared.
+"""Figures to decide by: the loss, capacity, settings, published runs, two devices.
+
+Where gen's loss went: a waterfall from the time per token alone to the time shared.
 
 Capacity: GPUs that each layout needs for what is wanted, and what the GPUs at hand can give.
 

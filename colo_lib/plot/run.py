@@ -1,4 +1,6 @@
-"""Kept fractions and aggregates by step, with intervals and each block as a dot.
+"""A run's figures: kept fractions by step, latency distributions, stalls.
+
+Kept fractions and aggregates by step, with intervals and each block as a dot.
 
 Latencies by step: inter-token gaps and embedding batches as distributions, stalls against their bounds.
 """

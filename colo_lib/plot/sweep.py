@@ -1,4 +1,6 @@
-"""Sweeps: kept fractions against the varied value, frontiers, and what fits into memory.
+"""A sweep's figures: against the varied value, frontiers, what fits, and against batching more.
+
+Sweeps: kept fractions against the varied value, frontiers, and what fits into memory.
 
 Why not just batch more: the frontier, what more requests add against what sharing adds, and the latency it costs.
 """

@@ -1,4 +1,6 @@
-"""Telemetry over the run, both workloads, a panel a metric with its unit.
+"""Telemetry, memory and pacing over a run.
+
+Telemetry over the run, both workloads, a panel a metric with its unit.
 
 Memory: the stacked budget beside what the trials used, GiB.
 

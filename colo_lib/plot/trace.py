@@ -1,4 +1,6 @@
-"""Two rows of kernels, gen above embed, and how busy both are over the whole window.
+"""A capture's figures: timeline, occupancy, idle gaps, kernel durations, categories.
+
+Two rows of kernels, gen above embed, and how busy both are over the whole window.
 
 SM occupancy by launch shape: over the window, and which share of kernels and of their time fills how much.
 

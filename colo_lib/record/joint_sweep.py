@@ -1,4 +1,6 @@
-"""What a joint sweep measures, in order: trials that are the same for several cells once, engines changed least.
+"""A joint sweep: cells that differ only in load share their engines and the trials that are the same for all.
+
+What a joint sweep measures, in order: trials that are the same for several cells once, engines changed least.
 
 Cells of a sweep differ in a few parameters, and most trials of most cells do not depend on them: gen alone does not
 know how embed would be paced. Such a trial is measured once a block and counts for every cell that would repeat it;

@@ -1,4 +1,6 @@
-"""A run folder while it is being made: begun, taken up again, held by one launcher at a time.
+"""A run folder while it is being made, from its start record to the manifest that seals it.
+
+A run folder while it is being made: begun, taken up again, held by one launcher at a time.
 
 The manifest: written last, it makes a folder a run.
 """

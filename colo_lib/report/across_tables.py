@@ -1,4 +1,6 @@
-"""Frames of the notebooks that look across runs (52-54), shaped for reading.
+"""Frames that look across runs, sweeps and published figures, shaped for reading.
+
+Frames of the notebooks that look across runs (52-54), shaped for reading.
 
 A sweep's frames shaped for reading.
 

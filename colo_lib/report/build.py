@@ -1,4 +1,6 @@
-"""Execute a notebook that reads a run or a sweep, and give the parts of a page that it shows.
+"""Build a run's page: execute the notebooks that read it, lift what they show.
+
+Execute a notebook that reads a run or a sweep, and give the parts of a page that it shows.
 
 Execute the notebooks that read a run, and write the page made of what they show.
 """

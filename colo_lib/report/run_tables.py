@@ -1,4 +1,6 @@
-"""Frames shaped for reading: formatted cells, short headings, and the words that stand for a picture.
+"""Frames of one run shaped for reading: formatted cells, short headings, words that stand for a picture.
+
+Frames shaped for reading: formatted cells, short headings, and the words that stand for a picture.
 
 What two devices were used for, shaped for reading.
 """

@@ -1,4 +1,6 @@
-"""Several runs or GPU types side by side on one page: verdicts, kept fractions, clauses, steps, and what differs.
+"""Several runs or GPU types on one page: verdicts, kept fractions, clauses, steps, and what differs.
+
+Several runs or GPU types side by side on one page: verdicts, kept fractions, clauses, steps, and what differs.
 
 Computed from the run folders alone by the functions that each run's own notebooks call, so both tell the same numbers.
 

@@ -1,4 +1,6 @@
-"""A capture's pyramid as text that a page can hold: columns of whole numbers as byte planes, deflated, base64.
+"""The timeline to zoom: a capture packed into text that a page can hold, and its HTML.
+
+A capture's pyramid as text that a page can hold: columns of whole numbers as byte planes, deflated, base64.
 
 What is packed, before deflating: 4 bytes (little-endian) with the length of a JSON header, the header, then the columns
 one after another. A column of `count` numbers of `width` bytes is `width` planes of `count` bytes, the lowest first;

@@ -1,4 +1,6 @@
-"""The answers of a capture as tables to read: every table of the brief's section on traces.
+"""The answers of captures as tables to read.
+
+The answers of a capture as tables to read: every table of the brief's section on traces.
 
 Where a token's time goes in every captured step of some runs, for reading.
 
@@ -29,7 +31,7 @@ NAME_WIDTH = 90
 
 
 def device(found: Mapping[str, Any]) -> pd.DataFrame:
-    """What was looked at, on what, and how sure it is (`analyse.summary`)."""
+    """What was looked at, on what, and how sure it is (`analysis.trace.summary`)."""
     gpu, alignment = found["device"], found["alignment"]
     start, end = found["window_s"]
     clocks = alignment["method"]

@@ -1,4 +1,6 @@
-"""Who computes on the run's GPUs and is not the run's: told by the sampler whenever that changes.
+"""What other processes do beside a run: on its GPUs, and to the machine's cores.
+
+Who computes on the run's GPUs and is not the run's: told by the sampler whenever that changes.
 
 How much of the machine somebody else used during a window.
 """

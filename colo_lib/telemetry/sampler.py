@@ -1,4 +1,4 @@
-"""The process that samples devices and workloads; `capture.telemetry` starts it and watches over it.
+"""The process that samples devices and workloads; `telemetry.watchdog` starts it and watches over it.
 
     python -m colo_lib.telemetry.sampler '{"out": FILE, "hz": 10, "device": "cpu", "workloads": {"gen": [PID]}, …}'
 

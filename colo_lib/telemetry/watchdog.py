@@ -2,7 +2,7 @@
 
     python -m colo_lib.telemetry.watchdog '{"out": FILE, "hz": 10, "device": "cpu", "workloads": {"gen": [PID]}, …}'
 
-A lost GPU can crash or hang whoever asks it. So nothing here asks: the sampler (`capture.sampler`) does, and when it
+A lost GPU can crash or hang whoever asks it. So nothing here asks: the sampler (`telemetry.sampler`) does, and when it
 dies or falls silent it is ended and started once more; what was missed is told as a gap. A trial never waits for it.
 """
 

@@ -1,4 +1,6 @@
-"""A capture at every zoom: busy time, overlap and kernel counts by bins, from fine to coarse, and kernels one by one.
+"""A capture at every zoom, and the stretch of it that a picture can hold.
+
+A capture at every zoom: busy time, overlap and kernel counts by bins, from fine to coarse, and kernels one by one.
 
 Detail is left out by adding up, never by dropping rows: at every level the bins' busy_ns add up to |U|, their
 overlap_ns to |U(gen) ∩ U(embed)|, and their starts to the number of kernels, exactly. Times are ns.

@@ -1,4 +1,6 @@
-"""What kind of work a kernel is, by its name; and the kernels that take most time.
+"""Kernels by name: their category, their durations alone against shared; and memory copies.
+
+What kind of work a kernel is, by its name; and the kernels that take most time.
 
 `PATTERNS` is the one table: the first category whose pattern is found in the name, whatever the case, is the
 kernel's. Put your own in front of it: `categorise(names, [("mine", "my_kernel"), *PATTERNS])`, or

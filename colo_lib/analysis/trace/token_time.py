@@ -1,4 +1,6 @@
-"""How many tokens gen decoded in a window of a capture, counted from the CUDA graphs that it replayed.
+"""Where the time of a decode token went, in a window of a capture.
+
+How many tokens gen decoded in a window of a capture, counted from the CUDA graphs that it replayed.
 
 A decode step of vLLM with full graphs replays one graph, and all of a replay's kernels carry its correlation id. So the
 replays in a window are its steps, and a step gives a token to each request in flight. The rate while profiling, over a

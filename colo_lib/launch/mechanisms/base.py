@@ -1,4 +1,6 @@
-"""What every mechanism offers its owner, and what a proof is told about the engines.
+"""What every mechanism builds on: its owner's side, what a proof is told, and what rules it out beforehand.
+
+What every mechanism offers its owner, and what a proof is told about the engines.
 
 Modes of a GPU that rule a mechanism out, told before anything starts, with the command that leaves them.
 

@@ -1,6 +1,6 @@
-"""The proof that engines are clients of our MPS server, from any process of the run: by pid, against its list.
+"""`mps`: a control daemon of our own in private folders, its clients proved by pid, gone without trace at the end.
 
-`mps`: a control daemon of our own in private folders, its clients proved by pid, gone without trace at the end.
+The proof that engines are clients of our MPS server, from any process of the run: by pid, against its list.
 
 The machine's default daemon is never spoken to. The daemon runs in the foreground under a guardian, so that it ends
 when its owner does, however that ends.
