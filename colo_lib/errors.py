@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ColoError(Exception):
     """A failure that is told to the user as one sentence, without a traceback."""
@@ -29,3 +32,9 @@ class StepFailed(ColoError):
     """A step could not be carried out: the message holds the cause's own last lines. Exit code 1."""
 
     exit_code = 1
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'did you mean …' for a misspelt name, or the list of known ones."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))

@@ -8,14 +8,16 @@ would only warn and go on.
 from __future__ import annotations
 
 import ast
-import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from colo_lib.errors import InputError
+from colo_lib.errors import InputError, suggest
+from colo_lib.flat_yaml import read_file
+from colo_lib.purpose import Purpose, Touch, parameters, purpose_of
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 STEPS = (
@@ -25,122 +27,226 @@ STEPS = (
 MAX_PARAMS_BYTES = 64 * 1024
 # Parameters of earlier versions, with what took their place.
 RETIRED = {"interleave": "'starts' says how often the engines are started anew; as many as 'blocks' is 'all'"}
-CELL_HEADING = "# Parameters, the same in every notebook: `colo run`, `papermill -f` and you may change them."
+CELL_HEADING = "# Parameters of this notebook: change them here. Any other of docs/parameters.md may stand here too."
 INJECTED_HEADING = "# Parameters"
 
 
+# The notebooks that record a step, and those that read a capture, by the beginnings of their names.
+STEPS_OWN = ("1", "2")
+
+CAPTURES = ("41", "42", "43", "44", "45")
+
+# Each makes the fields of one purpose.
+_stored = parameters("storing", "storing")
+_read = parameters("reading", "reading")
+_machine = parameters("machine", "engine", "load", "trial")
+_models = parameters("models", "engine")
+_gen_engine = parameters("gen load", "engine")
+_gen_load = parameters("gen load", "load", at_work="gen")
+_embed_engine = parameters("embed load", "engine")
+_embed_load = parameters("embed load", "engine", "load", at_work="embed")
+_mps_gen = parameters("mechanism", "engine", at_work="gen", mechanisms=("mps", "sm-partition"))
+_mps_embed = parameters("mechanism", "engine", at_work="embed", mechanisms=("mps", "sm-partition"))
+_sm_partition = parameters("mechanism", "engine", mechanisms=("sm-partition",))
+_mig = parameters("mechanism", "engine", mechanisms=("mig",))
+_pacing = parameters("mechanism", "load", at_work="both")
+_planned = parameters("measuring", "plan")
+_timed = parameters("measuring", "trial")
+_captured = parameters("measuring", "capture")
+_judged = parameters("judging", "judgement")
+_paces_too = parameters("judging", "judgement", "load", at_work="both")
+
+
 class Params(BaseModel):
-    """Every parameter of the workbook; the field's description is its help text."""
+    """Every parameter of the workbook; the field's description is its help text, its purpose says what it is for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    # --- where results go, and what is read -----------------------------------------------------------
-    run_name: str = Field("cpu", pattern=rf"^{RUN_ID}$", description="first part of the run folder's name")
-    runs_dir: str = Field("runs", description="folder that holds the run folders")
-    run: str = Field("", description="run folder; empty: a new one is made, or the newest finished one is read")
-    sweep: str = Field(
-        "", description="sweep folder that 31-37 and 55 read; empty: the newest fitting one, or an example"
+    # --- where results go ------------------------------------------------------------------------------
+    run_name: str = _stored("cpu", "first part of the run folder's name", text="run name", pattern=rf"^{RUN_ID}$")
+    runs_dir: str = _stored("runs", "folder that holds the run folders", text="path")
+    sweeps_dir: str = _stored("sweeps", "folder that holds the sweep folders", text="path")
+    # --- what is read ----------------------------------------------------------------------------------
+    run: str = _read(
+        "",
+        "run folder; empty: a new one is made, or the newest finished one is read",
+        text="path",
+        notebooks=("41", "42", "43", "44", "45", "46", "47", "51", "52", "53", "54"),
     )
-    sweeps_dir: str = Field("sweeps", description="folder that holds the sweep folders")
-    block: int = Field(0, ge=0, le=1000, description="block of trials to record; 0: all blocks of this step")
-    exports: str = Field("", description="Nsight Systems SQLite exports to read instead of a run, comma-separated")
-    exports_alone: str = Field(
-        "", description="exports of gen or embed alone, for durations alone against shared, comma-separated"
+    sweep: str = _read(
+        "",
+        "sweep folder that 31-37 and 55 read; empty: the newest fitting one, or an example",
+        text="path",
+        notebooks=("3", "55"),
     )
-    trace_step: str = Field("", description="step whose capture is read; empty: the first that has one")
-    trace_gen: str = Field("", description="pid or process name of gen in the exports; empty: the likely one")
-    trace_embed: str = Field("", description="pid or process name of embed in the exports; empty: the likely one")
-    trace_window: str = Field("", description="START_S:END_S of the exports to look at; empty: all of it")
+    exports: str = _read(
+        "", "Nsight Systems SQLite exports to read instead of a run, comma-separated", text="path", notebooks=CAPTURES
+    )
+    exports_alone: str = _read(
+        "",
+        "exports of gen or embed alone, for durations alone against shared, comma-separated",
+        text="path",
+        notebooks=("44",),
+    )
+    trace_step: str = _read(
+        "", "step whose capture is read; empty: the first that has one", text="steps", notebooks=CAPTURES
+    )
+    trace_gen: str = _read("", "pid or process name of gen in the exports; empty: the likely one", text="process")
+    trace_embed: str = _read("", "pid or process name of embed in the exports; empty: the likely one", text="process")
+    trace_window: str = _read(
+        "",
+        "START_S:END_S of the exports to look at; empty: all of it",
+        text="seconds",
+        notebooks=("41", "42", "43", "45"),
+    )
+    capacity_devices: int = _read(8, "54: GPUs to be shared out", ge=1, le=100_000, notebooks=("54",))
+    capacity_tokens_per_s: float = _read(
+        0.0, "54: tokens/s wanted; 0: what half the GPUs give alone", ge=0, notebooks=("54",)
+    )
+    capacity_sequences_per_s: float = _read(
+        0.0, "54: sequences/s wanted; 0: what a quarter of the GPUs give alone", ge=0, notebooks=("54",)
+    )
     # --- machine ---------------------------------------------------------------------------------------
-    device: Literal["cpu", "cuda"] = Field("cpu", description="cpu: cores stand in for devices; cuda: NVIDIA GPUs")
-    devices: str = Field("0,1", description="cores, GPU indexes or GPU UUIDs that count as the devices, by comma")
-    steps: str = Field("step1,step2,step3,step4,configA,configB", description="steps of the run, by comma")
+    device: Literal["cpu", "cuda"] = _machine(
+        "cpu", "cpu: cores stand in for devices; cuda: NVIDIA GPUs", notebooks=("00", *STEPS_OWN)
+    )
+    devices: str = _machine(
+        "0,1",
+        "cores, GPU indexes or GPU UUIDs that count as the devices, by comma",
+        text="devices",
+        notebooks=("00", *STEPS_OWN),
+    )
+    steps: str = parameters("machine", "plan")(
+        "step1,step2,step3,step4,configA,configB", "steps of the run, by comma", text="steps"
+    )
     # --- the two models --------------------------------------------------------------------------------
-    gen_model: str = Field("tiny-gen", description="name under colo_lib/models, or a folder with a config.json")
-    embed_model: str = Field("tiny-embed", description="name under colo_lib/models, or a folder with a config.json")
-    weights: Literal["dummy", "hub"] = Field(
-        "dummy", description="dummy: true architecture, random weights; hub: published"
+    gen_model: str = _models(
+        "tiny-gen",
+        "name under colo_lib/models, or a folder with a config.json",
+        text="model",
+        notebooks=("00", *STEPS_OWN),
     )
-    gen_python: str = Field("auto", description="interpreter that has vLLM; auto: .venv-engine, else this one")
-    embed_python: str = Field("auto", description="interpreter that has torch and transformers; auto: as gen_python")
+    embed_model: str = _models(
+        "tiny-embed",
+        "name under colo_lib/models, or a folder with a config.json",
+        text="model",
+        notebooks=("00", *STEPS_OWN),
+    )
+    weights: Literal["dummy", "hub"] = _models(
+        "dummy", "dummy: true architecture, random weights; hub: published", notebooks=STEPS_OWN
+    )
+    gen_python: str = _models(
+        "auto", "interpreter that has vLLM; auto: .venv-engine, else this one", text="interpreter"
+    )
+    embed_python: str = _models(
+        "auto", "interpreter that has torch and transformers; auto: as gen_python", text="interpreter"
+    )
     # --- gen: vLLM -------------------------------------------------------------------------------------
-    gen_concurrency: int = Field(2, ge=1, le=4096, description="requests in flight, closed loop")
-    gen_max_num_seqs: int = Field(
-        0, ge=0, le=4096, description="vLLM max_num_seqs; 0: gen_concurrency. Set, engines serve several concurrencies"
+    # It also sets what the server makes room for, which an idle one has without effect.
+    gen_concurrency: int = parameters("gen load", "engine", "load", at_work="gen")(
+        2, "requests in flight, closed loop", ge=1, le=4096, notebooks=STEPS_OWN
     )
-    gen_prompt_tokens: int = Field(32, ge=1, le=1_000_000, description="prompt length, tokens")
-    gen_output_tokens: int = Field(32, ge=2, le=1_000_000, description="output length, tokens (ignore_eos)")
-    gen_max_model_len: int = Field(512, ge=8, le=10_000_000, description="vLLM max_model_len, tokens")
-    gen_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights of gen; auto: bfloat16 on GPUs, float32 on CPUs, which all multiply it"
+    gen_max_num_seqs: int = _gen_engine(
+        0, "vLLM max_num_seqs; 0: gen_concurrency. Set, engines serve several concurrencies", ge=0, le=4096
     )
-    gen_quantization: Literal["", "fp8"] = Field("", description="vLLM quantization; fp8 is dynamic")
-    gen_enforce_eager: bool = Field(True, description="no CUDA graphs")
-    gen_gpu_memory_utilization: float = Field(0.45, gt=0, le=1, description="share of the GPU that vLLM may fill")
-    gen_kv_cache_gib: float = Field(1.0, ge=0, le=4096, description="KV cache, GiB; 0 leaves it to vLLM (GPU only)")
-    gen_port: int = Field(0, ge=0, le=65535, description="loopback port of the server; 0: a free one")
-    gen_extra_args: str = Field("", description="further vLLM server arguments, split as a shell would")
+    gen_prompt_tokens: int = _gen_load(32, "prompt length, tokens", ge=1, le=1_000_000, notebooks=STEPS_OWN)
+    gen_output_tokens: int = _gen_load(
+        32, "output length, tokens (ignore_eos)", ge=2, le=1_000_000, notebooks=STEPS_OWN
+    )
+    gen_max_model_len: int = _gen_engine(512, "vLLM max_model_len, tokens", ge=8, le=10_000_000)
+    gen_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _gen_engine(
+        "auto", "weights of gen; auto: bfloat16 on GPUs, float32 on CPUs, which all multiply it"
+    )
+    gen_quantization: Literal["", "fp8"] = _gen_engine("", "vLLM quantization; fp8 is dynamic")
+    gen_enforce_eager: bool = _gen_engine(True, "no CUDA graphs")
+    gen_gpu_memory_utilization: float = _gen_engine(0.45, "share of the GPU that vLLM may fill", gt=0, le=1)
+    gen_kv_cache_gib: float = _gen_engine(1.0, "KV cache, GiB; 0 leaves it to vLLM (GPU only)", ge=0, le=4096)
+    gen_port: int = parameters("gen load", "hosting")(0, "loopback port of the server; 0: a free one", ge=0, le=65535)
+    gen_extra_args: str = _gen_engine("", "further vLLM server arguments, split as a shell would", text="arguments")
     # --- embed -----------------------------------------------------------------------------------------
-    embed_batch_size: int = Field(8, ge=1, le=65536, description="sequences a batch")
-    embed_sequence_tokens: int = Field(128, ge=1, le=1_000_000, description="tokens a sequence")
-    embed_pooling: Literal["mean", "last"] = Field("mean", description="how token states become one vector")
-    embed_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights of embed; auto: as of gen"
+    embed_batch_size: int = _embed_load(8, "sequences a batch", ge=1, le=65536, notebooks=STEPS_OWN)
+    embed_sequence_tokens: int = _embed_load(128, "tokens a sequence", ge=1, le=1_000_000, notebooks=STEPS_OWN)
+    embed_pooling: Literal["mean", "last"] = _embed_engine("mean", "how token states become one vector")
+    embed_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _embed_engine(
+        "auto", "weights of embed; auto: as of gen"
     )
     # --- sharing ---------------------------------------------------------------------------------------
-    slice_ms: float = Field(50.0, gt=0, le=60_000, description="cpu-alternating: length of one workload's slice")
-    mps_gen_thread_percentage: int = Field(100, ge=1, le=100, description="MPS: share of the SMs gen may use, %")
-    mps_embed_thread_percentage: int = Field(100, ge=1, le=100, description="MPS: share of the SMs embed may use, %")
-    mps_gen_priority: Literal["normal", "below-normal"] = Field("normal", description="MPS client priority of gen")
-    mps_embed_priority: Literal["normal", "below-normal"] = Field("normal", description="MPS client priority of embed")
-    mps_gen_memory_gib: float = Field(0.0, ge=0, le=4096, description="MPS: memory limit of gen, GiB; 0: none")
-    mps_embed_memory_gib: float = Field(0.0, ge=0, le=4096, description="MPS: memory limit of embed, GiB; 0: none")
-    sm_partition_backend: Literal["auto", "green-context", "mps-static", "libsmctrl"] = Field(
-        "auto", description="sm-partition: how embed is held to its SMs; auto: the first that verifies"
+    slice_ms: float = parameters("mechanism", "load", mechanisms=("cpu-alternating",))(
+        50.0, "cpu-alternating: length of one workload's slice", gt=0, le=60_000, notebooks=STEPS_OWN
     )
-    sm_partition_embed_sms: int = Field(32, ge=1, le=1024, description="sm-partition: SMs that embed may use")
-    mig_gen_uuid: str = Field("", description="mig: instance of gen, MIG-UUID; empty: the largest")
-    mig_embed_uuid: str = Field("", description="mig: instance of embed, MIG-UUID; empty: the largest other one")
-    embed_pacing: Literal["none", "duty", "slo"] = Field(
-        "none", description="none: flat out; duty: a share of the time; slo: as much as gen's gap SLO leaves"
+    mps_gen_thread_percentage: int = _mps_gen(
+        100, "MPS: share of the SMs gen may use, %", ge=1, le=100, notebooks=STEPS_OWN
     )
-    embed_duty: float = Field(0.5, gt=0, le=1, description="duty: share of the time that embed may run")
-    embed_micro_batch_size: int = Field(0, ge=0, le=65536, description="sequences a forward pass; 0: the batch")
-    # --- Nsight Systems --------------------------------------------------------------------------------
-    capture_s: float = Field(0.0, ge=0, le=600, description="length of each step's capture, seconds; 0: no capture")
-    capture_steps: str = Field("", description="steps that are captured, by comma; empty: every step of the run")
-    capture_graph_trace: Literal["node", "graph"] = Field("node", description="kernels of CUDA graphs, or graphs whole")
+    mps_embed_thread_percentage: int = _mps_embed(
+        100, "MPS: share of the SMs embed may use, %", ge=1, le=100, notebooks=STEPS_OWN
+    )
+    mps_gen_priority: Literal["normal", "below-normal"] = _mps_gen("normal", "MPS client priority of gen")
+    mps_embed_priority: Literal["normal", "below-normal"] = _mps_embed("normal", "MPS client priority of embed")
+    mps_gen_memory_gib: float = _mps_gen(0.0, "MPS: memory limit of gen, GiB; 0: none", ge=0, le=4096)
+    mps_embed_memory_gib: float = _mps_embed(0.0, "MPS: memory limit of embed, GiB; 0: none", ge=0, le=4096)
+    sm_partition_backend: Literal["auto", "green-context", "mps-static", "libsmctrl"] = _sm_partition(
+        "auto", "sm-partition: how embed is held to its SMs; auto: the first that verifies", notebooks=STEPS_OWN
+    )
+    sm_partition_embed_sms: int = _sm_partition(
+        32, "sm-partition: SMs that embed may use", ge=1, le=1024, notebooks=STEPS_OWN
+    )
+    mig_gen_uuid: str = _mig(
+        "", "mig: instance of gen, MIG-UUID; empty: the largest", text="devices", notebooks=STEPS_OWN
+    )
+    mig_embed_uuid: str = _mig(
+        "", "mig: instance of embed, MIG-UUID; empty: the largest other one", text="devices", notebooks=STEPS_OWN
+    )
+    embed_pacing: Literal["none", "duty", "slo"] = _pacing(
+        "none", "none: flat out; duty: a share of the time; slo: as much as gen's gap SLO leaves"
+    )
+    embed_duty: float = _pacing(0.5, "duty: share of the time that embed may run", gt=0, le=1)
+    embed_micro_batch_size: int = _pacing(0, "sequences a forward pass; 0: the batch", ge=0, le=65536)
     # --- measuring -------------------------------------------------------------------------------------
-    blocks: int = Field(6, ge=1, le=1000, description="trials of each step, interleaved in alternating order")
-    starts: int = Field(
-        3, ge=1, le=1000, description="starts of each set of engines, over which the blocks are spread; at most blocks"
+    block: int = _planned(0, "block of trials to record; 0: all blocks of this step", ge=0, le=1000)
+    blocks: int = _planned(
+        6, "trials of each step, interleaved in alternating order", ge=1, le=1000, notebooks=STEPS_OWN
     )
-    warmup_s: float = Field(1.5, ge=0, le=3600, description="dropped before each trial's window, seconds")
-    window_s: float = Field(3.0, gt=0, le=86_400, description="timed window of a trial, seconds")
-    telemetry_hz: float = Field(10.0, gt=0, le=1000, description="telemetry samples a second")
-    ready_timeout_s: float = Field(180.0, gt=0, le=86_400, description="an engine must answer within this")
-    stall_timeout_s: float = Field(120.0, gt=0, le=86_400, description="no token or batch for so long fails a trial")
-    cell_timeout_s: float = Field(900.0, gt=0, le=864_000, description="a notebook cell must end within this")
-    max_drift_fraction: float = Field(0.5, gt=0, description="halves of a window that differ by more make it invalid")
-    max_clock_disagreement: float = Field(0.02, gt=0, description="our token rate against vLLM's own counter")
-    max_stranger_cores: float = Field(0.3, gt=0, description="CPU: cores that other processes may use in a window")
-    seed: int = Field(1, ge=0, le=2**31, description="of prompts and simulated data")
+    starts: int = _planned(
+        3, "starts of each set of engines, over which the blocks are spread; at most blocks", ge=1, le=1000
+    )
+    warmup_s: float = _timed(1.5, "dropped before each trial's window, seconds", ge=0, le=3600)
+    window_s: float = _timed(3.0, "timed window of a trial, seconds", gt=0, le=86_400, notebooks=STEPS_OWN)
+    telemetry_hz: float = _timed(10.0, "telemetry samples a second", gt=0, le=1000)
+    ready_timeout_s: float = parameters("measuring", "engine")(
+        180.0, "an engine must answer within this", gt=0, le=86_400
+    )
+    stall_timeout_s: float = _timed(120.0, "no token or batch for so long fails a trial", gt=0, le=86_400)
+    cell_timeout_s: float = parameters("measuring", "hosting")(
+        900.0, "a notebook cell must end within this", gt=0, le=864_000
+    )
+    max_drift_fraction: float = _timed(0.5, "halves of a window that differ by more make it invalid", gt=0)
+    max_clock_disagreement: float = _timed(0.02, "our token rate against vLLM's own counter", gt=0)
+    max_stranger_cores: float = _timed(0.3, "CPU: cores that other processes may use in a window", gt=0)
+    seed: int = parameters("measuring", "engine", "load", "judgement")(
+        1, "of prompts and simulated data", ge=0, le=2**31
+    )
+    # Nsight Systems
+    capture_s: float = _captured(0.0, "length of each step's capture, seconds; 0: no capture", ge=0, le=600)
+    capture_steps: str = _captured("", "steps that are captured, by comma; empty: every step of the run", text="steps")
+    capture_graph_trace: Literal["node", "graph"] = _captured("node", "kernels of CUDA graphs, or graphs whole")
     # --- what counts as good ---------------------------------------------------------------------------
-    slo_gen_stall_ms: float = Field(1000.0, gt=0, description="longest time gen may go without a token")
-    slo_gen_ttft_ms: float = Field(2000.0, gt=0, description="time to first token")
-    slo_gen_gap_ms: float = Field(200.0, gt=0, description="p99 time between two tokens of a request; paces embed")
-    slo_embed_batch_ms: float = Field(5000.0, gt=0, description="time from an embedding batch's start to its end")
-    slo_embed_stall_ms: float = Field(5000.0, gt=0, description="longest time embed may go without a finished batch")
-    min_gen_kept: float = Field(0.95, gt=0, le=2, description="verdict: least kept fraction of gen")
-    max_gap_growth: float = Field(0.10, ge=0, description="verdict: most growth of gen's p99 inter-token gap")
-    min_embed_kept: float = Field(0.20, ge=0, le=2, description="verdict: least kept fraction of embed")
-    min_overlap: float = Field(0.05, ge=0, le=1, description="verdict: least overlap of gen's time, no upper bound")
-    min_profiled_ratio: float = Field(0.8, ge=0, le=1, description="verdict: least rate under the profiler / without")
-    # --- capacity plan ---------------------------------------------------------------------------------
-    capacity_devices: int = Field(8, ge=1, le=100_000, description="54: GPUs to be shared out")
-    capacity_tokens_per_s: float = Field(0.0, ge=0, description="54: tokens/s wanted; 0: what half the GPUs give alone")
-    capacity_sequences_per_s: float = Field(
-        0.0, ge=0, description="54: sequences/s wanted; 0: what a quarter of the GPUs give alone"
+    slo_gen_stall_ms: float = _judged(1000.0, "longest time gen may go without a token", gt=0)
+    slo_gen_ttft_ms: float = _judged(2000.0, "time to first token", gt=0)
+    slo_gen_gap_ms: float = _paces_too(
+        200.0, "p99 time between two tokens of a request; paces embed", gt=0, notebooks=("33", "55")
+    )
+    slo_embed_batch_ms: float = _judged(5000.0, "time from an embedding batch's start to its end", gt=0)
+    slo_embed_stall_ms: float = _paces_too(5000.0, "longest time embed may go without a finished batch", gt=0)
+    min_gen_kept: float = _judged(
+        0.95, "verdict: least kept fraction of gen", gt=0, le=2, notebooks=("31", "32", "35", "37", "51")
+    )
+    max_gap_growth: float = _judged(
+        0.10, "verdict: most growth of gen's p99 inter-token gap", ge=0, notebooks=("37", "51")
+    )
+    min_embed_kept: float = _judged(0.20, "verdict: least kept fraction of embed", ge=0, le=2, notebooks=("51",))
+    min_overlap: float = _judged(0.05, "verdict: least overlap of gen's time, no upper bound", ge=0, le=1)
+    min_profiled_ratio: float = _judged(
+        0.8, "verdict: least rate under the profiler / without", ge=0, le=1, notebooks=("52",)
     )
 
     @model_validator(mode="before")
@@ -175,15 +281,18 @@ class Params(BaseModel):
         return [name for name in STEPS if name in wanted]
 
 
+# Complete, or nothing that imports this starts.
+PURPOSES: dict[str, Purpose] = {name: purpose_of(name, field) for name, field in Params.model_fields.items()}
+
+
+def names_touching(*touches: Touch) -> tuple[str, ...]:
+    """The parameters that touch nothing but these."""
+    return tuple(name for name, purpose in PURPOSES.items() if purpose.touches <= set(touches))
+
+
 def split_list(value: str) -> list[str]:
     """The parts of a comma-separated value, stripped, empty ones left out."""
     return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def suggest(name: str, known: Any) -> str:
-    """'did you mean …' for a misspelt name, or the list of known ones."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
 
 
 def check_recorded(values: dict[str, Any], source: str) -> Params:
@@ -235,42 +344,6 @@ def typed(name: str, text: str) -> Any:
         raise InputError(f"parameter {name!r} = {text!r}: not a plain value: {' '.join(str(error).split())}") from None
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
-    """Plain values of a params file, unchecked; raises InputError for anything that is not a flat mapping."""
-    file = Path(path)
-    if not file.is_file():
-        known = sorted(str(other) for other in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        remedy = suggest(str(file), known) if known else "give a path to a .yaml file"
-        raise InputError(f"no params file {file}; {remedy}")
-    if file.stat().st_size > MAX_PARAMS_BYTES:
-        raise InputError(f"{file}: larger than {MAX_PARAMS_BYTES} bytes, which no params file is")
-    try:
-        loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=_FlatLoader)
-    # TypeError: a key that is a list; RecursionError: thousands of nested brackets.
-    except (yaml.YAMLError, UnicodeDecodeError, InputError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{file}: not a flat YAML mapping: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{file}: a params file is a mapping of names to plain values")
-    return loaded
-
-
-class _FlatLoader(yaml.SafeLoader):
-    """Safe YAML that refuses what a flat file never needs: aliases, doubled keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise InputError("aliases are not allowed in a params file")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise InputError(f"parameter {key.value!r} is given twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | Path, **changes: Any) -> Params:
     """Read, check and freeze a params file, with `changes` on top."""
     return check({**read_file(path), **changes}, str(path))
@@ -297,9 +370,9 @@ def _assigned(source: str) -> list[str]:
     return [target.id for group in targets for target in group if isinstance(target, ast.Name)]
 
 
-def cell_source() -> str:
-    """The source of the parameters cell that every notebook starts with: one plain value a line, with its help."""
-    lines = [CELL_HEADING]
-    for name, field in Params.model_fields.items():
-        lines.append(f"{name} = {field.default!r}  # {field.description}")
-    return "\n".join(lines)
+def cell_source(names: Iterable[str]) -> str:
+    """The source of a parameters cell: the default of each of `names`, one a line, with its help."""
+    fields = Params.model_fields
+    return "\n".join(
+        [CELL_HEADING, *(f"{name} = {fields[name].default!r}  # {fields[name].description}" for name in names)]
+    )

@@ -239,11 +239,12 @@ def test_the_cpu_pair_can_run_here() -> None:
 
 
 def test_the_notebook_shows_rows_and_budget_and_holds_no_output() -> None:
+    from colo_lib.notebooks_sync import names_of
     from colo_lib.params import cell_source
 
     book = json.loads((REPOSITORY / "notebooks" / "00-check-machine.ipynb").read_text())
     [parameters] = [cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", [])]
-    assert "".join(parameters["source"]) == cell_source()
+    assert "".join(parameters["source"]) == cell_source(names_of("00-check-machine"))
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
     assert all(len(cell["source"]) <= 6 for cell in code if cell is not parameters)

@@ -11,22 +11,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
-from colo_lib.errors import InputError
+from colo_lib.errors import InputError, suggest
+from colo_lib.flat_yaml import MAX_PARAMS_BYTES, read_file
 from colo_lib.params import (
     CELL_HEADING,
     INJECTED_HEADING,
-    MAX_PARAMS_BYTES,
+    PURPOSES,
     Params,
     cell_source,
     check,
     from_notebook,
     load,
-    read_file,
     split_list,
-    suggest,
 )
 from colo_lib.paths import REPOSITORY
+from colo_lib.purpose import GROUPS, parameters, purpose_of
+from colo_lib.report.share_params import TEXTS
 
 DEFAULTS = {name: field.default for name, field in Params.model_fields.items()}
 FLOATS = sorted(name for name, field in Params.model_fields.items() if field.annotation is float)
@@ -134,6 +136,35 @@ def test_a_name_unlike_any_gets_the_list() -> None:
     assert suggest("qqq", ["b", "a"]) == "known: a, b"
 
 
+# --- purposes --------------------------------------------------------------------------------------------
+
+
+def test_a_parameter_without_group_or_touch_stops_the_import() -> None:
+    class Incomplete(Params):
+        forgotten: int = Field(1, description="what it is for, nobody said")
+        unsaid: str = parameters("judging", "judgement")("", "a text that stands for nothing")
+
+    for name, told in (("forgotten", "say its group"), ("unsaid", "say what it stands for")):
+        with pytest.raises(TypeError, match=f"{name}.*{told}"):
+            purpose_of(name, Incomplete.model_fields[name])
+    with pytest.raises(TypeError, match="group 'engines'"):
+        parameters("engines", "engine")  # type: ignore[arg-type]
+    for touches in ((), ("judgment",)):
+        with pytest.raises(TypeError, match="touches one or more of"):
+            parameters("judging", *touches)  # type: ignore[arg-type]
+
+
+def test_groups_stand_together_in_their_order() -> None:
+    order = list(GROUPS)
+    places = [order.index(purpose.group) for purpose in PURPOSES.values()]
+    assert places == sorted(places)
+    assert {*places} == {*range(len(order))}
+
+
+def test_every_text_says_how_it_may_be_shared() -> None:
+    assert {purpose.text for purpose in PURPOSES.values()} - {""} == {*TEXTS}
+
+
 # --- files -----------------------------------------------------------------------------------------------
 
 
@@ -233,23 +264,41 @@ def notebook(*cells: str) -> dict[str, object]:
     return {**namespace, "In": ["", *cells]}
 
 
-def test_the_cell_holds_every_parameter_with_its_default() -> None:
-    tree = ast.parse(cell_source())
-    assert {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body} == DEFAULTS  # type: ignore[attr-defined]
-    assert from_notebook(notebook(cell_source())) == Params()
+@given(st.sets(st.sampled_from(sorted(DEFAULTS)), min_size=1))
+def test_the_cell_holds_its_parameters_with_their_defaults(names: set[str]) -> None:
+    tree = ast.parse(cell_source(names))
+    told = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}  # type: ignore[attr-defined]
+    assert told == {name: DEFAULTS[name] for name in names}
+    assert from_notebook(notebook(cell_source(names))) == Params()
 
 
-@given(st.integers(1, 4096), st.booleans())
-def test_what_papermill_injects_counts(concurrency: int, eager: bool) -> None:
+@given(st.integers(1, 4096), st.booleans(), st.sets(st.sampled_from(sorted(DEFAULTS)), min_size=1, max_size=4))
+def test_what_papermill_injects_counts_whether_the_cell_lists_it_or_not(
+    concurrency: int, eager: bool, names: set[str]
+) -> None:
     injected = f"{INJECTED_HEADING}\ngen_concurrency = {concurrency}\ngen_enforce_eager = {eager}\n"
-    params = from_notebook(notebook(cell_source(), injected, "gen_concurrency"))
+    params = from_notebook(notebook(cell_source(names), injected, "gen_concurrency"))
     assert (params.gen_concurrency, params.gen_enforce_eager) == (concurrency, eager)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("window_z = 2.0", "did you mean 'window_s'"),
+        ("gen_port = '80'", "gen_port.*loopback port"),
+        ("slice_ms = -1.0", "slice_ms.*greater than 0"),
+        ("interleave = 'all'", "interleave.*is gone"),
+    ],
+)
+def test_an_injected_name_that_the_cell_does_not_list_is_checked_as_well(line: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        from_notebook(notebook(cell_source(["run"]), f"{INJECTED_HEADING}\n{line}"))
 
 
 @pytest.mark.parametrize("heading", [CELL_HEADING, INJECTED_HEADING])
 def test_a_misspelt_parameter_of_a_notebook_is_found(heading: str) -> None:
     with pytest.raises(InputError, match="did you mean 'gen_concurrency'"):
-        from_notebook(notebook(cell_source(), f"{heading}\ngen_concurency = 3"))
+        from_notebook(notebook(cell_source(["run"]), f"{heading}\ngen_concurency = 3"))
 
 
 def test_running_the_cell_again_forgets_what_stood_in_it_before() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from colo_lib.flat_yaml import read_file
 from colo_lib.gpus import GPUS
 from colo_lib.models.catalog import models_of
-from colo_lib.params import Params, load, read_file
+from colo_lib.params import PURPOSES, Params, load
 from colo_lib.paths import REPOSITORY
+from colo_lib.purpose import GROUPS
 
 FILES = sorted((REPOSITORY / "params").glob("*.yaml"))
 
@@ -43,6 +46,18 @@ def test_papermill_reads_the_same_values(file: Path) -> None:
     # papermill -f reads the file with plain safe YAML; what it would inject must be what we read.
     assert yaml.safe_load(file.read_text()) == read_file(file)
     assert all(isinstance(value, (str, int, float, bool)) for value in read_file(file).values())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_params_file_is_divided_as_the_parameters_are(file: Path) -> None:
+    headings, group, told = {heading: name for name, heading in GROUPS.items()}, "", {}
+    for line in file.read_text().splitlines():
+        if line.startswith("#") and (found := re.split(r"[:,]", line.removeprefix("# "))[0]) in headings:
+            group = headings[found]
+        elif name := re.match(r"(\w+):", line):
+            told[name[1]] = group
+    assert told == {name: PURPOSES[name].group for name in told}
+    assert list(told) == [name for name in PURPOSES if name in told], "in the order of docs/parameters.md"
 
 
 def test_the_published_settings_of_the_h200_run_are_there() -> None:

@@ -30,11 +30,12 @@ def test_the_check_finds_what_is_out_of_sync(tmp_path: Path) -> None:
         "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
     }
     notebook["metadata"]["papermill"] = {"input_path": "x"}
-    (tmp_path / "a.ipynb").write_text(json.dumps(notebook))
-    assert notebooks_sync.out_of_sync(tmp_path) == [tmp_path / "a.ipynb"]
-    once = notebooks_sync.text_of(notebooks_sync.synced(notebook))
+    copy = tmp_path / FILES[0].name
+    copy.write_text(json.dumps(notebook))
+    assert notebooks_sync.out_of_sync(tmp_path) == [copy]
+    once = notebooks_sync.text_of(notebooks_sync.synced(notebook, FILES[0].stem))
     assert once == FILES[0].read_text(encoding="utf-8")
-    assert notebooks_sync.text_of(notebooks_sync.synced(json.loads(once))) == once
+    assert notebooks_sync.text_of(notebooks_sync.synced(json.loads(once), FILES[0].stem)) == once
 
 
 @pytest.mark.parametrize("name", [*READING, *SWEEPS])
@@ -43,11 +44,31 @@ def test_a_reading_notebook_keeps_the_house_form(name: str) -> None:
     opening = "".join(notebook["cells"][0]["source"])
     assert all(word in opening for word in ("**Question.**", "**Needs.**", "**Shows.**"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert "".join(code[0]["source"]) == params.cell_source()
+    assert "".join(code[0]["source"]) == params.cell_source(notebooks_sync.names_of(name))
     assert "params = from_notebook(globals())" in "".join(code[1]["source"])
     assert all(1 <= len(cell["source"]) <= 6 for cell in code[1:])
     read = "sweep.sweep_id" if name in SWEEPS else "run.run_id"
     assert "".join(code[-1]["source"]) == f'out.finish("{name}", {read})'
+
+
+def listed(file: Path) -> list[str]:
+    """The names that a tracked notebook's parameters cell assigns."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    [cell] = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return [line.partition(" = ")[0].strip() for line in cell["source"] if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_notebook_lists_what_it_reads_or_what_people_change(file: Path) -> None:
+    most = 16 if file.stem.startswith(("1", "2")) else 4
+    assert 1 <= len(listed(file)) <= most
+
+
+def test_a_parameter_stands_in_few_notebooks() -> None:
+    # A changed default or help text touches these alone.
+    several = {name: sum(name in listed(file) for file in FILES) for name in params.Params.model_fields}
+    assert sum(count == 0 for count in several.values()) > len(several) / 2
+    assert max(several.values()) < len(FILES) / 2
 
 
 @pytest.mark.parametrize("name", [*READING, *SWEEPS])

@@ -28,18 +28,16 @@ from colo_lib.analysis.kept import RATES, ratio
 from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, holm, sides_of_one
 from colo_lib.analysis.steps_table import within_starts
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
-from colo_lib.params import Params
+from colo_lib.params import PURPOSES, Params
 from colo_lib.steps import CO_LOCATED, STEP_TITLES
-
-PREFIXES = ("slo_", "min_", "max_gap", "seed")
 
 
 def thresholds(run: Params, notebook: Params) -> Params:
     """`run`'s parameters with the bounds of the verdict and the SLOs that `notebook` sets away from their defaults."""
     changed = {
         name: getattr(notebook, name)
-        for name, field in Params.model_fields.items()
-        if name.startswith(PREFIXES) and getattr(notebook, name) != field.default
+        for name, purpose in PURPOSES.items()
+        if "judgement" in purpose.touches and getattr(notebook, name) != Params.model_fields[name].default
     }
     return run.model_copy(update=changed)
 

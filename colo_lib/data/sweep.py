@@ -11,12 +11,12 @@ from colo_lib import paths
 from colo_lib.data.run import Run, find_runs, open_run
 from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
-from colo_lib.params import Params, check_recorded
+from colo_lib.params import Params, check_recorded, names_touching
 from colo_lib.records import Cell, SweepPlan, checked, damaged, read_object
 
 NOT_RUN = "not run"
 # Which steps a cell has, and what is captured of them, changes none of their trials.
-WITHOUT_EFFECT = ("steps", "capture_s", "capture_steps", "capture_graph_trace", "blocks")
+WITHOUT_EFFECT = names_touching("plan", "capture")
 MAX_PLAN_BYTES = 16 * 1024 * 1024
 
 

@@ -34,7 +34,7 @@ from colo_lib.launch.mechanisms import check_mechanism, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.rpc import Handle, runtime_folder
 from colo_lib.launch.vllm_server import GenHandle, GenServer
-from colo_lib.params import Params
+from colo_lib.params import PURPOSES, Params
 from colo_lib.steps import Placement
 
 ENGINES_FILE = "COLO_ENGINES"
@@ -247,10 +247,6 @@ def engines_for(params: Params, placement: Placement, logs: Path, tick: Tick = s
             engines.stop()
 
 
-# Prefixes of the parameters by which a mechanism limits a workload's processes, read when they start.
-LIMITED = ("mps", "sm-partition")
-
-
 @dataclass(frozen=True)
 class EngineIdentity:
     """`gen`: the server, its devices and the mechanism below both; `embed`: the embedding processes."""
@@ -266,30 +262,27 @@ def identity_of(params: Params, placement: Placement) -> EngineIdentity:
     """
     models = resolve_models(params)
     server = vllm_server.command(params, models.gen_python, models.gen.source(params.weights), 0, placement)
-    limits = {name: limited(params, placement, name) for name in ("gen", "embed")}
-    partition = values(params, "sm_partition_", "mps_") if placement.mechanism == "sm-partition" else {}
-    mig = values(params, "mig_") if placement.mechanism == "mig" else {}
     first = (
         placement.engine_key(),
         server,
         vllm_server.environment(params, placement, ""),
-        limits["gen"],
-        partition,
-        mig,
+        settings_of(params, placement, "gen"),
+        settings_of(params, placement, ""),
     )
     model = models.embed.source(params.weights)
     jobs = [
         (embed_server.job(params, one, model), embed_server.environment(params, one)) for one in placement.embed_devices
     ]
-    return EngineIdentity(repr(first), repr((str(models.embed_python), jobs, limits["embed"])))
+    return EngineIdentity(repr(first), repr((str(models.embed_python), jobs, settings_of(params, placement, "embed"))))
 
 
-def limited(params: Params, placement: Placement, workload: str) -> dict[str, object]:
-    """The limits of a workload's processes, by parameter; none where the mechanism has no such limits."""
+def settings_of(params: Params, placement: Placement, workload: str) -> dict[str, object]:
+    """What the mechanism below a workload's processes is started with; workload '': below those of both."""
     mechanism = placement.engine_key()[-1]
-    return values(params, f"mps_{workload}_") if mechanism in LIMITED else {}
-
-
-def values(params: Params, *prefixes: str) -> dict[str, object]:
-    """The parameters whose names begin with one of `prefixes`."""
-    return {name: value for name, value in params.model_dump().items() if name.startswith(prefixes)}
+    # A partition is verified against what embed is held to: other limits of embed want another partition.
+    whose = {workload, "embed"} if mechanism == "sm-partition" and not workload else {workload}
+    return {
+        name: getattr(params, name)
+        for name, purpose in PURPOSES.items()
+        if mechanism in purpose.mechanisms and "engine" in purpose.touches and purpose.at_work in whose
+    }

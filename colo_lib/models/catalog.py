@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_lib.errors import InputError
+from colo_lib.errors import InputError, suggest
 from colo_lib.models.architecture import count_parameters
-from colo_lib.params import Params, suggest
+from colo_lib.params import Params
 
 FOLDER = Path(__file__).parent
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from colo_lib.errors import InputError, StepFailed, StepSkipped
-from colo_lib.launch.engines import LIMITED, EngineIdentity, identity_of
+from colo_lib.launch.engines import EngineIdentity, identity_of
 from colo_lib.launch.pacing import shares
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.trial import run_trial, skip_trial
-from colo_lib.params import Params
+from colo_lib.params import PURPOSES, Params
 from colo_lib.paths import PARTIAL, START, TRIAL, cell_folder, cell_runs, trial_folder
 from colo_lib.record.captures import record_captures
 from colo_lib.record.plan import rounds_of
@@ -38,18 +38,6 @@ from colo_lib.record.sweep import Order, finished_run
 from colo_lib.records import write_json
 from colo_lib.steps import Placement, placement_of
 from colo_lib.sweep_plan import DONE, FAILED, REFUSED, CellRecord, cell_params, read_plan
-
-# Say where results go, what is read, captured, judged or planned: no trial depends on them.
-NEVER = (
-    "run_name", "runs_dir", "run", "sweep", "sweeps_dir", "block", "blocks", "starts", "steps", "exports",
-    "exports_alone", "trace_step", "trace_gen", "trace_embed", "trace_window", "capture_s", "capture_steps",
-    "capture_graph_trace", "capacity_devices", "capacity_tokens_per_s", "capacity_sequences_per_s", "min_gen_kept",
-    "max_gap_growth", "min_embed_kept", "min_overlap", "min_profiled_ratio", "cell_timeout_s",
-)  # fmt: skip
-PACING = ("embed_pacing", "embed_duty", "embed_micro_batch_size", "slo_gen_gap_ms")
-# What only a workload's own load and limits say; an idle one has them without effect.
-GEN_LOAD = ("gen_concurrency", "gen_prompt_tokens", "gen_output_tokens")
-EMBED_LOAD = ("embed_batch_size", "embed_sequence_tokens")
 
 
 @dataclass(frozen=True)
@@ -94,35 +82,18 @@ def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
 
 
 def what_matters(params: Params, placement: Placement) -> dict[str, object]:
-    """The parameters that a trial of `placement` depends on, by name: all but those that are known not to matter.
+    """The parameters that a trial of `placement` depends on, by name, as their purposes say.
 
-    An idle neighbour's engine does not count: it holds memory and computes nothing.
+    An idle neighbour's load does not count: its engine holds memory and computes nothing.
     """
-    left_out = set(NEVER)
-    if not shares(placement):
-        left_out |= set(PACING)
-    if not placement.runs_gen:
-        left_out |= set(GEN_LOAD) | _starting_with(params, "mps_gen_")
-    if not placement.runs_embed:
-        left_out |= set(EMBED_LOAD) | _starting_with(params, "mps_embed_")
-    if placement.engine_key()[-1] not in LIMITED:
-        left_out |= _starting_with(params, "mps_")
-    for mechanism in ("sm-partition", "mig"):
-        if placement.mechanism != mechanism:
-            left_out |= _starting_with(params, mechanism.replace("-", "_") + "_")
-    if placement.mechanism != "cpu-alternating":
-        left_out.add("slice_ms")
-    return {name: value for name, value in params.model_dump().items() if name not in left_out}
+    where = placement.runs_gen, placement.runs_embed, shares(placement), placement.mechanism
+    return {name: getattr(params, name) for name, purpose in PURPOSES.items() if purpose.matters(*where)}
 
 
 def sharing(plan: Sequence[JointTrial], trial: JointTrial) -> list[Placement]:
     """Placements of all trials that use the same gen, mechanism and devices as `trial`."""
     gen = identity_of(trial.params, trial.placement).gen
     return [one.placement for one in plan if identity_of(one.params, one.placement).gen == gen]
-
-
-def _starting_with(params: Params, prefix: str) -> set[str]:
-    return {name for name in type(params).model_fields if name.startswith(prefix)}
 
 
 def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:

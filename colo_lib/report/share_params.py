@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from colo_lib.data.scrub import DEVICE, DEVICE_ALIAS, FIELDS, HIDDEN, HIDDEN_VALUE, VALUES, Scrubber, bundled_models
-from colo_lib.params import RETIRED, RUN_ID, STEPS, Params, split_list
+from colo_lib.params import PURPOSES, RETIRED, RUN_ID, STEPS, Params, split_list
+from colo_lib.purpose import Text
 
 # Arguments of vLLM's server whose value is a number, a switch or a word of vLLM's own.
 ARGUMENTS = re.compile(
@@ -78,29 +79,17 @@ def _run_name(scrub: Scrubber, value: str) -> str:
     return value if told or value == "run" else scrub.hide(VALUES, "run")
 
 
-# A text parameter that is not listed here is replaced.
-TEXTS: dict[str, Callable[[Scrubber, str], str]] = {
-    "run_name": _run_name,
-    "runs_dir": _only("runs", "runs"),
-    "run": _only(""),
-    "sweep": _only(""),
-    "sweeps_dir": _only("sweeps", "sweeps"),
-    "exports": _only(""),
-    "exports_alone": _only(""),
-    "trace_step": _names_of_steps,
-    "trace_gen": _only(r"[\d, @]*"),
-    "trace_embed": _only(r"[\d, @]*"),
-    "trace_window": _only(r"[\d.:]*"),
-    "devices": _devices,
+# How a text is shared, by what it stands for; None: its default alone is, and takes the place of any other.
+TEXTS: dict[Text, Callable[[Scrubber, str], str] | None] = {
+    "run name": _run_name,
+    "path": None,
     "steps": _names_of_steps,
-    "capture_steps": _names_of_steps,
-    "gen_model": model,
-    "embed_model": model,
-    "gen_python": _only(r"auto|\(removed\)", HIDDEN),
-    "embed_python": _only(r"auto|\(removed\)", HIDDEN),
-    "gen_extra_args": arguments,
-    "mig_gen_uuid": _devices,
-    "mig_embed_uuid": _devices,
+    "devices": _devices,
+    "model": model,
+    "interpreter": _only(r"auto|\(removed\)", HIDDEN),
+    "process": _only(r"[\d, @]*"),
+    "seconds": _only(r"[\d.:]*"),
+    "arguments": arguments,
 }
 
 # Parameters that earlier versions recorded.
@@ -114,9 +103,8 @@ def shared_param(scrub: Scrubber, name: str, value: Any) -> Any:
     kind, default = Params.model_fields[name].annotation, Params.model_fields[name].default
     if kind is not str:
         return value if isinstance(value, int | float) or value in get_args(kind) else scrub.hide(VALUES, default)
-    if name in TEXTS:
-        return TEXTS[name](scrub, str(value))
-    return value if value == default else scrub.value(value)
+    share = TEXTS[PURPOSES[name].text]
+    return share(scrub, str(value)) if share else value if value == default else scrub.hide(VALUES, default)
 
 
 def shared_params(scrub: Scrubber, values: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from colo_lib.analysis.verdict import Verdict, against_bounds, disagreements, he
 from colo_lib.data.capture import find_capture
 from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError
+from colo_lib.params import names_touching
 from colo_lib.report import page, provenance, run_tables
 from colo_lib.report.blocks import definitions, details, figure, frame, heading, items, paragraph, section, text
 from colo_lib.report.index import write_index
@@ -186,7 +187,7 @@ def _conditions(run: Run) -> dict[str, str]:
     }
     mechanisms = dict(zip(run.trials["step"], run.trials["mechanism"], strict=True))
     facts |= {f"mechanism of {step}": mechanisms[step] for step in STEP_TITLES if step in mechanisms}
-    skipped = {"run", "run_name", "runs_dir", "sweeps_dir"}
+    skipped = names_touching("storing", "reading")
     facts |= {f"parameter: {name}": value for name, value in run.manifest["params"].items() if name not in skipped}
     return {name: "not told" if value is None else "none" if value == "" else str(value)
             for name, value in facts.items()}  # fmt: skip

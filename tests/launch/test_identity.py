@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from colo_lib.launch.engines import identity_of
-from colo_lib.params import Params, check
+from colo_lib.params import PURPOSES, STEPS, Params, check
 from colo_lib.steps import placement_of
 from tests.conftest import MODELS
 
@@ -17,8 +17,8 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def identities(step: str, **change: Any) -> tuple[Any, Any]:
-    one, other = Params(**BASE), check(BASE | change, "test")
+def identities(step: str, base: dict[str, Any] = BASE, **change: Any) -> tuple[Any, Any]:
+    one, other = check(BASE | base, "test"), check(BASE | base | change, "test")
     return identity_of(one, placement_of(step, one)), identity_of(other, placement_of(step, other))
 
 
@@ -62,3 +62,37 @@ def test_steps_that_share_a_server_share_its_identity() -> None:
     }
     assert len(set(both.values())) == 1
     assert identity_of(params, placement_of("tp2-alone", params)) not in both.values()
+
+
+OTHER: dict[str, Any] = {
+    "device": "cpu", "devices": "1,0", "gen_model": str(MODELS / "nano-embed"), "embed_model": str(MODELS / "nano-gen"),
+    "weights": "hub", "gen_python": "/bin/false", "embed_python": "/bin/false", "gen_dtype": "float16",
+    "gen_quantization": "fp8", "gen_extra_args": "--block-size 32", "embed_pooling": "last", "embed_dtype": "float16",
+    "mps_gen_priority": "below-normal", "mps_embed_priority": "below-normal", "mig_gen_uuid": "MIG-1",
+    "mig_embed_uuid": "MIG-2", "sm_partition_backend": "libsmctrl", "embed_pacing": "duty", "capture_steps": "step1",
+    "capture_graph_trace": "graph", "steps": "step1", "mps_gen_thread_percentage": 50,
+    "mps_embed_thread_percentage": 50,
+}  # fmt: skip
+
+
+def other(name: str) -> Any:
+    """A right value of a parameter, not the one that it has."""
+    value = BASE.get(name, Params.model_fields[name].default)
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return not value
+    return value * 0.5 + 0.25 if isinstance(value, float) else value + 1
+
+
+VARIED = [name for name in PURPOSES if name in OTHER or Params.model_fields[name].annotation in (bool, int, float)]
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_a_parameter_changes_engines_if_it_says_that_it_touches_them(name: str) -> None:
+    free = {"gen_max_num_seqs": 0} if name == "gen_concurrency" else {}
+    changed = {step: identities(step, free, **{name: other(name)}) for step in STEPS}
+    assert any(one != two for one, two in changed.values()) == ("engine" in PURPOSES[name].touches)
+    for step, (one, two) in changed.items():
+        if one != two and not PURPOSES[name].at_work:
+            assert PURPOSES[name].under(placement_of(step, Params(**BASE)).mechanism)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from colo_lib import params, paths
 from colo_lib.analysis.trace import downsample, gaps, kernels, occupancy, summary, window
 from colo_lib.data.run import open_run
+from colo_lib.notebooks_sync import names_of
 from colo_lib.params import Params
 from colo_lib.plot import trace as plot_trace
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
@@ -138,7 +139,7 @@ def test_a_notebook_keeps_the_house_form(name: str) -> None:
     opening = "".join(notebook["cells"][0]["source"])
     assert all(word in opening for word in ("**Question.**", "**Needs.**", "**Shows.**"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert "".join(code[0]["source"]) == params.cell_source()
+    assert "".join(code[0]["source"]) == params.cell_source(names_of(name))
     assert "params = from_notebook(globals())" in "".join(code[1]["source"])
     assert all(1 <= len(cell["source"]) <= 6 for cell in code[1:]), [len(cell["source"]) for cell in code]
     assert "".join(code[-1]["source"]) == f'out.finish("{name}", trace.run_id)'
