@@ -183,7 +183,7 @@ def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
 
     shown: list[Any] = []
     monkeypatch.setattr(notebook_output, "_publish", lambda data, part: shown.append(data))
-    notebook_output.show_timeline(_packed(), "kernel-zoom", "A caption.", "It in words.")
+    notebook_output.show_timeline(_packed(), "kernel-zoom", "A caption.", "It in words.", section="traces")
     output = {"output_type": "display_data", "data": shown[0], "metadata": {}}
     cell = {"cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1, "outputs": [output]}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}

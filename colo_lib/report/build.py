@@ -75,7 +75,8 @@ def _papermill(source: Path, target: Path, told: dict[str, str], timeout_s: int)
     return ""
 
 
-NOTEBOOKS = ("51-verdict", "52-gen-loss", "54-capacity-plan", "53-published", "46-telemetry", "47-memory")
+# In this order their parts stand in a section that several of them show something for.
+NOTEBOOKS = ("51-verdict", "53-published", "52-gen-loss", "54-capacity-plan", "46-telemetry", "47-memory")
 TRACE_NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
 MAX_PAGE_BYTES = 5_000_000
 

@@ -2,6 +2,10 @@
 
 A part rides in the metadata of an ordinary display output, so the notebook looks as usual in JupyterLab. The report
 builds its page from the part's plain strings and PNG bytes and never from HTML found in a notebook.
+
+Each part names the section of the page in which it stands, one of `sections`; inside a section the parts stand in the
+order in which they were shown. `fold` is the title of something to unfold that holds the part; neighbours of one title
+share it. An unknown section ends the cell with InputError.
 """
 
 from __future__ import annotations
@@ -17,22 +21,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from colo_lib.report import blocks, timeline
+from colo_lib.report.sections import FIRST, known
 
 KEY = "colo"
 # Folder that receives every figure as a file too, and what its names end with: `colo report --figures`.
 FIGURES, FIGURES_END = "COLO_FIGURES", "COLO_FIGURES_END"
 
 
-def show_figure(figure: Figure, name: str, caption: str, alt: str) -> None:
+def show_figure(figure: Figure, name: str, caption: str, alt: str, *, section: str) -> None:
     """Display a figure; `caption` stands under it, `alt` says in words what it shows."""
+    part = {"kind": "figure", "name": name, "section": known(section), "caption": caption, "alt": alt}
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     png = base64.b64encode(buffer.getvalue()).decode("ascii")
     if FIGURES in os.environ:
         _keep(figure, Path(os.environ[FIGURES]) / f"{name}{os.environ.get(FIGURES_END, '')}")
-    _publish(
-        {"image/png": png, "text/plain": caption}, {"kind": "figure", "name": name, "caption": caption, "alt": alt}
-    )
+    _publish({"image/png": png, "text/plain": caption}, part)
 
 
 def _keep(figure: Figure, stem: Path) -> None:
@@ -44,37 +48,46 @@ def _keep(figure: Figure, stem: Path) -> None:
     figure.savefig(f"{stem}.png", dpi=200, metadata={"Software": None})
 
 
-def show_timeline(shown: dict[str, Any], name: str, caption: str, alt: str) -> None:
-    """Display a timeline to zoom, as `zoom.of_view` gives one; `alt` says in words what it shows."""
-    part = {"kind": "timeline", "name": name, "caption": f"{caption} {shown['words']}", "alt": alt}
+def show_timeline(shown: dict[str, Any], name: str, caption: str, alt: str, *, section: str) -> None:
+    """Display a timeline to zoom, as `timeline.timeline_of` gives one; `alt` says in words what it shows."""
+    part = {"kind": "timeline", "name": name, "section": known(section), "alt": alt}
+    part |= {"caption": f"{caption} {shown['words']}"}
     part |= {key: shown[key] for key in ("packed", "columns", "rows")}
     html = f"<style>{blocks.page_style(zooming=True)}</style>{timeline.body(part, table_html(part))}"
     html += f"<script>{blocks.page_script(zooming=True)}</script>"
     _publish({"text/html": html, "text/plain": f"{alt} {part['caption']}"}, part)
 
 
-def show_table(frame: pd.DataFrame, name: str, caption: str) -> None:
+def show_table(
+    frame: pd.DataFrame, name: str, caption: str, *, section: str, fold: str = "", empty: str = "None."
+) -> None:
     """Display a frame whose cells are already shown as they are to be read; every cell is escaped.
 
-    A click on a heading sorts by its column; without scripts it is a table as any other.
+    A click on a heading sorts by its column; without scripts it is a table as any other. On the page `empty` stands
+    for a table without rows.
     """
     columns = [str(column) for column in frame.columns]
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
-    part = {"kind": "table", "name": name, "caption": caption, "columns": columns, "rows": rows}
+    part: dict[str, Any] = {"kind": "table", "name": name, "section": known(section), "fold": fold, "caption": caption}
+    part |= {"columns": columns, "rows": rows, "empty": empty}
     html = f"<style>{blocks.page_style()}</style>{table_html(part)}<script>{blocks.page_script()}</script>"
     _publish({"text/html": html, "text/plain": frame.to_string(index=False)}, part)
 
 
-def show_text(name: str, text: str) -> None:
+def show_text(name: str, text: str, *, section: str) -> None:
     """Display a paragraph."""
-    _publish({"text/html": f"<p>{escape(text)}</p>", "text/plain": text}, {"kind": "text", "name": name, "text": text})
+    part = {"kind": "text", "name": name, "section": known(section), "text": text}
+    _publish({"text/html": f"<p>{escape(text)}</p>", "text/plain": text}, part)
 
 
 def show_verdict(status: str, sentence: str, missing: list[str], warnings: list[str]) -> None:
-    """Display the verdict: its status, one sentence, what is missing, and what a reader must not overlook."""
+    """Display the verdict: its status, one sentence, what is missing, and what a reader must not overlook.
+
+    It stands on the first screen.
+    """
     lines = [f"{status.upper()}. {sentence}", *warnings, *(f"Missing: {item}" for item in missing)]
     body = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    part = {"kind": "verdict", "name": "verdict", "status": status, "sentence": sentence}
+    part = {"kind": "verdict", "name": "verdict", "section": FIRST, "status": status, "sentence": sentence}
     told = {"missing": missing, "warnings": warnings}
     _publish({"text/html": body, "text/plain": "\n".join(lines)}, {**part, **told})
 

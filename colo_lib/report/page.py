@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from colo_lib import __version__
 from colo_lib.data.run import Run
-from colo_lib.report import blocks, provenance, timeline
+from colo_lib.report import blocks, provenance, sections, timeline
 from colo_lib.report.blocks import definitions, details, figure, heading, items, paragraph, section, table, text
 from colo_lib.steps import STEP_TITLES
 
@@ -57,33 +59,27 @@ NO_SWEEP = (
     "`colo report SWEEP` makes a page of the thread percentage, concurrency, batch size, eager against graphs, prefill "
     "share, memory, and of the operating point among them."
 )
-CONTENTS = {
-    "steps": "Steps side by side",
-    "latency": "Latencies and stalls",
-    "clauses": "The verdict, clause by clause",
-    "gen-loss": "Where gen's loss went",
-    "traces": "Inside the GPU: kernel overlap, occupancy, idle gaps, durations, categories",
-    "telemetry": "Telemetry over time",
-    "memory": "Memory",
-    "sweeps": "Sweeps",
-    "published": "Beside the published runs",
-    "capacity": "Capacity: dedicate, co-locate or shard wider",
-    "not-counted": "Trials that do not count",
-    "provenance": "Provenance",
-}
+MISSING = "This part is missing: no notebook showed anything for it. `colo report RUN` executes them."
+
+# What stands in a section for which no notebook showed anything, where there is more to say than MISSING.
+EMPTY = {"traces": NO_CAPTURE, "sweeps": NO_SWEEP}
 
 
 def render(run: Run, found: list[dict[str, Any]]) -> str:
-    """The page as HTML; `found` are the parts lifted from the executed notebooks."""
-    by_name = {part["name"]: part for part in found}
+    """The page as HTML; `found` are the parts lifted from the executed notebooks.
+
+    Raises InputError for a part of a section that the page of a run has not.
+    """
+    parts = sections.by_section(found, (sections.FIRST, *sections.RUN_PAGE))
+    verdict = next((part for part in parts[sections.FIRST] if part["kind"] == "verdict"), {})
     return document(
         f"Co-location: {run.run_id}",
-        page_summary(run, by_name.get("verdict", {})),
-        _first_screen(run, by_name),
-        _sections(run, by_name),
+        page_summary(run, verdict),
+        _first_screen(run, verdict, [part for part in parts[sections.FIRST] if part["kind"] != "verdict"]),
+        _sections(run, parts),
         f"Made by colo {__version__} from run {run.run_id}. Every interval is 95 %.",
         ("steps", "Skip to the table of steps"),
-        zooming="kernel-zoom" in by_name,
+        zooming=any(part["kind"] == "timeline" for shown in parts.values() for part in shown),
     )
 
 
@@ -156,82 +152,53 @@ def merged(warnings: list[str]) -> list[str]:
     return [f"{', '.join(names)}: {words}" if names else words for words, names in steps.items()]
 
 
-def _first_screen(run: Run, found: dict[str, dict[str, Any]]) -> str:
-    verdict = found.get("verdict", {})
+def _first_screen(run: Run, verdict: dict[str, Any], parts: list[dict[str, Any]]) -> str:
     banner = SIMULATED if run.simulated else STAND_IN if run.stand_in else ""
-    parts = [
+    shown = [
         heading(1, QUESTION),
         f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
         verdict_line(str(verdict.get("status", "inconclusive"))),
         paragraph(verdict.get("sentence", "No verdict was recorded."), "lead"),
         paragraph(provenance.in_one_line(run), "note"),
-        part(found, "kept"),
+        body_of(parts),
         cautions(verdict.get("warnings", [])),
     ]
     if verdict.get("missing"):
-        parts.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
-    parts += [heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
-    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in CONTENTS.items())
-    return "\n".join([*parts, f'<nav aria-label="Contents"><ul>{links}</ul></nav>'])
+        shown.append(details("What is missing for a full verdict", items(verdict["missing"]), opened=False))
+    shown += [heading(2, "What was run, on what"), definitions(provenance.what_was_run(run))]
+    return "\n".join([*shown, contents(sections.RUN_PAGE)])
 
 
-def _sections(run: Run, found: dict[str, dict[str, Any]]) -> str:
-    bodies = {
-        "steps": part(found, "steps")
-        + part(found, "pays")
-        + details("Kept fractions", part(found, "kept-table"), opened=False),
-        "latency": part(found, "latency") + part(found, "stalls") + part(found, "bounds") + _clocks(run),
-        "clauses": part(found, "clauses") + part(found, "null") + part(found, "time"),
-        "traces": traces(found) if "kernel-timeline" in found else paragraph(NO_CAPTURE, "note"),
-        "sweeps": paragraph(NO_SWEEP, "note"),
-        **_across(found),
-        "telemetry": part(found, "telemetry")
-        + part(found, "telemetry-absent")
-        + details("Means by step", part(found, "telemetry-table"), opened=False)
-        + details("Why a value is missing", part(found, "telemetry-reasons"), opened=False)
-        + "".join(part(found, name) for name in ("pacing", "pacing-table") if name in found),
-        "memory": part(found, "memory") + details("Numbers", part(found, "memory-table"), opened=False),
-        "not-counted": part(found, "not-counted", "None: every trial counts."),
-        "provenance": provenance.provenance_blocks(run),
-    }
-    return "\n".join(section(name, title, bodies[name]) for name, title in CONTENTS.items())
+def contents(titles: Mapping[str, str]) -> str:
+    """Links to the sections, `titles` by name."""
+    links = "".join(f'<li><a href="#{text(name)}">{text(title)}</a></li>' for name, title in titles.items())
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
 
 
-def traces(found: dict[str, dict[str, Any]]) -> str:
-    """What the notebooks on captures show: figures open, tables to unfold."""
-    shown = {
-        "kernel-timeline": ("kernel-overlap", "kernel-overlap-basis"),
-        "sm-occupancy": ("sm-occupancy-table",),
-        "idle-gaps": ("idle-gaps-table",),
-        "kernel-durations": ("kernel-durations-table", "kernel-durations-one-sided"),
-        "categories": ("categories-table", "top-kernels", "copies"),
-    }
-    body = part(found, "kernel-overlap-notes")
-    for figure_name, tables in shown.items():
-        body += part(found, figure_name)
-        body += part(found, "kernel-zoom") if figure_name == "kernel-timeline" else ""
-        body += details("Numbers", "".join(part(found, name) for name in tables), opened=False)
+def _sections(run: Run, parts: dict[str, list[dict[str, Any]]]) -> str:
+    # What a section has of the run itself, beside what notebooks show.
+    own = {"latency": _clocks(run), "provenance": provenance.provenance_blocks(run)}
+    bodies = []
+    for name, title in sections.RUN_PAGE.items():
+        shown = body_of(parts[name])
+        if not shown and name != "provenance":
+            shown = paragraph(EMPTY.get(name, MISSING), "note")
+        bodies.append(section(name, title, shown + own.get(name, "")))
+    return "\n".join(bodies)
+
+
+def body_of(parts: Iterable[dict[str, Any]]) -> str:
+    """Parts one after another; neighbours with the same `fold` share one thing to unfold."""
+    body = ""
+    for fold, neighbours in groupby(parts, key=lambda part: str(part.get("fold", ""))):
+        shown = "".join(_named(part) for part in neighbours)
+        body += details(fold, shown, opened=False) if fold else shown
     return body
 
 
-def _across(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The sections of the notebooks that look beyond the steps: gen's loss, the plan, the published runs."""
-    return {
-        "gen-loss": part(found, "gen-loss")
-        + part(found, "gen-loss-mechanism")
-        + part(found, "gen-loss-needs")
-        + details("Numbers", part(found, "gen-loss-table"), opened=False)
-        + details("By kernel category", part(found, "gen-loss-categories"), opened=False),
-        "capacity": part(found, "capacity")
-        + part(found, "capacity-answer")
-        + part(found, "capacity-layouts")
-        + details("What each unit gives", part(found, "capacity-units"), opened=False)
-        + details("What the plan takes for granted", part(found, "capacity-assumptions"), opened=False),
-        "published": part(found, "beside-kept")
-        + part(found, "unlike-words")
-        + details("Metric by metric", part(found, "beside"), opened=False)
-        + details("What differs", part(found, "unlike"), opened=False),
-    }
+def _named(part: dict[str, Any]) -> str:
+    """A part with the names that notebooks gave it, by which it can be found on the page."""
+    return f'<div data-part="{text(" ".join(part["names"]))}">{_part(part)}</div>'
 
 
 def _clocks(run: Run) -> str:
@@ -243,14 +210,11 @@ def _clocks(run: Run) -> str:
     return paragraph(told)
 
 
-def part(found: dict[str, dict[str, Any]], name: str, empty: str = "None.") -> str:
-    own = found.get(name)
-    if own is None:
-        return paragraph(f"This part is missing: its notebook showed no {name}. `colo report RUN` executes it.", "note")
-    if own["kind"] == "figure":
-        return figure(own)
-    if own["kind"] == "table":
-        return table(own) if own["rows"] else paragraph(empty, "note")
-    if own["kind"] == "timeline":
-        return timeline.body(own, table({**own, "caption": "By stretch of time."}))
-    return paragraph(own.get("text", ""))
+def _part(part: dict[str, Any]) -> str:
+    if part["kind"] == "figure":
+        return figure(part)
+    if part["kind"] == "table":
+        return table(part) if part["rows"] else paragraph(part.get("empty", "None."), "note")
+    if part["kind"] == "timeline":
+        return timeline.body(part, table({**part, "caption": "By stretch of time."}))
+    return paragraph(part.get("text", ""))

@@ -11,6 +11,7 @@ from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import Params
 from colo_lib.report import notebook_output, side_by_side
+from colo_lib.report.sections import NOTEBOOK
 
 MOST = 8  # newest runs that are judged; each costs a second or two
 COLUMNS = ["To read it, set", "Hypothesis", "Device", "Models", "Trials that count", "Recorded"]
@@ -20,7 +21,8 @@ def show_runs(params: Params) -> None:
     """Display the finished runs of `params.runs_dir` and the recorded ones; nothing where `params.run` names one."""
     if not params.run:
         caption = f"Finished runs, newest first (the newest {MOST} of each place): paste a line and run all again."
-        notebook_output.show_table(runs_table(paths.from_checkout(params.runs_dir), paths.RECORDED), "runs", caption)
+        found = runs_table(paths.from_checkout(params.runs_dir), paths.RECORDED)
+        notebook_output.show_table(found, "runs", caption, section=NOTEBOOK)
 
 
 def runs_table(*places: Path) -> pd.DataFrame:

@@ -32,9 +32,10 @@ from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import names_touching
 from colo_lib.report import page, provenance, run_tables
-from colo_lib.report.blocks import definitions, details, figure, frame, heading, items, paragraph, section, text
+from colo_lib.report.blocks import definitions, details, figure, frame, heading, items, paragraph, section
 from colo_lib.report.index import write_index
 from colo_lib.report.page import write_page
+from colo_lib.report.sections import SIDE_BY_SIDE
 from colo_lib.steps import STEP_TITLES
 
 LONGEST_LABEL = 48  # characters of a device's name that head a column
@@ -198,13 +199,6 @@ LABELS = {
     "simulated": "simulated. No engine and no device took part: its numbers were planted.",
     "stand-in": "cores stand in for GPUs. Its numbers were measured on CPU cores and say nothing about any GPU.",
 }
-TITLES = {
-    "kept": "What each workload keeps",
-    "clauses": "The verdict, clause by clause",
-    "differs": "What differs",
-    "steps": "Steps, run by run",
-    "runs": "The runs",
-}
 
 
 def make_side_by_side(folders: Sequence[Path], reports_dir: Path, output: Path | None = None) -> Path:
@@ -232,7 +226,7 @@ def render(found: Sequence[Compared]) -> str:
         "steps": "".join(_steps(item) for item in found),
         "runs": "".join(_run(item) for item in found),
     }
-    sections = "\n".join(section(name, TITLES[name], body) for name, body in bodies.items())
+    sections = "\n".join(section(name, SIDE_BY_SIDE[name], body) for name, body in bodies.items())
     about = {
         "run_id": names,
         "device": "; ".join(item.label for item in found),
@@ -250,7 +244,6 @@ def _first_screen(found: Sequence[Compared]) -> str:
         [(item.label, item.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found],
         columns=["Run", "Hypothesis", "Step 2: devices' worth per device", "On what"],
     )
-    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in TITLES.items())
     labels = [f"{item.label}: {words}" for item in found if (words := LABELS.get(_kind(item)))]
     return "\n".join(
         [
@@ -259,7 +252,7 @@ def _first_screen(found: Sequence[Compared]) -> str:
             frame(verdicts, "The verdict of each run on the hypothesis; dedicated devices do 1 each."),
             figure(picture(found)),
             paragraph("Runs that differ in more than the device compare more than devices: see what differs.", "note"),
-            f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
+            page.contents(SIDE_BY_SIDE),
         ]
     )
 

@@ -11,26 +11,22 @@ from colo_lib.analysis.operating_point import LEVERS, STEPS
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep, open_sweep
 from colo_lib.errors import InputError
-from colo_lib.report import index, page, provenance
+from colo_lib.report import index, page, provenance, sections
 from colo_lib.report.across_tables import states
 from colo_lib.report.blocks import definitions, figure, frame, heading, paragraph, section, text
 from colo_lib.report.build import execute_with, keep_figures
 from colo_lib.report.page import write_page
 
-# notebook -> (its question, parameters of which the sweep varies one, steps of which it has one)
-NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "37-operating-point": ("Where embedding comes nearest to free", tuple(LEVERS), STEPS),
-    "55-two-devices": ("Two GPUs: one each, or sharded with embedding beside", ("gen_concurrency",), ("configB",)),
-    "31-thread-percentage": (
-        "How much of the GPU embed may take",
-        ("mps_embed_thread_percentage", "mps_gen_thread_percentage"),
-        ("step2",),
-    ),
-    "32-concurrency": ("Sharing when gen is busier", ("gen_concurrency",), ("step2",)),
-    "33-batch-more": ("Why not just batch more", ("gen_concurrency",), ("step2",)),
-    "34-eager-vs-graphs": ("CUDA graphs or eager", ("gen_enforce_eager",), ("step2",)),
-    "35-prefill-share": ("Long prompts", ("gen_prompt_tokens", "gen_output_tokens"), ("step2",)),
-    "36-memory-pressure": ("What fits", ("gen_kv_cache_gib", "embed_batch_size"), ("step2",)),
+# notebook -> (parameters of which the sweep varies one, steps of which it has one); the most telling first
+NOTEBOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "37-operating-point": (tuple(LEVERS), STEPS),
+    "55-two-devices": (("gen_concurrency",), ("configB",)),
+    "31-thread-percentage": (("mps_embed_thread_percentage", "mps_gen_thread_percentage"), ("step2",)),
+    "32-concurrency": (("gen_concurrency",), ("step2",)),
+    "33-batch-more": (("gen_concurrency",), ("step2",)),
+    "34-eager-vs-graphs": (("gen_enforce_eager",), ("step2",)),
+    "35-prefill-share": (("gen_prompt_tokens", "gen_output_tokens"), ("step2",)),
+    "36-memory-pressure": (("gen_kv_cache_gib", "embed_batch_size"), ("step2",)),
 }
 
 
@@ -51,50 +47,56 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
     executed.mkdir(parents=True, exist_ok=True)
     timeout_s = int(max(1, sweep.params.cell_timeout_s))
     told = {"sweep": str(sweep.folder.resolve())}
-    found = {name: execute_with(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted}
+    lifted = [execute_with(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted]
     target = output or reports_dir / f"{sweep.sweep_id}.html"
-    write_page(target, render(sweep, first, found))
+    write_page(target, render(sweep, first, [part for found in lifted for part in found]))
     if output is None:
         index.write_index(reports_dir)
     return target
 
 
 def notebooks_of(sweep: Sweep) -> list[str]:
-    """The notebooks that this sweep has something for, the most telling first."""
+    """The notebooks that this sweep has something for."""
     return [
         name
-        for name, (_, names, steps) in NOTEBOOKS.items()
+        for name, (names, steps) in NOTEBOOKS.items()
         if set(names) & set(sweep.names) and set(steps) & sweep.steps and len(sweep.along(names).runs) > 1
     ]
 
 
-def render(sweep: Sweep, first: Run, found: dict[str, list[dict[str, Any]]]) -> str:
-    """The page as HTML; `first`: a run of it; `found`: the parts that each notebook showed."""
-    name, opening = next(iter(found.items()))
-    lead = [part for part in opening if part["kind"] in ("text", "figure")]
-    rest = found | {name: [part for part in opening if part not in lead]}
+def render(sweep: Sweep, first: Run, found: list[dict[str, Any]]) -> str:
+    """The page as HTML; `first`: a run of it; `found`: the parts lifted from the executed notebooks.
+
+    The first section that has any gives its sentences and its picture to the first screen.
+    Raises InputError for a part of a section that the page of a sweep has not.
+    """
+    parts = sections.by_section(found, sections.SWEEP_PAGE)
+    opening = next((name for name in sections.SWEEP_PAGE if parts[name]), "cells")
+    lead = [part for part in parts[opening] if part["kind"] in ("text", "figure")]
+    parts[opening] = [part for part in parts[opening] if part not in lead]
     about = page.page_summary(first, {}) | {
         "run_id": sweep.sweep_id,
         "status": "sweep",
         "sentence": " ".join(part["text"] for part in lead if part["kind"] == "text"),
     }
-    bodies = [section(name, NOTEBOOKS[name][0], _shown(parts)) for name, parts in rest.items()]
-    bodies.append(section("cells", "Every cell", frame(states(sweep), "What each cell varies, and what became of it.")))
-    bodies.append(section("provenance", "Provenance", provenance.provenance_blocks(first)))
-    names = {name: NOTEBOOKS[name][0] for name in found} | {"cells": "Every cell", "provenance": "Provenance"}
+    own = {
+        "cells": frame(states(sweep), "What each cell varies, and what became of it."),
+        "provenance": provenance.provenance_blocks(first),
+    }
+    titles = {name: title for name, title in sections.SWEEP_PAGE.items() if parts[name] or name in {opening, *own}}
+    bodies = [section(name, title, _shown(parts[name]) + own.get(name, "")) for name, title in titles.items()]
     return page.document(
         f"Co-location: {sweep.sweep_id}",
         about,
-        _first_screen(sweep, first, lead, names),
+        _first_screen(sweep, first, lead, titles),
         "\n".join(bodies),
         f"Made by colo {__version__} from sweep {sweep.sweep_id}. Every interval is 95 %.",
-        (next(iter(found)), "Skip to the first answer"),
+        (opening, "Skip to the first answer"),
     )
 
 
-def _first_screen(sweep: Sweep, first: Run, lead: list[dict[str, Any]], names: dict[str, str]) -> str:
+def _first_screen(sweep: Sweep, first: Run, lead: list[dict[str, Any]], titles: dict[str, str]) -> str:
     banner = page.SIMULATED if sweep.simulated else page.STAND_IN if sweep.stand_in else ""
-    links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in names.items())
     told = [
         heading(1, page.QUESTION),
         f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
@@ -106,7 +108,7 @@ def _first_screen(sweep: Sweep, first: Run, lead: list[dict[str, Any]], names: d
         definitions(_cells(sweep)),
         paragraph("Of the first cell; the others differ in what the sweep varies.", "note"),
         definitions(provenance.what_was_run(first)),
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
+        page.contents(titles),
     ]
     return "\n".join(told)
 
@@ -128,7 +130,6 @@ def _doubts(sweep: Sweep) -> list[str]:
 
 
 def _shown(parts: list[dict[str, Any]]) -> str:
-    """A notebook's figures and sentences, then its tables."""
-    order = {"figure": 0, "text": 1, "table": 2}
-    shown = sorted((part for part in parts if part["kind"] in order), key=lambda part: order[part["kind"]])
-    return "".join(page.part({part["name"]: part}, part["name"]) for part in shown)
+    """Figures, then sentences, then tables: a notebook of a sweep ends in its answer, a section begins with it."""
+    order = {"figure": 0, "timeline": 0, "text": 1}
+    return page.body_of(sorted(parts, key=lambda part: order.get(part["kind"], 2)))

@@ -102,7 +102,7 @@ def test_a_million_kernels_fit_a_notebook_and_none_is_lost(
         notebook_output, "_publish", lambda data, part: shown.append({"data": data, "metadata": {"colo": part}})
     )
     notebook_output.show_timeline(
-        timeline.timeline_of(million, million.window_ns // 2), "kernel-zoom", "Caption.", "In words."
+        timeline.timeline_of(million, million.window_ns // 2), "kernel-zoom", "Caption.", "In words.", section="traces"
     )
     assert len(json.dumps(shown[0])) <= 3_000_000
     part = shown[0]["metadata"]["colo"]

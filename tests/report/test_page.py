@@ -22,7 +22,7 @@ from colo_lib.cli import list as list_command
 from colo_lib.cli import report as report_command
 from colo_lib.data.run import open_run
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.report import blocks, build, notebook_output, page
+from colo_lib.report import blocks, build, notebook_output, page, sections
 from colo_lib.report.build import execute
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
@@ -125,8 +125,8 @@ def test_the_page_has_its_parts_in_order(read: Reader) -> None:
     levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), "no heading level is skipped"
-    sections = [attributes["id"] for tag, attributes in read.tags if tag == "section"]
-    assert sections == list(page.CONTENTS)
+    names = [attributes["id"] for tag, attributes in read.tags if tag == "section"]
+    assert names == list(sections.RUN_PAGE)
     assert page.QUESTION in read.words
     assert "Cores stand in for GPUs" in read.words
     assert "This part is missing" not in read.words
@@ -135,7 +135,7 @@ def test_the_page_has_its_parts_in_order(read: Reader) -> None:
 
 def test_every_image_is_a_png_with_words_for_it(read: Reader) -> None:
     images = [attributes for tag, attributes in read.tags if tag == "img"]
-    assert len(images) == 8
+    assert len(images) == 9
     for image in images:
         assert len(image["alt"] or "") > 40
         assert base64.b64decode(image["src"].split(",", 1)[1]).startswith(blocks.PNG)

@@ -9,7 +9,7 @@ import pytest
 from colo_lib import paths
 from colo_lib.data.run import open_run
 from colo_lib.errors import InputError
-from colo_lib.report import build, index, page, side_by_side
+from colo_lib.report import build, index, page, sections, side_by_side
 from colo_lib.report.build import execute
 from tests.report.test_page import HOSTILE, Reader, carry_out, only_own_script, report_command
 from tests.run_folders import Plan, write_run
@@ -46,7 +46,7 @@ def test_every_run_has_its_verdict_its_loss_and_its_label(both: Path) -> None:
     assert "0.509 [0.423, 0.612, within one start]" in reader.words, (
         "gen's kept fraction of the recorded run, as its own page tells it"
     )
-    for title in side_by_side.TITLES.values():
+    for title in sections.SIDE_BY_SIDE.values():
         assert title in reader.words
 
 
@@ -88,7 +88,8 @@ def test_wrong_runs_are_refused_in_a_sentence(runs: list[Path], tmp_path: Path) 
 
 def test_the_index_has_every_page_with_its_verdict(tmp_path: Path, runs: list[Path]) -> None:
     run = open_run(runs[1])
-    verdict = {"kind": "verdict", "name": "verdict", "status": "supported", "sentence": "It <holds>.", "warnings": []}
+    verdict = {"kind": "verdict", "name": "verdict", "section": "first", "status": "supported"}
+    verdict |= {"sentence": "It <holds>.", "warnings": []}
     (tmp_path / "other.html").write_text(page.render(run, [verdict]), encoding="utf-8")
     (tmp_path / "strange.html").write_text("<p>another program's page", encoding="utf-8")
     reader = Reader(index.write_index(tmp_path).read_text(encoding="utf-8"))

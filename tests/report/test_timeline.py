@@ -58,10 +58,9 @@ def page_of(view: TraceWindow, file: Path, **options: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notebook_output, "_publish", lambda data, part: shown.append(part))
         words = trace_tables.overlap_words(summary.summary_of(view))
-        notebook_output.show_timeline(
-            timeline.timeline_of(view, sum(view.window) // 2, **options), "kernel-zoom", "To zoom.", words
-        )
-    body = page.traces({"kernel-zoom": shown[0]})
+        whole = timeline.timeline_of(view, sum(view.window) // 2, **options)
+        notebook_output.show_timeline(whole, "kernel-zoom", "To zoom.", words, section="traces")
+    body = page.body_of([{**shown[0], "names": ["kernel-zoom"]}])
     header = blocks.heading(1, "A timeline")
     file.write_text(page.document("T", {}, header, body, "", ("t", "Skip"), zooming=True), encoding="utf-8")
     return file
