@@ -55,6 +55,17 @@ def rate(counted: pd.DataFrame, step: str | None, column: str, workload: str | N
     return over_starts(counted, by_block(counted, step, column), [step], [workload or workload_of(column)])
 
 
+def rates(counted: pd.DataFrame) -> pd.DataFrame:
+    """A row a workload and step that it has a rate in: workload, step, mean, low, high, blocks, starts."""
+    rows = [
+        (workload, step, found.mean, found.low, found.high, found.blocks, found.starts)
+        for workload, column in RATES.items()
+        for step in sorted(counted["step"].unique())
+        if (found := rate(counted, step, column)).blocks
+    ]
+    return pd.DataFrame(rows, columns=["workload", "step", "mean", "low", "high", "blocks", "starts"])
+
+
 def ratio(counted: pd.DataFrame, step: str, baseline: str | None, column: str) -> Estimate:
     """`column` of `step` / `column` of `baseline`, paired by block, with its interval."""
     return over_starts(counted, paired_blocks(counted, step, baseline, column), [step, baseline], [workload_of(column)])

@@ -283,6 +283,39 @@ def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
     }
 
 
+@dataclass(frozen=True)
+class GenLoss:
+    """Where gen's loss went. `losses`, `wholes`: step -> its loss, and the whole of it with its interval, us a token.
+
+    `categories`: `category_rows`. `mechanism`, `captures`: sentences on what the mechanism costs, and what was used.
+    """
+
+    losses: dict[str, Loss]
+    wholes: dict[str, Estimate]
+    categories: pd.DataFrame
+    mechanism: str
+    captures: str
+
+
+def gen_loss(
+    counted: pd.DataFrame,
+    telemetry: pd.DataFrame,
+    get_frame: GetFrame,
+    times: Mapping[str, Mapping[str, Any] | None],
+    least_ratio: float,
+) -> GenLoss:
+    """Split gen's loss in every shared step that has its baseline; arguments as `per_token` and `with_captures`."""
+    unprofiled = per_token(counted, telemetry, get_frame)
+    both = pairs(with_captures(unprofiled, times, least_ratio))
+    return GenLoss(
+        losses={step: decompose_loss(*sides) for step, sides in both.items()},
+        wholes={step: loss_estimate(counted, step) for step in both},
+        categories=category_rows(both, times),
+        mechanism=mechanism_sentence(counted),
+        captures=captures_sentence(unprofiled, times, least_ratio),
+    )
+
+
 def mechanism_sentence(counted: pd.DataFrame) -> str:
     """How much of step 2's loss is there with embed idle already: what the mechanism itself costs gen."""
     whole, own = (loss_estimate(counted, step) for step in ("step2", "mps-alone"))

@@ -18,10 +18,12 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analysis import telemetry
+from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import LEAST_STARTS, holm
 from colo_lib.analysis.steps_table import number, with_interval
-from colo_lib.analysis.sweep import Cell, SweepMeasures, ratio_gain
+from colo_lib.analysis.sweep import SweepMeasures, ratio_gain
+from colo_lib.data.run import Run
+from colo_lib.data.sweep import SweepCell
 from colo_lib.params import Params
 from colo_lib.steps import BASELINES, CO_LOCATED
 
@@ -48,7 +50,11 @@ SETTING_COLUMNS = [
 
 
 def settings(
-    measures: SweepMeasures, cells: Iterable[Cell], min_gen_kept: float, max_gap_growth: float
+    measures: SweepMeasures,
+    cells: Iterable[SweepCell],
+    min_gen_kept: float,
+    max_gap_growth: float,
+    analysis: Callable[[Run], RunAnalysis] = RunAnalysis,
 ) -> pd.DataFrame:
     """A row a cell and shared step with both kept fractions: `COLUMNS`; numbered by concurrency, most of gen first.
 
@@ -64,9 +70,10 @@ def settings(
             continue
         mine = measures.values[measures.values["cell"] == cell.name]
         told = {(row.step, row.measure): row for row in mine.itertuples()}
-        seen = telemetry.telemetry_summary(telemetry.telemetry_series(cell.run.trials, cell.run.frame))
+        seen = analysis(cell.run).telemetry
         shared = [step for step in STEPS if {(step, "gen_kept"), (step, "embed_kept")} <= set(told)]
-        rows += [_setting(cell, step, told, seen, (min_gen_kept, max_gap_growth)) for step in shared]
+        place = (cell.name, cell.run.params)
+        rows += [_setting(place, step, told, seen, (min_gen_kept, max_gap_growth)) for step in shared]
     frame = pd.DataFrame(rows, columns=SETTING_COLUMNS)
     frame = frame.sort_values(["concurrency", "gen"], ascending=[True, False], ignore_index=True)
     frame["number"] = range(1, len(frame) + 1)
@@ -76,11 +83,15 @@ def settings(
 
 
 def _setting(
-    cell: Cell, step: str, told: Mapping[tuple[str, str], Any], seen: pd.DataFrame, bounds: tuple[float, float]
+    cell: tuple[str, Params],
+    step: str,
+    told: Mapping[tuple[str, str], Any],
+    seen: pd.DataFrame,
+    bounds: tuple[float, float],
 ) -> dict[str, Any]:
-    params, mechanism = cell.run.params, told[step, "gen_kept"].mechanism
+    (name_of_cell, params), mechanism = cell, told[step, "gen_kept"].mechanism
     row: dict[str, Any] = {
-        "cell": cell.name, "step": step, "mechanism": mechanism, "setting": levers_in_words(params, step),
+        "cell": name_of_cell, "step": step, "mechanism": mechanism, "setting": levers_in_words(params, step),
         "concurrency": params.gen_concurrency, "starts": told[step, "gen_kept"].starts, "doubt": None,
     }  # fmt: skip
     for name, measure in (("gen", "gen_kept"), ("embed", "embed_kept"), ("aggregate", "aggregate")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis.kept import RATES, rate
+from colo_lib.analysis.kept import rates
 from colo_lib.analysis.statistics import LEAST_STARTS
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 
@@ -20,15 +20,21 @@ LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch"
 
 
 def steps_table(
-    trials: pd.DataFrame, kept: pd.DataFrame, latencies: pd.DataFrame, telemetry: pd.DataFrame
+    trials: pd.DataFrame,
+    kept: pd.DataFrame,
+    latencies: pd.DataFrame,
+    telemetry: pd.DataFrame,
+    throughput: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """A tidy frame with the columns of `COLUMNS`; `text` is the cell as shown, with interval or count; `starts` of the
     engines are null where a row has no interval.
 
-    `trials`: every measured trial; `kept`: `kept_fractions`; `latencies`: `latency.by_step`; `telemetry`: `summary`.
+    `trials`: every measured trial; `throughput`: `kept.rates`; `kept`: `kept_fractions`; `latencies`:
+    `trial_metrics.by_step`; `telemetry`: `telemetry_summary`.
     """
     counted = trials[trials["status"] == "done"]
-    rows = _trial_rows(trials) + _rate_rows(counted) + _kept_rows(kept) + _latency_rows(latencies)
+    throughput = rates(counted) if throughput is None else throughput
+    rows = _trial_rows(trials) + _rate_rows(throughput) + _kept_rows(kept) + _latency_rows(latencies)
     rows += _stall_rows(counted) + _telemetry_rows(telemetry)
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -86,18 +92,13 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
-def _rate_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
+def _rate_rows(throughput: pd.DataFrame) -> list[dict[str, object]]:
     rows = []
-    for workload, column in RATES.items():
-        unit = "tokens/s" if workload == "gen" else "sequences/s"
-        for step in sorted(counted["step"].unique()):
-            made = rate(counted, step, column)
-            if made.blocks:
-                values = (made.mean, made.low, made.high)
-                text = with_interval(*values, made.starts)
-                rows.append(
-                    _row(f"{workload.capitalize()} throughput", unit, step, values, made.blocks, text, made.starts)
-                )
+    for made in throughput.itertuples():
+        unit = "tokens/s" if made.workload == "gen" else "sequences/s"
+        values = (made.mean, made.low, made.high)
+        label, text = f"{made.workload.capitalize()} throughput", with_interval(*values, made.starts)
+        rows.append(_row(label, unit, made.step, values, made.blocks, text, made.starts))
     return rows
 
 

@@ -7,43 +7,24 @@ One sentence a sweep, and no more than its intervals support.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis.kept import block_ratios, rate, ratio
+from colo_lib.analysis.kept import rate, ratio
+from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, estimate, holm
 from colo_lib.analysis.steps_table import with_interval
-from colo_lib.analysis.trial_metrics import GetFrame, measure_trials
+from colo_lib.data.run import Run
+from colo_lib.data.sweep import SweepCell
 from colo_lib.params import Params
 from colo_lib.steps import BASELINES
 
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
 COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks", "starts", "estimate"]
-
-
-class CellRun(Protocol):
-    """What is read of a cell's run (`parse.run_folder.Run`)."""
-
-    params: Params
-    trials: pd.DataFrame
-
-    @property
-    def frame(self) -> GetFrame:
-        """`frame(step, trial, name)`."""
-
-
-class Cell(Protocol):
-    """What is read of a cell (`parse.sweep.SweepCell`)."""
-
-    name: str
-    changes: Mapping[str, Any]
-    status: str
-    reason: str | None
-    run: Any
 
 
 @dataclass(frozen=True)
@@ -64,13 +45,15 @@ class SweepMeasures:
         return mine[mine["mean"].notna()].reset_index(drop=True)
 
 
-def collect(cells: Iterable[Cell], names: tuple[str, ...]) -> SweepMeasures:
-    """Measure every cell that has a run; the others stay in `cells` with their status."""
+def collect(
+    cells: Iterable[SweepCell], names: tuple[str, ...], analysis: Callable[[Run], RunAnalysis] = RunAnalysis
+) -> SweepMeasures:
+    """Measure every cell that has a run; the others stay in `cells` with their status. `analysis`: of a run."""
     parts, rows = [], []
     for cell in cells:
         counted = trials = 0
         if cell.run is not None:
-            values, counted = _measure_cell(cell.run)
+            values, counted = _measure_cell(analysis(cell.run))
             trials = len(cell.run.trials)
             parts.append(values.assign(cell=cell.name, **{name: cell.changes[name] for name in names}))
         places = {name: cell.changes[name] for name in names}
@@ -80,9 +63,8 @@ def collect(cells: Iterable[Cell], names: tuple[str, ...]) -> SweepMeasures:
     return SweepMeasures(values, pd.DataFrame(rows), names)
 
 
-def _measure_cell(run: CellRun) -> tuple[pd.DataFrame, int]:
-    measured = measure_trials(run.trials, run.frame, run.params)
-    counted = measured.counted
+def _measure_cell(analysis: RunAnalysis) -> tuple[pd.DataFrame, int]:
+    counted = analysis.counted
     mechanisms = dict(zip(counted["step"], counted["mechanism"], strict=True))
     found: list[tuple[str, str, str, Estimate]] = []
     for step, mechanism in mechanisms.items():
@@ -90,7 +72,7 @@ def _measure_cell(run: CellRun) -> tuple[pd.DataFrame, int]:
         baseline = BASELINES[step][0]
         if baseline not in (None, step):
             found.append((step, mechanism, "gap_p99_ratio", ratio(counted, step, baseline, "gap_p99_ms")))
-    for (step, quantity), group in block_ratios(counted).groupby(["step", "quantity"], sort=False):
+    for (step, quantity), group in analysis.ratios.groupby(["step", "quantity"], sort=False):
         name = f"{quantity}_kept" if quantity in ("gen", "embed") else str(quantity)
         found.append((str(step), mechanisms[step], name, estimate(group["ratio"].to_numpy(), list(group["start"]))))
     rows = [(*place, one.mean, one.low, one.high, one.blocks, one.starts, one) for *place, one in found if one.blocks]

@@ -10,6 +10,7 @@ How embed was paced: what the controller saw and asked for, over the trials that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -149,6 +150,20 @@ def measured_frame(trials: pd.DataFrame) -> pd.DataFrame:
     )
     frame = frame.reset_index()
     return frame.sort_values("step", key=lambda steps: steps.map(STEPS.index), ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB: `budget` (`budget_frame`), `used` (`measured_frame`), `parts` of what each process used (`parts_frame`)."""
+
+    budget: pd.DataFrame
+    used: pd.DataFrame
+    parts: pd.DataFrame
+
+
+def memory_of(budget: Sequence[dict[str, Any]], trials: pd.DataFrame) -> Memory:
+    """The manifest's budget against what the trials that count used."""
+    return Memory(budget_frame(budget), measured_frame(trials), parts_frame(trials))
 
 
 def pacing_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from colo_lib.analysis.capacity import Unit
 from colo_lib.analysis.kept import RATES, by_block, rate, ratio
 from colo_lib.analysis.statistics import LEAST_STARTS, sides_of_one
 from colo_lib.analysis.steps_table import within_starts
+from colo_lib.analysis.trace.collectives import TOKEN_PARTS
 
 GEN = RATES["gen"]
 # what -> (its step, the step it is measured against): a chain from one device to both shared, by gen's rate.
@@ -21,10 +22,6 @@ CHAIN: Mapping[str, tuple[str, str]] = {
     "embed on both devices leaves of that": ("configB", "tp2-mps-alone"),
     "in all: config B against config A": ("configB", "configA"),
 }
-TOKEN_PARTS = {
-    "own_ms": "own kernels", "idle_ms": "nothing of gen running", "waiting_ms": "waiting for the other rank",
-    "exchange_ms": "rest of the collectives",
-}  # fmt: skip
 NEAR_LINEAR = 1.8  # of two devices: nine tenths of what perfect scaling would give
 
 

@@ -47,6 +47,10 @@ class StepCapture:
         start, end = (int(moment) - int(clock["monotonic_ns"]) + int(clock["utc_ns"]) - zero for moment in window)
         return start / 1e9, end / 1e9
 
+    def launches(self) -> Launches:
+        """The CUDA API calls of its exports, on its clock; read anew each time, since they are many."""
+        return read_step_launches(self.files, self.capture)
+
     def doubts(self, mechanism: str | None = None) -> list[str]:
         """What a reader must know of its capture.json; `mechanism`: the one that the reader names."""
         told = []

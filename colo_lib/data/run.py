@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib import paths
+from colo_lib.data.capture import StepCapture, captured_steps, read_capture
 from colo_lib.data.trials import check_frames, read_frame, trials_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, SCHEMA_VERSION
@@ -76,6 +77,15 @@ class Run:
         if file.relative_to(self.folder).as_posix() not in self.manifest["files"]:
             return None
         return read_frame(file, name)
+
+    @property
+    def captured_steps(self) -> list[str]:
+        """Steps with a capture of GPU work that can be read, in the order of the steps."""
+        return captured_steps(self.folder)
+
+    def capture(self, step: str) -> StepCapture:
+        """The capture of a step. Raises InputError where the run has none of it, or it did not succeed."""
+        return read_capture(self.folder, step)
 
 
 def open_run(folder: str | Path) -> Run:

@@ -15,16 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analysis import capacity, operating_point, two_devices
+from colo_lib.analysis import operating_point, two_devices
 from colo_lib.analysis.capacity import Unit
-from colo_lib.analysis.kept import block_ratios, kept_fractions
 from colo_lib.analysis.loss import Loss, loss_sentence, waterfall
 from colo_lib.analysis.published import SHARED_METRICS, STEPS, UNTOLD
 from colo_lib.analysis.statistics import Estimate
 from colo_lib.analysis.steps_table import number, with_interval, within_starts
 from colo_lib.analysis.sweep import SweepMeasures
-from colo_lib.analysis.trial_metrics import measure_trials
-from colo_lib.analysis.verdict import against_bounds
+from colo_lib.analysis.sweep_analysis import SweepAnalysis
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep
 from colo_lib.params import Params
@@ -280,17 +278,14 @@ class Beside:
     caption: str
 
 
-def prediction_beside(params: Params, pair: Run, counted: pd.DataFrame, bounds: Params) -> Beside:
+def prediction_beside(params: Params, analysis: SweepAnalysis) -> Beside:
     """The prediction from the newest run of one GPU with the pair's models and concurrency; empty without one."""
+    pair = analysis.first.run
     single = alike(params, pair.params, NEEDED)
+    found = analysis.prediction(single)
     if single is None:
-        empty = two_devices.prediction(None, counted)
-        return Beside(empty, f"No run of one GPU with these models and concurrency has {', '.join(NEEDED)}.")
-    own = measure_trials(single.trials, single.frame, bounds).counted
-    kept = kept_fractions(block_ratios(own))
-    units = capacity.units(own, kept, against_bounds(own, bounds), bounds.slo_gen_gap_ms)
-    predicted = next((unit for unit in units if unit.predicted), None)
+        return Beside(found, f"No run of one GPU with these models and concurrency has {', '.join(NEEDED)}.")
     told = f"Config B predicted from {single.run_id}, and measured."
     if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
         told += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
-    return Beside(two_devices.prediction(predicted, counted), told)
+    return Beside(found, told)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from colo_lib import paths
+from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import Params
-from colo_lib.report import notebook_output, side_by_side
+from colo_lib.report import notebook_output
 from colo_lib.report.sections import NOTEBOOK
 
 MOST = 8  # newest runs that are judged; each costs a second or two
@@ -37,7 +38,7 @@ def _row(folder: Path) -> tuple[str, ...]:
     line = f'run = "{shown.as_posix()}"'
     try:
         run = open_run(folder)
-        status = side_by_side.judged(run).status
+        status = RunAnalysis(run).verdict.status
     except InputError as error:
         return (line, f"unreadable: {error}", *["—"] * 4)
     models = run.manifest["models"]

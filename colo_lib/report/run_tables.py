@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analysis.steps_table import number, with_interval
+from colo_lib.analysis.trace.collectives import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
-from colo_lib.report.trace_tables import StepMeetings
 from colo_lib.steps import STEP_TITLES
 
 NONE = "—"
@@ -262,7 +262,7 @@ def meetings(met: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def token_times(captured: Mapping[str, StepMeetings], counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+def token_times(captured: Mapping[str, StepCollectives], counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """A row a captured step and rank: the parts of a token's time, beside 1 / the rate of the step's trials."""
     rows = []
     for step, one in captured.items():

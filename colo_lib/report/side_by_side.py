@@ -2,7 +2,7 @@
 
 Several runs or GPU types side by side on one page: verdicts, kept fractions, clauses, steps, and what differs.
 
-Computed from the run folders alone by the functions that each run's own notebooks call, so both tell the same numbers.
+Each run's numbers are those of `RunAnalysis`, which its own notebooks show too.
 
 The page of `colo report RUN RUN …`: what `compare` found, as one self-contained file.
 """
@@ -19,15 +19,9 @@ from typing import Any
 import pandas as pd
 
 from colo_lib import __version__
-from colo_lib.analysis import drift, steps_table, telemetry, trial_metrics
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
-from colo_lib.analysis.published import own_points
-from colo_lib.analysis.trace.overlap import verdict_overlap
+from colo_lib.analysis.run_analysis import RunAnalysis
+from colo_lib.analysis.steps_table import with_interval
 from colo_lib.analysis.trace.processes import printable
-from colo_lib.analysis.trace.window import view_of
-from colo_lib.analysis.trial_metrics import Measured, measure_trials
-from colo_lib.analysis.verdict import Verdict, against_bounds, disagreements, headline, judge, pays, starved, unsteady
-from colo_lib.data.capture import find_capture
 from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import names_touching
@@ -43,16 +37,15 @@ LONGEST_LABEL = 48  # characters of a device's name that head a column
 
 @dataclass(frozen=True)
 class Compared:
-    """A run as the page shows it. `label` is its letter and device; `points` has `published.POINT_COLUMNS`."""
+    """A run as the page shows it. `label` is its letter and device."""
 
     label: str
-    run: Run
-    verdict: Verdict
-    sentence: str
-    warnings: list[str]
-    kept: pd.DataFrame
-    table: pd.DataFrame
-    points: pd.DataFrame
+    analysis: RunAnalysis
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.analysis.run
 
 
 def compare(runs: Sequence[Run]) -> list[Compared]:
@@ -63,16 +56,7 @@ def compare(runs: Sequence[Run]) -> list[Compared]:
         raise InputError(f"run {twice[0]} is given twice: name each run once, at the least two of them")
     if len(runs) > 26:
         raise InputError(f"{len(runs)} runs on one page: give at most 26")
-    return [_compared(f"{chr(ord('A') + place)}: {_device(run)}", run) for place, run in enumerate(runs)]
-
-
-def judged(run: Run) -> Verdict:
-    """The verdict of a run by its own bounds."""
-    return _judge(run, measure_trials(run.trials, run.frame, run.params))
-
-
-def _judge(run: Run, measured: Measured) -> Verdict:
-    return judge(measured.counted, run.params, run.stand_in, _overlap(run, measured))
+    return [Compared(f"{chr(ord('A') + place)}: {_device(run)}", RunAnalysis(run)) for place, run in enumerate(runs)]
 
 
 def _device(run: Run) -> str:
@@ -81,46 +65,19 @@ def _device(run: Run) -> str:
     return f"{name} (SIMULATED)" if run.simulated else f"{name} (stand-in)" if run.stand_in else name
 
 
-def _compared(label: str, run: Run) -> Compared:
-    measured = measure_trials(run.trials, run.frame, run.params)
-    ratios = block_ratios(measured.counted)
-    kept = kept_fractions(ratios)
-    samples = telemetry.telemetry_series(run.trials, run.frame)
-    means = telemetry.telemetry_summary(samples)
-    table = steps_table.steps_table(
-        measured.trials, kept, trial_metrics.by_step(measured.samples), means
-    )  # fmt: skip
-    verdict = _judge(run, measured)
-    found = drift.trends(measured.counted), drift.bad_blocks(ratios), drift.moved_clocks(samples)
-    warnings = starved(against_bounds(measured.counted, run.params)) + unsteady(null_check(measured.counted))
-    warnings += drift.apart(measured.counted) + drift.warnings(*found) + disagreements(measured.trials)
-    points = own_points(label, table, kept, means)
-    return Compared(label, run, verdict, headline(verdict, pays(kept)), warnings, kept, table, points)
-
-
-def _overlap(run: Run, measured: Measured) -> dict[str, Any] | None:
-    """What step 2's capture shows, as notebook 51 takes it; None where there is none."""
-    step2 = find_capture(run.folder, "step2")
-    if step2 is None:
-        return None
-    rate = measured.counted.loc[measured.counted["step"] == "step2", "gen_tokens_per_s"].mean()
-    view = view_of(step2.capture, step2.facts, run.params, step2.window_s)
-    return verdict_overlap(view, step2.facts, rate)
-
-
 def _interval(row: Any) -> str:
-    return steps_table.with_interval(row.mean, row.low, row.high, row.starts)
+    return with_interval(row.mean, row.low, row.high, row.starts)
 
 
 def picture(found: Sequence[Compared]) -> dict[str, Any]:
     """Kept fractions of both workloads, a row a run, as a figure part of `blocks.figure`."""
     from colo_lib.plot.decisions import kept_by_run
 
-    points = pd.concat([item.points for item in found], ignore_index=True)
+    points = pd.concat([item.analysis.points(item.label) for item in found], ignore_index=True)
     mechanisms = {
-        (item.label, str(row.step)): str(row.mechanism)
+        (item.label, str(step)): str(mechanism)
         for item in found
-        for row in item.run.trials[["step", "mechanism"]].drop_duplicates().itertuples()
+        for step, mechanism in item.analysis.mechanisms.items()
     }
     buffer = io.BytesIO()
     kept_by_run(points, mechanisms, reach="95 % interval").savefig(buffer, format="png", metadata={"Software": None})
@@ -141,7 +98,7 @@ def kept_rows(found: Sequence[Compared]) -> pd.DataFrame:
     cells = {
         (str(row.step), str(row.quantity), item.label): _interval(row)
         for item in found
-        for row in item.kept[item.kept["step"] != "configA"].itertuples()
+        for row in item.analysis.kept.query("step != 'configA'").itertuples()
     }
     keys = [(step, name) for step in STEP_TITLES for name in ("gen", "embed", "aggregate_per_device")]
     rows = [
@@ -157,7 +114,7 @@ def clause_rows(found: Sequence[Compared]) -> pd.DataFrame:
     """A row a clause, a column a run: status and figure; a bound that differs between runs makes a row of its own."""
     cells: dict[str, dict[str, str]] = {}
     for item in found:
-        for row in item.verdict.clauses.itertuples():
+        for row in item.analysis.verdict.clauses.itertuples():
             figure = _interval(row) if row.mean == row.mean else "no figure"
             cells.setdefault(str(row.clause), {})[item.label] = f"{row.status}: {figure}"
     rows = [(clause, *(told.get(item.label, "—") for item in found)) for clause, told in cells.items()]
@@ -231,7 +188,7 @@ def render(found: Sequence[Compared]) -> str:
         "run_id": names,
         "device": "; ".join(item.label for item in found),
         "status": "side by side",
-        "sentence": "; ".join(f"{item.label}: {item.verdict.status}" for item in found),
+        "sentence": "; ".join(f"{item.label}: {item.analysis.verdict.status}" for item in found),
         "created_utc": max(str(item.run.manifest.get("created_utc", "")) for item in found),
     }
     footer = f"Made by colo {__version__} from runs {names}. Every interval is 95 %."
@@ -241,7 +198,7 @@ def render(found: Sequence[Compared]) -> str:
 
 def _first_screen(found: Sequence[Compared]) -> str:
     verdicts = pd.DataFrame(
-        [(item.label, item.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found],
+        [(item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found],
         columns=["Run", "Hypothesis", "Step 2: devices' worth per device", "On what"],
     )
     labels = [f"{item.label}: {words}" for item in found if (words := LABELS.get(_kind(item)))]
@@ -282,13 +239,14 @@ def _differs(found: Sequence[Compared]) -> str:
 
 def _steps(item: Compared) -> str:
     caption = f"{item.label}: means over blocks [95 % interval]; latencies pooled over trials."
-    return heading(3, item.label) + page.cautions(item.warnings) + frame(run_tables.steps(item.table), caption)
+    table = frame(run_tables.steps(item.analysis.steps_table), caption)
+    return heading(3, item.label) + page.cautions(item.analysis.warnings) + table
 
 
 def _run(item: Compared) -> str:
     return (
         heading(3, item.label)
-        + paragraph(item.sentence)
+        + paragraph(item.analysis.headline)
         + definitions(provenance.what_was_run(item.run))
         + paragraph(f"Its own page: colo report {item.run.run_id}", "note")
     )

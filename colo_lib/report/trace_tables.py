@@ -3,27 +3,17 @@
 The answers of a capture as tables to read: every table of the brief's section on traces.
 
 Where a token's time goes in every captured step of some runs, for reading.
-
-How gen's two ranks met, of every captured step of some runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.trace.basis import Basis
-from colo_lib.analysis.trace.collectives import CollectivePairs, collective_pairs, collective_summary, rank_times
 from colo_lib.analysis.trace.processes import printable
-from colo_lib.analysis.trace.token_time import gen_times
-from colo_lib.analysis.two_devices import TOKEN_PARTS
-from colo_lib.data.capture import captured_steps, read_capture, read_step_launches
-from colo_lib.data.run import Run
-from colo_lib.params import Params
 from colo_lib.report.trace_text import clocks_moved, percent, without_overlap
 
 NONE = "—"
@@ -207,58 +197,12 @@ PARTS = {
 COLUMNS = ["Cell", "Step", "In flight", "Tokens seen", "A token in trials (ms)", *PARTS.values()]
 
 
-def of_runs(runs: Mapping[str, Run], params: Params) -> pd.DataFrame:
-    """A row a captured step that ran gen on one device: `chosen.gen_times` beside 1 / the rate of the step's trials.
-
-    `runs`: name -> run; `params`: the notebook's, which may name the processes.
-    """
-    rows = []
-    for name, run in runs.items():
-        for step in captured_steps(run.folder):
-            one, many = read_capture(run.folder, step), run.params.gen_concurrency
-            launches = read_step_launches(one.files, one.capture)
-            times = gen_times(one.capture, one.facts, one.window_s, launches, params, many)
-            counted = run.trials[(run.trials["step"] == step) & (run.trials["status"] == "done")]
-            if times is not None:
-                rate = counted["recorded_gen_tokens_per_s"].mean()
-                told = {"Cell": name, "Step": step, "In flight": str(many), "Tokens seen": f"{times['tokens']:.1f}"}
-                told["A token in trials (ms)"] = f"{1e3 / rate:.2f}"
-                rows.append(told | {title: f"{times[part] / 1e6:.2f}" for part, title in PARTS.items()})
+def token_times(found: pd.DataFrame) -> pd.DataFrame:
+    """`SweepAnalysis.token_times` as shown: a row a captured step that ran gen on one device, ms per token."""
+    rows = [
+        {"Cell": row["cell"], "Step": row["step"], "In flight": str(row["concurrency"]),
+         "Tokens seen": f"{row['tokens']:.1f}", "A token in trials (ms)": f"{row['trials_ns'] / 1e6:.2f}"}
+        | {title: f"{row[part] / 1e6:.2f}" for part, title in PARTS.items()}
+        for row in found.to_dict("records")
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-@dataclass(frozen=True)
-class StepMeetings:
-    """A step's collectives and their numbers (`collectives.summarise`), with the means over the ranks where known.
-
-    `ranks`: where a token's time went on each (`collectives.rank_times`); empty without a rate while profiling.
-    """
-
-    found: CollectivePairs
-    summary: Mapping[str, float]
-    ranks: list[dict[str, float]]
-    concurrency: int
-
-    @property
-    def apart_us(self) -> np.ndarray:
-        """|difference of the ranks' arrivals| of each collective, us."""
-        return np.abs(self.found.skew_ns) / 1e3
-
-
-def meetings_of(runs: Iterable[Run]) -> dict[str, StepMeetings]:
-    """step -> its meetings, of the first run that captured it with two ranks of gen."""
-    told: dict[str, StepMeetings] = {}
-    for run in runs:
-        for step in captured_steps(run.folder):
-            if step in told:
-                continue
-            one = read_capture(run.folder, step)
-            pids = (one.facts.get("pids") or {}).get("gen") or []
-            found = collective_pairs(one.capture, pids, one.window_s)
-            if found is not None:
-                rate = (one.facts.get("profiled") or {}).get("gen_tokens_per_s")
-                numbers = collective_summary(found, rate, run.params.gen_concurrency)
-                ranks = rank_times(found, numbers["tokens"]) if rate else []
-                means = {name: float(np.mean([rank[name] for rank in ranks])) for name in TOKEN_PARTS if ranks}
-                told[step] = StepMeetings(found, {**numbers, **means}, ranks, run.params.gen_concurrency)
-    return told

@@ -50,7 +50,7 @@ def test_a_workload_at_zero_takes_no_notebook_away(tmp_path: Path, silent: list[
     code, shown = cells(folder)
     assert code == 0
     assert {"capacity-answer", "gen-loss-words", "steps", "verdict"} <= set(shown)
-    assert compare([open_run(folder)])[0].verdict.clauses is not None
+    assert compare([open_run(folder)])[0].analysis.verdict.clauses is not None
 
 
 def test_a_shared_unit_without_work_costs_no_energy_a_token_and_is_no_layout(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from colo_lib import paths
+from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.params import Params
-from colo_lib.report import picker, side_by_side
+from colo_lib.report import picker
 from colo_lib.select import select_run
 from tests.run_folders import Plan, change_manifest, write_run
 
@@ -28,7 +29,7 @@ def test_every_finished_run_has_a_line_that_reads_it(tmp_path: Path) -> None:
         if not status.startswith("unreadable"):
             namespace: dict[str, str] = {}
             exec(line, namespace)
-            assert side_by_side.judged(select_run(Params(run=namespace["run"]))).status == status
+            assert RunAnalysis(select_run(Params(run=namespace["run"]))).verdict.status == status
 
 
 def test_a_notebook_whose_run_is_named_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:

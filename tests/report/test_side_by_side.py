@@ -61,12 +61,12 @@ def test_hostile_words_are_text_on_the_page_and_in_the_index(both: Path) -> None
 
 def test_the_page_tells_the_verdict_that_the_notebook_tells(tmp_path: Path) -> None:
     run = open_run(recorded())
-    (own,) = side_by_side.compare([run])
+    own = side_by_side.compare([run])[0].analysis
     told = {part["name"]: part for part in execute("51-verdict", run, tmp_path / "51.ipynb")}
-    assert (own.verdict.status, own.sentence, own.warnings) == (
+    assert (own.verdict.status, own.headline, own.warnings) == (
         told["verdict"]["status"], told["verdict"]["sentence"], told["verdict"]["warnings"]
     )  # fmt: skip
-    assert "1.21 to 1.86, within one start" in own.sentence
+    assert "1.21 to 1.86, within one start" in own.headline
 
 
 def test_what_differs_is_named_and_what_is_alike_is_not(runs: list[Path]) -> None:

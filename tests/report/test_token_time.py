@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 
 from colo_lib import paths
+from colo_lib.analysis.sweep_analysis import SweepAnalysis
 from colo_lib.data.sweep import open_sweep
 from colo_lib.params import Params
 from colo_lib.report import trace_tables
-from colo_lib.report.trace_tables import meetings_of
 
 
 def test_beside_embed_gen_waits_and_as_an_mps_client_alone_it_does_not() -> None:
     sweep = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
-    runs = {cell.name: cell.run for cell in sweep.cells if cell.run is not None}
-    told = trace_tables.of_runs(runs, Params()).set_index("Step")
+    told = trace_tables.token_times(SweepAnalysis(sweep, Params()).token_times).set_index("Step")
     assert {*told.index} == {"step2", "mps-alone"}
     numbers = told[list(trace_tables.PARTS.values())].astype(float)
     whole, *rest = trace_tables.PARTS.values()
@@ -25,7 +24,7 @@ def test_beside_embed_gen_waits_and_as_an_mps_client_alone_it_does_not() -> None
 
 def test_beside_embed_on_both_each_rank_s_own_kernels_take_longer() -> None:
     sweep = open_sweep(next(paths.RECORDED.glob("h100-x2-*[0-9]")))
-    met = meetings_of(sweep.runs.values())
+    met = SweepAnalysis(sweep).collectives
     alone, both = met["tp2-mps-alone"], met["configB"]
     for one in (alone, both):
         assert one.summary["collectives_per_token"] == pytest.approx(66, abs=0.5), "65 all-reduces, one all-gather"

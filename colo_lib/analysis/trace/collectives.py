@@ -25,6 +25,12 @@ from colo_lib.trace import Capture, Ints
 
 COMMUNICATION = "communication"
 
+# Parts of a token's time on a rank, in words; they add up to it.
+TOKEN_PARTS = {
+    "own_ms": "own kernels", "idle_ms": "nothing of gen running", "waiting_ms": "waiting for the other rank",
+    "exchange_ms": "rest of the collectives",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -177,3 +183,38 @@ def rank_times(found: CollectivePairs, tokens: float) -> list[dict[str, float]]:
         }
         for place, rank in enumerate(found.ranks)
     ]
+
+
+@dataclass(frozen=True)
+class StepCollectives:
+    """A step's collectives and their numbers (`collective_summary`), with the means over the ranks where known.
+
+    `ranks`: where a token's time went on each (`rank_times`); empty without a rate while profiling.
+    """
+
+    found: CollectivePairs
+    summary: Mapping[str, float]
+    ranks: list[dict[str, float]]
+    concurrency: int
+
+    @property
+    def apart_us(self) -> np.ndarray:
+        """|difference of the ranks' arrivals| of each collective, us."""
+        return np.abs(self.found.skew_ns) / 1e3
+
+
+def step_collectives(
+    capture: Capture,
+    pids: Sequence[int],
+    window_s: tuple[float, float] | None,
+    tokens_per_s: float | None,
+    concurrency: int,
+) -> StepCollectives | None:
+    """How gen's two ranks met, in all and per token; `tokens_per_s`: gen's rate while profiled. None for one rank."""
+    found = collective_pairs(capture, pids, window_s)
+    if found is None:
+        return None
+    numbers = collective_summary(found, tokens_per_s, concurrency)
+    ranks = rank_times(found, numbers["tokens"]) if tokens_per_s else []
+    means = {name: float(np.mean([rank[name] for rank in ranks])) for name in TOKEN_PARTS if ranks}
+    return StepCollectives(found, {**numbers, **means}, ranks, concurrency)

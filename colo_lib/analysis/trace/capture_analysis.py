@@ -1,0 +1,127 @@
+"""Every answer about one capture, each computed once: what the notebooks of traces and the analysis of a run ask.
+
+The capture was opened by `data`; the functions behind the answers are pure. A window is looked at as the notebook's
+parameters and the capture's own record say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from colo_lib.analysis.trace import downsample, gaps, kernels, occupancy, overlap, summary, token_time
+from colo_lib.analysis.trace.collectives import StepCollectives, step_collectives
+from colo_lib.analysis.trace.window import TraceWindow, view_of, views_alone
+from colo_lib.data.capture import StepCapture
+from colo_lib.params import Params
+from colo_lib.trace import Union
+
+TYPICAL_NS = 4_000_000  # of the window are drawn kernel by kernel
+
+
+class CaptureAnalysis:
+    """`unprofiled`: mean rates of the same step's trials, by their name in capture.json; `alone`: captures of one
+    workload alone to set beside it; `concurrency`: requests in flight.
+    """
+
+    def __init__(
+        self,
+        captured: StepCapture,
+        params: Params,
+        unprofiled: Mapping[str, float] | None = None,
+        alone: Mapping[str, StepCapture] | None = None,
+        concurrency: int = 1,
+    ) -> None:
+        self.captured = captured
+        self.params = params
+        self.unprofiled = unprofiled or {}
+        self.alone = alone or {}
+        self.concurrency = concurrency
+
+    @cached_property
+    def window(self) -> TraceWindow:
+        """gen and embed on one device in one window."""
+        one = self.captured
+        return view_of(one.capture, one.facts, self.params, one.window_s)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The object of `colo trace --json` (`summary.summary_of`)."""
+        return summary.summary_of(self.window)
+
+    @cached_property
+    def profiled(self) -> str:
+        """Rates while profiling over those of the trials, in words."""
+        return summary.profiled_words(self.captured.facts, self.unprofiled)
+
+    @property
+    def notes(self) -> str:
+        """What a reader must know to take the numbers for what they are."""
+        return " ".join([self.profiled, *self.summary["notes"], *self.summary["omissions"]])
+
+    @cached_property
+    def overlap(self) -> dict[str, Any] | None:
+        """What the verdict takes as the overlap (`overlap.verdict_overlap`)."""
+        rate = self.unprofiled.get("gen_tokens_per_s")
+        return overlap.verdict_overlap(self.window, self.captured.facts, rate)
+
+    @cached_property
+    def stretch(self) -> tuple[int, int]:
+        """A typical part of the window, ns."""
+        return downsample.typical_stretch(self.window, TYPICAL_NS)
+
+    @cached_property
+    def rectangles(self) -> dict[str, Any]:
+        """The kernels of `stretch`, to draw (`downsample.rectangles`)."""
+        return downsample.rectangles(self.window, self.stretch)
+
+    @cached_property
+    def over_time(self) -> dict[str, Any]:
+        """Busy and filled share of the device over the window (`occupancy.occupancy_over_time`)."""
+        return occupancy.occupancy_over_time(self.window)
+
+    @cached_property
+    def occupancy_classes(self) -> dict[str, dict[str, Any] | None]:
+        """workload -> its kernels by class of SM occupancy (`occupancy.distribution`)."""
+        return {name: occupancy.distribution(own, self.window.device) for name, own in self.window.workloads.items()}
+
+    @cached_property
+    def gaps(self) -> Union:
+        """The holes between all kernels."""
+        return gaps.find_gaps(self.window)
+
+    @cached_property
+    def gap_classes(self) -> list[dict[str, Any]]:
+        """The holes by size (`gaps.by_class`)."""
+        return gaps.by_class(self.gaps, self.window.window_ns)
+
+    @cached_property
+    def idle_over_time(self) -> dict[str, Any]:
+        """Where in the window the holes lie (`gaps.idle_over_time`)."""
+        return gaps.idle_over_time(self.gaps, self.window.window)
+
+    @cached_property
+    def categories(self) -> dict[str, list[dict[str, Any]]]:
+        """workload -> its kernel time by category."""
+        return {name: workload["categories"] for name, workload in self.summary["workloads"].items()}
+
+    @cached_property
+    def shifts(self) -> list[dict[str, Any]]:
+        """Durations of each workload alone against here (`kernels.duration_shifts`)."""
+        own = {name: (one.capture, one.facts, one.window_s) for name, one in self.alone.items()}
+        return [kernels.duration_shifts(alone, self.window, name) for name, alone in views_alone(own).items()]
+
+    @cached_property
+    def token_time(self) -> dict[str, Any] | None:
+        """Where a decoded token's time went (`token_time.gen_times`); None without gen or its rate."""
+        one = self.captured
+        return token_time.gen_times(one.capture, one.facts, one.window_s, one.launches(), self.params, self.concurrency)
+
+    @cached_property
+    def collectives(self) -> StepCollectives | None:
+        """How gen's two ranks met; None where gen has one rank."""
+        one = self.captured
+        pids = (one.facts.get("pids") or {}).get("gen") or []
+        rate = (one.facts.get("profiled") or {}).get("gen_tokens_per_s")
+        return step_collectives(one.capture, pids, one.window_s, rate, self.concurrency)
