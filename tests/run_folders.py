@@ -20,7 +20,7 @@ __all__ = ["Plan", "add_capture", "change_manifest", "planted_measures", "reseal
 
 
 def planted_measures(plan: Plan, gap_p99_ms: dict[str, float] | None = None) -> pd.DataFrame:
-    """What `trial_metrics.measure_trials` would give for `plan`, without frames: enough for kept fractions and the verdict."""
+    """`trial_metrics.measure_trials` of `plan` without frames: enough for kept fractions and the verdict."""
     frame = planted_rates(plan)
     gaps = gap_p99_ms or {}
     rng = np.random.default_rng(plan.seed + 1)

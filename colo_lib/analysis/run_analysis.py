@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from colo_lib.analysis import drift, kept, loss, telemetry, trial_metrics, two_devices, verdict
@@ -128,7 +127,7 @@ class RunAnalysis:
     @cached_property
     def steps_table(self) -> pd.DataFrame:
         """A row a measure and step, with the text of its cell (`steps_table.COLUMNS`)."""
-        return steps_table(self.trials, self.kept, self.latency, self.telemetry, self.throughput)
+        return steps_table(self.trials, self.throughput, self.kept, self.latency, self.telemetry)
 
     # What the devices did.
 
@@ -238,7 +237,3 @@ class RunAnalysis:
     def unlike_published(self, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         """Conditions of the published runs and of this one, and where they differ (`published.differences`)."""
         return differences(conditions, conditions_of(self.run.manifest, self.run.trials))
-
-    def trials_ms(self, step: str) -> float:
-        """A token's time in a step's trials that count, ms: 1 / their mean rate."""
-        return float(1e3 / self.counted.loc[self.counted["step"] == step, kept.RATES["gen"]].mean() or np.nan)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis.kept import rates
 from colo_lib.analysis.statistics import LEAST_STARTS
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 
@@ -21,10 +20,10 @@ LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch"
 
 def steps_table(
     trials: pd.DataFrame,
+    throughput: pd.DataFrame,
     kept: pd.DataFrame,
     latencies: pd.DataFrame,
     telemetry: pd.DataFrame,
-    throughput: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """A tidy frame with the columns of `COLUMNS`; `text` is the cell as shown, with interval or count; `starts` of the
     engines are null where a row has no interval.
@@ -33,7 +32,6 @@ def steps_table(
     `trial_metrics.by_step`; `telemetry`: `telemetry_summary`.
     """
     counted = trials[trials["status"] == "done"]
-    throughput = rates(counted) if throughput is None else throughput
     rows = _trial_rows(trials) + _rate_rows(throughput) + _kept_rows(kept) + _latency_rows(latencies)
     rows += _stall_rows(counted) + _telemetry_rows(telemetry)
     return pd.DataFrame(rows, columns=COLUMNS)

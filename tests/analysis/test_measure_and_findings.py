@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from colo_lib.analysis import steps_table, telemetry, trial_metrics, verdict
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
+from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check, rates
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
 from colo_lib.analysis.verdict import judge, thresholds
 from colo_lib.data.run import Run, open_run
@@ -77,7 +77,9 @@ def test_a_recorded_rate_that_its_rows_do_not_give_is_told(measured: Measured) -
 def test_the_table_of_steps_has_the_rows_of_the_experiment(measured: Measured, run: Run) -> None:
     kept = kept_fractions(block_ratios(measured.counted))
     means = telemetry.telemetry_summary(telemetry.telemetry_series(run.trials, run.frame))
-    table = steps_table.steps_table(measured.trials, kept, trial_metrics.by_step(measured.samples), means)
+    table = steps_table.steps_table(
+        measured.trials, rates(measured.counted), kept, trial_metrics.by_step(measured.samples), means
+    )
     cells = table.set_index(["row", "step"])["text"]
     assert cells["Trials that count / all", "step2"] == "2 / 3"
     assert cells["Mechanism", "step3"] == "cpu-alternating"

@@ -19,7 +19,6 @@ from colo_lib.analysis.sweep_analysis import SweepAnalysis
 from colo_lib.analysis.trace import overlap, token_time, window
 from colo_lib.data.run import Run, open_run
 from colo_lib.data.sweep import open_sweep
-from colo_lib.examples.simulated_sweep import write_sweep
 from colo_lib.params import Params
 from tests.run_folders import Plan, add_capture, write_run
 
@@ -82,7 +81,7 @@ def test_what_moved_and_the_tables_are_those_of_the_functions(run: Run) -> None:
     assert analysis.warnings == told + judging.disagreements(measured.trials)
     latencies = trial_metrics.by_step(measured.samples)
     rows = rates(measured.counted)
-    same(analysis.steps_table, steps_table.steps_table(measured.trials, kept, latencies, means, rows))
+    same(analysis.steps_table, steps_table.steps_table(measured.trials, rows, kept, latencies, means))
     same(analysis.memory.budget, telemetry.budget_frame(run.manifest["budget"]))
     same(analysis.memory.used, telemetry.measured_frame(run.trials))
     same(analysis.memory.parts, telemetry.parts_frame(run.trials))
@@ -147,8 +146,8 @@ def test_a_run_without_captures_has_every_other_answer(tmp_path: Path) -> None:
     assert "step2" in analysis.loss.losses
 
 
-def test_a_sweep_is_measured_by_the_analyses_of_its_runs(tmp_path: Path) -> None:
-    sweep = open_sweep(write_sweep(tmp_path, "concurrency"))
+def test_a_sweep_is_measured_by_the_analyses_of_its_runs() -> None:
+    sweep = open_sweep(next(paths.RECORDED.glob("h100-x2-*[0-9]")))
     analysis = SweepAnalysis(sweep)
     drop = ["estimate"]  # an object a row, told by the columns beside it
     same(analysis.measures.values.drop(columns=drop), collect(sweep.cells, sweep.names).values.drop(columns=drop))
