@@ -13,7 +13,6 @@ from typing import Any
 
 from colo_lib import __version__
 from colo_lib.report import page
-from colo_lib.report.blocks import TABLE, cell, heading, items, link, paragraph, text
 from colo_lib.report.page import write_page
 
 NAME = "index.html"
@@ -35,19 +34,15 @@ def render(folder: Path) -> str:
     told = sorted(
         ((name, facts) for name, facts in found.items() if facts), key=lambda pair: pair[1]["created_utc"], reverse=True
     )
-    silent = [name for name, facts in found.items() if not facts]
-    main = _table(told) if told else paragraph("No report lies here yet: `colo report RUN` makes one.")
-    if silent:
-        main += heading(2, "Pages that tell no verdict") + paragraph(
-            "Not made by this version: `colo report RUN` makes them anew."
-        )
-        main += items(silent)
-    count = f"{len(told)} report{'' if len(told) == 1 else 's'}"
-    header = heading(1, "Reports and their verdicts") + paragraph(f"{count}, newest first. {page.QUESTION}")
-    body = f'<section id="reports" aria-label="Reports">{main}</section>\n'
-    own = {"status": "index"}
     return page.document(
-        "Co-location: reports", own, header, body, f"Made by colo {__version__}.", ("reports", "Skip to the reports")
+        "index.html",
+        title="Co-location: reports",
+        about={"status": "index"},
+        footer=f"Made by colo {__version__}.",
+        skip=("reports", "Skip to the reports"),
+        columns=COLUMNS,
+        reports=[{"file": name, "title": facts["run_id"] or name, "cells": _cells(facts)} for name, facts in told],
+        silent=[name for name, facts in found.items() if not facts],
     )
 
 
@@ -79,25 +74,9 @@ class _Head(HTMLParser):
             self.content = str(facts.get("content") or "")
 
 
-def _table(told: list[tuple[str, dict[str, str]]]) -> str:
-    head = "".join(f'<th scope="col">{text(column)}</th>' for column in COLUMNS)
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Reports with their verdicts">'
-        f'<table class="{TABLE}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(_row(*pair) for pair in told)}</tbody></table></div>"
-    )
-
-
-def _row(name: str, facts: dict[str, str]) -> str:
+def _cells(facts: dict[str, str]) -> list[str]:
+    """The cells of a report's row after the one that names it, as `COLUMNS`."""
     label = f" ({facts['label']})" if facts["label"] else ""
     weights = f" ({facts['weights']})" if facts["weights"] else ""
-    values = (
-        f"{facts['status']}{label}",
-        facts["sentence"],
-        facts["device"],
-        facts["models"] + weights,
-        facts["created_utc"],
-    )
-    status = cell(facts["status"]) if not label else cell(values[0])
-    rest = "".join(cell(value) for value in values[1:])
-    return f'<tr><th scope="row">{link(name, facts["run_id"] or name)}</th>{status}{rest}</tr>'
+    status, models = f"{facts['status']}{label}", f"{facts['models']}{weights}"
+    return [status, facts["sentence"], facts["device"], models, facts["created_utc"]]

@@ -13,14 +13,15 @@ from __future__ import annotations
 import base64
 import io
 import os
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from colo_lib.report import blocks, timeline
+from colo_lib.report import blocks, templating
 from colo_lib.report.sections import FIRST, known
 
 KEY = "colo"
@@ -53,9 +54,7 @@ def show_timeline(shown: dict[str, Any], name: str, caption: str, alt: str, *, s
     part = {"kind": "timeline", "name": name, "section": known(section), "alt": alt}
     part |= {"caption": f"{caption} {shown['words']}"}
     part |= {key: shown[key] for key in ("packed", "columns", "rows")}
-    html = f"<style>{blocks.page_style(zooming=True)}</style>{timeline.body(part, table_html(part))}"
-    html += f"<script>{blocks.page_script(zooming=True)}</script>"
-    _publish({"text/html": html, "text/plain": f"{alt} {part['caption']}"}, part)
+    _publish({"text/html": _html(part), "text/plain": f"{alt} {part['caption']}"}, part)
 
 
 def show_table(
@@ -70,14 +69,13 @@ def show_table(
     rows = [["" if pd.isna(value) else str(value) for value in row] for row in frame.itertuples(index=False)]
     part: dict[str, Any] = {"kind": "table", "name": name, "section": known(section), "fold": fold, "caption": caption}
     part |= {"columns": columns, "rows": rows, "empty": empty}
-    html = f"<style>{blocks.page_style()}</style>{table_html(part)}<script>{blocks.page_script()}</script>"
-    _publish({"text/html": html, "text/plain": frame.to_string(index=False)}, part)
+    _publish({"text/html": _html(part), "text/plain": frame.to_string(index=False)}, part)
 
 
 def show_text(name: str, text: str, *, section: str) -> None:
     """Display a paragraph."""
     part = {"kind": "text", "name": name, "section": known(section), "text": text}
-    _publish({"text/html": f"<p>{escape(text)}</p>", "text/plain": text}, part)
+    _publish({"text/html": _html(part, [text]), "text/plain": text}, part)
 
 
 def show_verdict(status: str, sentence: str, missing: list[str], warnings: list[str]) -> None:
@@ -86,31 +84,15 @@ def show_verdict(status: str, sentence: str, missing: list[str], warnings: list[
     It stands on the first screen.
     """
     lines = [f"{status.upper()}. {sentence}", *warnings, *(f"Missing: {item}" for item in missing)]
-    body = "".join(f"<p>{escape(line)}</p>" for line in lines)
     part = {"kind": "verdict", "name": "verdict", "section": FIRST, "status": status, "sentence": sentence}
     told = {"missing": missing, "warnings": warnings}
-    _publish({"text/html": body, "text/plain": "\n".join(lines)}, {**part, **told})
+    _publish({"text/html": _html(part, lines), "text/plain": "\n".join(lines)}, {**part, **told})
 
 
 def finish(notebook: str, run_id: str) -> None:
     """Record that `notebook` came to its last cell; without this the report does not take it."""
     part = {"kind": "done", "name": "done", "notebook": notebook, "run_id": run_id}
     _publish({"text/plain": f"{notebook} is done for run {run_id}."}, part)
-
-
-def table_html(part: dict[str, Any]) -> str:
-    """A table part as HTML, every string escaped."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in part["columns"])
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<th scope="row">{escape(cell)}</th>' if not i else f"<td>{escape(cell)}</td>"
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in part["rows"]
-    )
-    return f'<table class="{blocks.TABLE}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def lift(notebook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -123,6 +105,13 @@ def lift(notebook: dict[str, Any]) -> list[dict[str, Any]]:
                 png = output.get("data", {}).get("image/png")
                 parts.append({**part, "png": "".join(png.split())} if isinstance(png, str) else part)
     return parts
+
+
+def _html(part: dict[str, Any], lines: Sequence[str] = ()) -> str:
+    """An output of a notebook: a table or a timeline with its script and style, else `lines`."""
+    zooming = part["kind"] == "timeline"
+    own = {"style": Markup(blocks.page_style(zooming)), "script": Markup(blocks.page_script(zooming))}
+    return templating.render("output.html", part=part, lines=lines, **own)
 
 
 def _publish(data: dict[str, str], part: dict[str, Any]) -> None:

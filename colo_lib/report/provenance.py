@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from colo_lib.data.run import Run
-from colo_lib.report.blocks import definitions, details, heading, items, paragraph, table
 
 WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
@@ -80,42 +79,26 @@ def _captures(run: Run) -> list[tuple[str, object]]:
     return [("Captures", "; MISSING ".join(told))]
 
 
-def provenance_blocks(run: Run) -> str:
-    """The provenance section: commit, machine, parameters, order of trials, checksums."""
+def facts_of(run: Run) -> dict[str, Any]:
+    """The provenance section: commit, machine, parameters, order of trials, checksums, as its template takes them."""
     machine = run.manifest["machine"]
     dirty = {True: "with uncommitted changes", False: "clean"}.get(machine.get("git_dirty"), "cleanness not recorded")
     measured, total = run.manifest.get("measured_s"), run.manifest.get("total_s")
     share = f" ({measured / total:.0%} of the time measured)" if measured and total else ""
-    flat = [(name, _told(value)) for name, value in machine.items() if not isinstance(value, dict | list)]
     params = [[str(name), _told(value)] for name, value in run.manifest["params"].items()]
-    order = [f"{row.step}, trial {row.trial}, block {row.block}: {row.status}" for row in run.trials.itertuples()]
     sums = [[name, str(entry["bytes"]), str(entry["sha256"])] for name, entry in run.manifest["files"].items()]
-    return "\n".join(
-        [
-            definitions(
-                [
-                    ("Commit", f"{_told(machine.get('git_commit'))}, {dirty}"),
-                    ("Time", f"{_seconds(measured)} in windows of {_seconds(total)} in all{share}"),
-                    ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
-                    ("Interval", "95 %: Student's t over starts of the engines, paired by block; docs/statistics.md"),
-                ]
-            ),
-            details("Machine", definitions(flat), opened=False),
-            details(
-                "Parameters",
-                table(_part(["Parameter", "Value"], params, "As resolved when the run started.")),
-                opened=False,
-            ),
-            details("Order of trials", items(order), opened=False),
-            details(
-                f"Checksums of {len(sums)} files",
-                heading(3, "Files")
-                + paragraph("Size and sha256 were checked before anything was read.")
-                + table(_part(["File", "Bytes", "sha256"], sums, "Files of the run folder.")),
-                opened=False,
-            ),
-        ]
-    )
+    return {
+        "commit": [
+            ("Commit", f"{_told(machine.get('git_commit'))}, {dirty}"),
+            ("Time", f"{_seconds(measured)} in windows of {_seconds(total)} in all{share}"),
+            ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
+            ("Interval", "95 %: Student's t over starts of the engines, paired by block; docs/statistics.md"),
+        ],
+        "machine": [(name, _told(value)) for name, value in machine.items() if not isinstance(value, dict | list)],
+        "parameters": _part(["Parameter", "Value"], params, "As resolved when the run started."),
+        "order": [f"{row.step}, trial {row.trial}, block {row.block}: {row.status}" for row in run.trials.itertuples()],
+        "files": _part(["File", "Bytes", "sha256"], sums, "Files of the run folder."),
+    }
 
 
 def _part(columns: list[str], rows: list[list[str]], caption: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import names_touching
 from colo_lib.report import page, provenance, run_tables
-from colo_lib.report.blocks import definitions, details, figure, frame, heading, items, paragraph, section
+from colo_lib.report.blocks import table_part
 from colo_lib.report.index import write_index
 from colo_lib.report.page import write_page
 from colo_lib.report.sections import SIDE_BY_SIDE
@@ -70,7 +70,7 @@ def _interval(row: Any) -> str:
 
 
 def picture(found: Sequence[Compared]) -> dict[str, Any]:
-    """Kept fractions of both workloads, a row a run, as a figure part of `blocks.figure`."""
+    """Kept fractions of both workloads, a row a run, as a figure part of the templates."""
     from colo_lib.plot.decisions import kept_by_run
 
     points = pd.concat([item.analysis.points(item.label) for item in found], ignore_index=True)
@@ -176,14 +176,6 @@ def make_side_by_side(folders: Sequence[Path], reports_dir: Path, output: Path |
 def render(found: Sequence[Compared]) -> str:
     """The page as HTML."""
     names = ", ".join(item.run.run_id for item in found)
-    bodies = {
-        "kept": frame(kept_rows(found), "Kept fraction or work per device [95 % interval]."),
-        "clauses": frame(clause_rows(found), "Each run is judged by the bounds of its own parameters."),
-        "differs": _differs(found),
-        "steps": "".join(_steps(item) for item in found),
-        "runs": "".join(_run(item) for item in found),
-    }
-    sections = "\n".join(section(name, SIDE_BY_SIDE[name], body) for name, body in bodies.items())
     about = {
         "run_id": names,
         "device": "; ".join(item.label for item in found),
@@ -191,27 +183,44 @@ def render(found: Sequence[Compared]) -> str:
         "sentence": "; ".join(f"{item.label}: {item.analysis.verdict.status}" for item in found),
         "created_utc": max(str(item.run.manifest.get("created_utc", "")) for item in found),
     }
-    footer = f"Made by colo {__version__} from runs {names}. Every interval is 95 %."
-    skip = ("kept", "Skip to the kept fractions")
-    return page.document(f"Co-location side by side: {names}", about, _first_screen(found), sections, footer, skip)
+    told = conditions(found)
+    unlike, alike = (told[told["alike"] == value].drop(columns="alike") for value in (False, True))
+    return page.document(
+        "side_by_side.html",
+        title=f"Co-location side by side: {names}",
+        about=about,
+        footer=f"Made by colo {__version__} from runs {names}. Every interval is 95 %.",
+        skip=("kept", "Skip to the kept fractions"),
+        titles=SIDE_BY_SIDE,
+        labels=[f"{item.label}: {words}" for item in found if (words := LABELS.get(_kind(item)))],
+        verdicts=_verdicts(found),
+        picture=picture(found),
+        kept=table_part(kept_rows(found), "Kept fraction or work per device [95 % interval]."),
+        clauses=table_part(clause_rows(found), "Each run is judged by the bounds of its own parameters."),
+        unlike=table_part(unlike, f"{len(unlike)} conditions differ between these runs."),
+        alike=table_part(alike, "Recorded, and the same in all."),
+        runs=[_shown(item) for item in found],
+    )
 
 
-def _first_screen(found: Sequence[Compared]) -> str:
-    verdicts = pd.DataFrame(
-        [(item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found],
-        columns=["Run", "Hypothesis", "Step 2: devices' worth per device", "On what"],
-    )
-    labels = [f"{item.label}: {words}" for item in found if (words := LABELS.get(_kind(item)))]
-    return "\n".join(
-        [
-            heading(1, f"{len(found)} runs side by side: {page.QUESTION[0].lower()}{page.QUESTION[1:]}"),
-            f'<div class="banner" role="note">{items(labels)}</div>' if labels else "",
-            frame(verdicts, "The verdict of each run on the hypothesis; dedicated devices do 1 each."),
-            figure(picture(found)),
-            paragraph("Runs that differ in more than the device compare more than devices: see what differs.", "note"),
-            page.contents(SIDE_BY_SIDE),
-        ]
-    )
+def _verdicts(found: Sequence[Compared]) -> dict[str, Any]:
+    """A row a run, as a table part."""
+    rows = [(item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found]
+    shown = pd.DataFrame(rows, columns=["Run", "Hypothesis", "Step 2: devices' worth per device", "On what"])
+    return table_part(shown, "The verdict of each run on the hypothesis; dedicated devices do 1 each.")
+
+
+def _shown(item: Compared) -> dict[str, Any]:
+    """A run as the template takes it."""
+    caption = f"{item.label}: means over blocks [95 % interval]; latencies pooled over trials."
+    return {
+        "label": item.label,
+        "run_id": item.run.run_id,
+        "sentence": item.analysis.headline,
+        "warnings": page.merged(item.analysis.warnings),
+        "steps": table_part(run_tables.steps(item.analysis.steps_table), caption),
+        "what_was_run": provenance.what_was_run(item.run),
+    }
 
 
 def _kind(item: Compared) -> str:
@@ -222,31 +231,3 @@ def _work(item: Compared) -> str:
     rows = kept_rows([item])
     found = rows[rows["Step and quantity"].str.match(r"step2 .*: aggregate per device")]
     return "not measured" if found.empty else str(found.iloc[0][item.label])
-
-
-def _differs(found: Sequence[Compared]) -> str:
-    told = conditions(found)
-    unlike, alike = (told[told["alike"] == value].drop(columns="alike") for value in (False, True))
-    first = (
-        frame(unlike, f"{len(unlike)} conditions differ between these runs.")
-        if len(unlike)
-        else paragraph("Nothing that was recorded differs.")
-    )
-    return first + details(
-        f"{len(alike)} conditions that are alike", frame(alike, "Recorded, and the same in all."), False
-    )
-
-
-def _steps(item: Compared) -> str:
-    caption = f"{item.label}: means over blocks [95 % interval]; latencies pooled over trials."
-    table = frame(run_tables.steps(item.analysis.steps_table), caption)
-    return heading(3, item.label) + page.cautions(item.analysis.warnings) + table
-
-
-def _run(item: Compared) -> str:
-    return (
-        heading(3, item.label)
-        + paragraph(item.analysis.headline)
-        + definitions(provenance.what_was_run(item.run))
-        + paragraph(f"Its own page: colo report {item.run.run_id}", "note")
-    )

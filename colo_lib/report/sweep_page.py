@@ -13,7 +13,7 @@ from colo_lib.data.sweep import Sweep, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.report import index, page, provenance, sections
 from colo_lib.report.across_tables import states
-from colo_lib.report.blocks import definitions, figure, frame, heading, paragraph, section, text
+from colo_lib.report.blocks import table_part
 from colo_lib.report.build import execute_with, keep_figures
 from colo_lib.report.page import write_page
 
@@ -79,38 +79,25 @@ def render(sweep: Sweep, first: Run, found: list[dict[str, Any]]) -> str:
         "status": "sweep",
         "sentence": " ".join(part["text"] for part in lead if part["kind"] == "text"),
     }
-    own = {
-        "cells": frame(states(sweep), "What each cell varies, and what became of it."),
-        "provenance": provenance.provenance_blocks(first),
-    }
-    titles = {name: title for name, title in sections.SWEEP_PAGE.items() if parts[name] or name in {opening, *own}}
-    bodies = [section(name, title, _shown(parts[name]) + own.get(name, "")) for name, title in titles.items()]
+    own = {"cells", "provenance", opening}
     return page.document(
-        f"Co-location: {sweep.sweep_id}",
-        about,
-        _first_screen(sweep, first, lead, titles),
-        "\n".join(bodies),
-        f"Made by colo {__version__} from sweep {sweep.sweep_id}. Every interval is 95 %.",
-        (opening, "Skip to the first answer"),
+        "sweep.html",
+        title=f"Co-location: {sweep.sweep_id}",
+        about=about,
+        footer=f"Made by colo {__version__} from sweep {sweep.sweep_id}. Every interval is 95 %.",
+        skip=(opening, "Skip to the first answer"),
+        zooming=any(part["kind"] == "timeline" for shown in parts.values() for part in shown),
+        banner=page.SIMULATED if sweep.simulated else page.STAND_IN if sweep.stand_in else "",
+        lead=lead,
+        one_line=provenance.in_one_line(first),
+        warnings=page.merged(_doubts(sweep)),
+        cells=_cells(sweep),
+        what_was_run=provenance.what_was_run(first),
+        titles={name: title for name, title in sections.SWEEP_PAGE.items() if parts[name] or name in own},
+        sections={name: _answer_first(shown) for name, shown in parts.items()},
+        states=table_part(states(sweep), "What each cell varies, and what became of it."),
+        provenance=provenance.facts_of(first),
     )
-
-
-def _first_screen(sweep: Sweep, first: Run, lead: list[dict[str, Any]], titles: dict[str, str]) -> str:
-    banner = page.SIMULATED if sweep.simulated else page.STAND_IN if sweep.stand_in else ""
-    told = [
-        heading(1, page.QUESTION),
-        f'<p class="banner" role="note">{text(banner)}</p>' if banner else "",
-        *(paragraph(part["text"], "lead") for part in lead if part["kind"] == "text"),
-        paragraph(provenance.in_one_line(first), "note"),
-        *(figure(part) for part in lead if part["kind"] == "figure"),
-        page.cautions(_doubts(sweep)),
-        heading(2, "What was run, on what"),
-        definitions(_cells(sweep)),
-        paragraph("Of the first cell; the others differ in what the sweep varies.", "note"),
-        definitions(provenance.what_was_run(first)),
-        page.contents(titles),
-    ]
-    return "\n".join(told)
 
 
 def _cells(sweep: Sweep) -> list[tuple[str, object]]:
@@ -129,7 +116,7 @@ def _doubts(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _shown(parts: list[dict[str, Any]]) -> str:
+def _answer_first(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Figures, then sentences, then tables: a notebook of a sweep ends in its answer, a section begins with it."""
     order = {"figure": 0, "timeline": 0, "text": 1}
-    return page.body_of(sorted(parts, key=lambda part: order.get(part["kind"], 2)))
+    return sorted(parts, key=lambda part: order.get(part["kind"], 2))

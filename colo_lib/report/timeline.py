@@ -1,4 +1,4 @@
-"""The timeline to zoom: a capture packed into text that a page can hold, and its HTML.
+"""The timeline to zoom: a capture packed into text that a page can hold.
 
 A capture's pyramid as text that a page can hold: columns of whole numbers as byte planes, deflated, base64.
 
@@ -9,10 +9,8 @@ a signed one holds 2v for v >= 0 and -2v - 1 below. `timeline_data.js` reads it.
 Everything is exact. What does not fit the budget is told by the header: kernels one by one are then those of a
 stretch, and bins are wider; no row is missing from the bins.
 
-The timeline to zoom: what a notebook shows of a view, and such a part as HTML.
-
-Everything that is of use without scripts is HTML: words for the picture, why it is not there, and its numbers by
-stretch. The scripts draw the picture from the packed text alone, and show every name as text.
+Everything that is of use without scripts is HTML (`templates/macros.html`): words for the picture, why it is not there,
+and its numbers by stretch. The scripts draw the picture from the packed text alone, and show every name as text.
 """
 
 from __future__ import annotations
@@ -31,8 +29,6 @@ from colo_lib.analysis.trace import downsample
 from colo_lib.analysis.trace.downsample import Level, Rows
 from colo_lib.analysis.trace.processes import printable
 from colo_lib.analysis.trace.window import TraceWindow
-from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
-from colo_lib.report.blocks import text
 from colo_lib.report.trace_text import percent
 from colo_lib.trace import Ints
 
@@ -228,21 +224,6 @@ def numbers(fitted: Packed, workloads: list[str]) -> tuple[list[str], list[list[
         _cells(level, place, [*columns, level.overlap_ns / width] if both else columns) for place in range(len(level))
     ]
     return ["From (ms)", *heads, *(["Both at once"] if both else [])], shown
-
-
-def body(part: dict[str, Any], numbers_table: str) -> str:
-    """A timeline part as HTML, every string escaped; `numbers_table` is HTML of its rows.
-
-    A part whose packed text is not one that `packed.fit` makes is told, not embedded.
-    """
-    caption = f'<p class="caption">{text(part.get("caption", ""))}</p>'
-    if not readable(part.get("packed")):
-        return f'<p class="note">The timeline {text(part.get("name"))} cannot be read.</p>'
-    return (
-        f'<div class="colo-timeline" data-packed="{text(part["packed"])}" data-colours="{GEN_COLOUR} {EMBED_COLOUR}">'
-        f'{caption}<p class="colo-without">{text(WITHOUT)}</p><p class="colo-words">{text(part.get("alt", ""))}</p>'
-        f"<details><summary>This timeline in numbers</summary>{numbers_table}</details></div>"
-    )
 
 
 def _cells(level: Level, place: int, columns: list[Any]) -> list[str]:

@@ -22,7 +22,7 @@ from colo_lib.cli import list as list_command
 from colo_lib.cli import report as report_command
 from colo_lib.data.run import open_run
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.report import blocks, build, notebook_output, page, sections
+from colo_lib.report import blocks, build, notebook_output, page, sections, templating
 from colo_lib.report.build import execute
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
@@ -138,7 +138,7 @@ def test_every_image_is_a_png_with_words_for_it(read: Reader) -> None:
     assert len(images) == 9
     for image in images:
         assert len(image["alt"] or "") > 40
-        assert base64.b64decode(image["src"].split(",", 1)[1]).startswith(blocks.PNG)
+        assert base64.b64decode(image["src"].split(",", 1)[1]).startswith(templating.PNG)
 
 
 def test_what_a_reader_must_see_first_is_there(read: Reader) -> None:
@@ -248,7 +248,9 @@ def test_html_found_in_a_notebook_is_never_taken() -> None:
     part = {"kind": "table", "name": "x", "caption": HOSTILE, "columns": [HOSTILE], "rows": [[HOSTILE]]}
     output = {"output_type": "display_data", "data": {"text/html": HOSTILE}, "metadata": {"colo": part}}
     lifted = notebook_output.lift({"cells": [{"outputs": [output]}]})
-    reader = Reader(blocks.table(lifted[0]) + blocks.figure({"png": "PHN2Zz4=", "name": HOSTILE}))
+    reader = Reader(
+        templating.block("table", lifted[0]) + templating.block("figure", {"png": "PHN2Zz4=", "name": HOSTILE})
+    )
     assert {tag for tag, _ in reader.tags} <= {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from colo_lib.report import blocks, page
+from colo_lib.report import page
 from tests.report import chromium
 from tests.report.chromium import Press
 
@@ -34,10 +34,10 @@ HEADS = "[...document.querySelectorAll('thead th')]"
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [[str(place), *(said[place] for said, _, _ in COLUMNS.values())] for place in range(4)]
     part = {"columns": ["Row", *COLUMNS], "rows": rows, "caption": "Cells of all kinds."}
-    body = blocks.table(part)
     target = tmp_path_factory.mktemp("page") / "page.html"
-    header = blocks.heading(1, "A table")
-    target.write_text(page.document("T", {}, header, body, "", ("t", "Skip")), encoding="utf-8")
+    own = {"title": "A table", "about": {}, "footer": "", "skip": ("t", "Skip")}
+    shown = page.document("page.html", parts=[{**part, "kind": "table", "names": ["cells"]}], **own)
+    target.write_text(shown, encoding="utf-8")
     return target
 
 

@@ -60,9 +60,9 @@ def page_of(view: TraceWindow, file: Path, **options: Any) -> Path:
         words = trace_tables.overlap_words(summary.summary_of(view))
         whole = timeline.timeline_of(view, sum(view.window) // 2, **options)
         notebook_output.show_timeline(whole, "kernel-zoom", "To zoom.", words, section="traces")
-    body = page.body_of([{**shown[0], "names": ["kernel-zoom"]}])
-    header = blocks.heading(1, "A timeline")
-    file.write_text(page.document("T", {}, header, body, "", ("t", "Skip"), zooming=True), encoding="utf-8")
+    own = {"title": "A timeline", "about": {}, "footer": "", "skip": ("t", "Skip"), "zooming": True}
+    parts = [{**shown[0], "names": ["kernel-zoom"]}]
+    file.write_text(page.document("page.html", parts=parts, **own), encoding="utf-8")
     return file
 
 
