@@ -12,7 +12,9 @@ import numpy as np
 from colo_lib import paths
 from colo_lib.data.export import read_launches
 from colo_lib.data.export_devices import on_their_gpus
+from colo_lib.data.nsys_schema import find_table
 from colo_lib.data.sessions import clock_shift, concatenated, read_exports
+from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
 from colo_lib.records import CaptureFacts, checked, read_object
@@ -117,7 +119,7 @@ def _facts_beside(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:
-    """Steps of a run folder that have a capture of GPU work which can be read, in the order of the steps."""
+    """Steps of a run folder that have a capture with kernels which can be read, in the order of the steps."""
     found = []
     for step in STEPS:
         folder = paths.capture_folder(run_folder, step)
@@ -126,9 +128,20 @@ def captured_steps(run_folder: str | Path) -> list[str]:
         facts = _capture_facts(folder / paths.CAPTURE)
         names = facts.get("exports") or [DEFAULT_EXPORT]
         good = facts.get("status", "done") == "done" and facts.get("traced", "cuda") == "cuda"
-        if good and all((folder / str(name)).is_file() for name in names):
+        files = [folder / str(name) for name in names]
+        if good and all(file.is_file() for file in files) and any(_holds_kernels(file) for file in files):
             found.append(step)
     return found
+
+
+def _holds_kernels(file: Path) -> bool:
+    """Whether an export has a table of kernels or of graphs, or is damaged, which its reader tells better."""
+    try:
+        with opened(file) as connection:
+            tables = tables_of(connection)
+    except InputError:
+        return True
+    return any(find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in ("KERNEL", "GRAPH_TRACE"))
 
 
 def find_capture(run_folder: str | Path, step: str) -> StepCapture | None:

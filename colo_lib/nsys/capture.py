@@ -174,7 +174,8 @@ def _exported(
         missing = missing_workloads(export, held, on_gpu=params.device == "cuda")
         if missing:
             what = "GPU activity" if params.device == "cuda" else "event"
-            told = f"the export {export.name} holds no {what} of {' and '.join(missing)}, though they worked"
+            kernels = " with a kernel" if params.device == "cuda" else ""
+            told = f"the export {export.name} holds no {what} of {' and '.join(missing)}{kernels}, though they worked"
             raise (StepFailed if session.separate else JointFailed)(f"{told} in the window")
         if report.stat().st_size > KEPT_REPORT_BYTES:
             report.unlink()

@@ -6,8 +6,9 @@ process that starts both workloads (`nsys.engine_host`).
 
 Whether an export holds what a capture was made for, found out without knowing one table's name.
 
-A table with a start and a `globalPid` or `globalTid` holds events of processes; with a `deviceId` too it holds what a
-GPU did. The names and versions of the tables are the affair of `data`.
+A table with a start and a `globalPid` or `globalTid` holds events of processes; with a grid or a graph too it holds
+kernels or launches of graphs: nsys has lost those of a process and kept what it set and copied. The names and versions
+of the tables are the affair of `data`.
 """
 
 from __future__ import annotations
@@ -93,8 +94,11 @@ def conflicting_words(words: Sequence[str]) -> list[str]:
     return [word for word in words if re.match(r"--?(profiler[-_.]config|torch[-_]profiler|profile)", word)]
 
 
+SHAPES = {"gridX", "graphId"}  # a column that rows of kernels, or of launches of whole graphs, have
+
+
 def events_by_pid(export: Path, on_gpu: bool) -> dict[int, int]:
-    """Events by process; `on_gpu`: of the GPU only. Raises StepFailed for a file that is damaged or no database."""
+    """Events by process; `on_gpu`: kernels and graphs only. Raises StepFailed for a damaged file or no database."""
     if not export.is_file() or export.stat().st_size == 0:
         raise StepFailed(f"nsys left no export, or an empty one: {export.name}")
     found: dict[int, int] = {}
@@ -119,7 +123,8 @@ def event_tables(database: sqlite3.Connection, on_gpu: bool) -> list[tuple[str, 
     for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         columns = {row[1] for row in database.execute(f'PRAGMA table_info("{table}")')}
         owner = next((name for name in ("globalPid", "globalTid") if name in columns), None)
-        if owner and "start" in columns and '"' not in table and (not on_gpu or {"deviceId", "globalPid"} <= columns):
+        on_device = {"deviceId", "globalPid"} <= columns and bool(columns & SHAPES)
+        if owner and "start" in columns and '"' not in table and (not on_gpu or on_device):
             found.append((table, owner))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import Run
 
 WEIGHTS = {
@@ -49,13 +50,13 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
             "Load of gen",
             f"{params.gen_concurrency} request{'' if params.gen_concurrency == 1 else 's'} in flight, "
             f"{params.gen_prompt_tokens} tokens in, "
-            f"{params.gen_output_tokens} out",
+            f"{params.gen_output_tokens} out{', eager: no CUDA graphs' if params.gen_enforce_eager else ''}",
         ),
         ("Load of embed", f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens"),
         (
             "Trials",
-            f"{counted} of {len(run.trials)} count; {params.blocks} blocks, windows of {params.window_s:g} s after "
-            f"{params.warmup_s:g} s of warm-up",
+            f"{counted} of {len(run.trials)} count; {params.blocks} block{'' if params.blocks == 1 else 's'}, "
+            f"windows of {params.window_s:g} s after {params.warmup_s:g} s of warm-up",
         ),
         *_captures(run),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
@@ -69,11 +70,14 @@ def _captures(run: Run) -> list[tuple[str, object]]:
     captures = run.manifest.get("captures") or []
     if not captures:
         return []
-    done = [capture["step"] for capture in captures if capture["status"] == "done"]
+    recorded = [str(capture["step"]) for capture in captures if capture["status"] == "done"]
+    readable = captured_steps(run.folder) if run.params.device == "cuda" else recorded
+    done = [step for step in recorded if step in readable]
     lacking: dict[str, list[str]] = {}
     for capture in captures:
-        if capture["status"] != "done":
-            lacking.setdefault(str(capture["reason"]), []).append(str(capture["step"]))
+        if capture["step"] not in done:
+            reason = capture["reason"] if capture["status"] != "done" else "no kernels of it can be read"
+            lacking.setdefault(str(reason), []).append(str(capture["step"]))
     told = [f"{len(done)} of {len(captures)} steps" + (f" ({', '.join(done)})" if done else "")]
     told += [f"{', '.join(steps)}: {reason}" for reason, steps in lacking.items()]
     return [("Captures", "; MISSING ".join(told))]

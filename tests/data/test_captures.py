@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from colo_lib.analysis.verdict import judge
 from colo_lib.cli import main
 from colo_lib.data.capture import captured_steps, find_capture, read_capture, read_files, read_step_launches
 from colo_lib.errors import InputError
+from colo_lib.nsys.commands import missing_workloads
 from colo_lib.params import Params
 from colo_lib.paths import RECORDED
 from colo_lib.report import trace_tables
@@ -221,3 +224,19 @@ def test_trace_notebook_and_verdict_say_the_same_of_step_2_on_the_recorded_h100(
     assert (clause["status"], clause["mean"]) == ("supported", of_verdict["fraction_of_gen"])
     blind = _traced(capsys, str(one.files[0]), "--mechanism", "time-sliced")
     assert blind["overlap_is_upper_bound"]
+
+
+def test_a_capture_that_lost_its_kernels_is_passed_over_and_named(tmp_path: Path) -> None:
+    """nsys has kept what a process copied and lost its kernels: the page must be made without that capture."""
+    made = write_run(tmp_path, Plan(window_s=2.0))
+    for step in ("step1", "step4"):
+        add_capture(made, step)
+    file = read_capture(made, "step4").files[0]
+    pids = {"gen": [777], "embed": [774]}
+    assert missing_workloads(file, pids, on_gpu=True) == ["gen"]
+    with closing(sqlite3.connect(file)) as database, database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE name LIKE '%KIND_KERNEL%'").fetchall():
+            database.execute(f'DROP TABLE "{table}"')
+    assert missing_workloads(file, pids, on_gpu=True) == ["gen", "embed"]
+    assert captured_steps(made) == ["step1"]
+    assert find_capture(made, "step4") is None

@@ -172,7 +172,14 @@ def test_nothing_comes_along_of_schema_and_free_pages(tmp_path: Path) -> None:
         assert database.execute("PRAGMA freelist_count").fetchone()[0] == 0
 
 
-RECORDED = [H100_PAIR[0], *sorted(REPOSITORY.glob("recorded/h*/**/capture/trace.sqlite"))]
+def holds_kernels(file: Path) -> bool:
+    """nsys lost the kernels of one recorded capture: `colo trace` has nothing to tell of it."""
+    with closing(sqlite3.connect(file)) as database:
+        return "CUPTI_ACTIVITY_KIND_KERNEL" in {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+
+
+FOUND = sorted(REPOSITORY.glob("recorded/h*/**/capture/trace.sqlite"))
+RECORDED = [H100_PAIR[0], *(file for file in FOUND if holds_kernels(file))]
 
 
 @pytest.mark.parametrize("file", RECORDED, ids=lambda file: "-".join(file.parts[-8:-2])[-40:])
