@@ -51,8 +51,11 @@ def named_run(name: str, runs_dir: str) -> Path:
 
 
 def example_run() -> Run:
-    """So that every notebook reaches its end where nothing was measured yet: a recorded run, else a simulated one."""
-    recorded = newest_run(paths.RECORDED)
+    """So that every notebook reaches its end where nothing was measured yet: a recorded run, else a simulated one.
+
+    Of the recorded runs that with the most trials: others are single looks without an interval.
+    """
+    recorded = max(find_runs(paths.RECORDED), key=_trials_listed, default=None)
     if recorded:
         run = open_run(recorded)
         device = run.manifest["machine"]["device_name"]
@@ -66,8 +69,12 @@ def example_run() -> Run:
     return run
 
 
-def alike(params: Params, pair: Params, steps: tuple[str, ...]) -> Run | None:
-    """A run that has `steps` and `pair`'s models and concurrency: of here, of a sweep, or a recorded one; or None.
+def _trials_listed(folder: Path) -> int:
+    return len(read_object(folder / paths.MANIFEST).get("trials") or [])
+
+
+def alike(params: Params, pair: Run, steps: tuple[str, ...]) -> Run | None:
+    """A run that has `steps` and `pair`'s GPU, models and concurrency: of here, of a sweep, or a recorded one; or None.
 
     The newest of the first of these places that has one; damaged ones are passed over.
     """
@@ -83,10 +90,13 @@ def alike(params: Params, pair: Params, steps: tuple[str, ...]) -> Run | None:
     return None
 
 
-def _fits(folder: Path, pair: Params, steps: tuple[str, ...]) -> bool:
+def _fits(folder: Path, pair: Run, steps: tuple[str, ...]) -> bool:
     """Whether a run has `steps` and measures `pair`; raises InputError for one that is damaged."""
-    own = check_recorded(checked(Manifest, read_object(folder / paths.MANIFEST), folder).params, str(folder))
-    return set(steps) <= set(own.step_names()) and all(getattr(own, name) == getattr(pair, name) for name in PAIR)
+    manifest = read_object(folder / paths.MANIFEST)
+    own = check_recorded(checked(Manifest, manifest, folder).params, str(folder))
+    same_gpu = manifest["machine"].get("device_name") == pair.manifest["machine"].get("device_name")
+    same = all(getattr(own, name) == getattr(pair.params, name) for name in PAIR)
+    return same_gpu and same and set(steps) <= set(own.step_names())
 
 
 def _run_sentence(run: Run) -> Run:

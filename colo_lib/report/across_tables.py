@@ -279,12 +279,12 @@ class Beside:
 
 
 def prediction_beside(params: Params, analysis: SweepAnalysis) -> Beside:
-    """The prediction from the newest run of one GPU with the pair's models and concurrency; empty without one."""
+    """The prediction from the newest run of one such GPU with the pair's models and concurrency; empty without one."""
     pair = analysis.first.run
-    single = alike(params, pair.params, NEEDED)
+    single = alike(params, pair, NEEDED)
     found = analysis.prediction(single)
     if single is None:
-        return Beside(found, f"No run of one GPU with these models and concurrency has {', '.join(NEEDED)}.")
+        return Beside(found, f"No run of one such GPU with these models and concurrency has {', '.join(NEEDED)}.")
     told = f"Config B predicted from {single.run_id}, and measured."
     if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
         told += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -332,6 +333,7 @@ def test_partial_folders_never_count(tmp_path: Path) -> None:
 def test_without_a_run_a_recorded_one_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = select.select_run(Params(runs_dir=str(tmp_path)))
     assert run.folder.parent == paths.RECORDED
+    assert run.trials.groupby("step").size().min() >= 3, "not a single look, from which no notebook has an interval"
     assert "EXAMPLE: no finished run was found here; this one was recorded on NVIDIA" in capsys.readouterr().out
 
 
@@ -369,8 +371,9 @@ def test_devices_of_several_processes_are_counted_once(recorded: object, read: t
 def test_a_run_of_the_same_models_is_found_also_among_the_recorded(tmp_path: Path) -> None:
     (pair,) = paths.RECORDED.glob("h100-x2-*/cells/cell-001/runs/*")
     nothing = Params(runs_dir=str(tmp_path / "none"), sweeps_dir=str(tmp_path / "none"))
-    found = select.alike(nothing, open_run(pair).params, ("step1", "step2", "step4"))
+    run = open_run(pair)
+    found = select.alike(nothing, run, ("step1", "step2", "step4"))
     assert found is not None
     assert found.folder.is_relative_to(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
-    other = open_run(pair).params.model_copy(update={"gen_model": "qwen2.5-3b-instruct"})
-    assert select.alike(nothing, other, ("step1", "step2", "step4")) is None
+    other = run.params.model_copy(update={"gen_model": "qwen2.5-3b-instruct"})
+    assert select.alike(nothing, dataclasses.replace(run, params=other), ("step1", "step2", "step4")) is None
