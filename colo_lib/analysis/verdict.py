@@ -232,7 +232,8 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
         title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
         interval += within_starts(row.starts)
-        parts.append(f"{title}: {mean} ({interval}, {row.blocks} blocks); dedicated is 1.")
+        blocks = f"{row.blocks} block{'' if row.blocks == 1 else 's'}"
+        parts.append(f"{title}: {mean} ({interval}, {blocks}); dedicated is 1.")
     return " ".join(parts)
 
 

@@ -98,7 +98,7 @@ def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str]) -> None:
     for step in steps:
         mine = kept[kept["step"] == step]
         blocks, starts = int(mine["blocks"].max()), int(mine["starts"].min())
-        labels.append(f"{step}\nn={blocks} blocks\n{starts} start{'s' if starts > 1 else ''}")
+        labels.append(f"{step}\nn={blocks} block{'s' if blocks > 1 else ''}\n{starts} start{'s' if starts > 1 else ''}")
     axes.set_xticks(range(len(steps)), labels)
     axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
     axes.set_ylim(bottom=0)

@@ -20,7 +20,7 @@ import pytest
 from colo_lib import paths
 from colo_lib.cli import list as list_command
 from colo_lib.cli import report as report_command
-from colo_lib.data.run import open_run
+from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.report import blocks, build, notebook_output, page, sections, templating
 from colo_lib.report.build import execute
@@ -302,3 +302,8 @@ def test_colo_list_tells_finished_from_unfinished(tmp_path: Path, capsys: pytest
 def test_a_run_of_another_name_is_shown_under_its_own(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path, Plan(run_id="named", blocks=1, window_s=1.0)))
     assert run.run_id in page.render(run, [])
+
+
+def test_recorded_runs_of_different_settings_keep_figures_of_different_names() -> None:
+    ends = [build.figures_end(open_run(folder)) for folder in find_runs(paths.RECORDED)]
+    assert len(set(ends)) == len(ends) > 3, "one would overwrite the other's in figures/"
