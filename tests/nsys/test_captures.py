@@ -202,7 +202,7 @@ def test_an_nsys_that_dies_at_once_is_told(run: Any) -> None:
 RECORD = """
 import json, sys
 from pathlib import Path
-from colo_lib.capture import session
+from colo_lib.nsys import session
 from colo_lib.params import check
 from colo_lib.record.captures import record_captures
 session.HOST = "tests.standins.capture_host"
