@@ -16,9 +16,9 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from colo_lib.analysis.trace.window import view_of  # noqa: E402
-from colo_lib.data.capture import read_capture  # noqa: E402
-from colo_lib.params import Params  # noqa: E402
+from colo_lib.analysis.trace.window import view_of
+from colo_lib.data.capture import read_capture
+from colo_lib.params import Params
 
 BLOCKS = {"1": 1, "2-8": 8, "9-131": 131, "132 (an SM each)": 132, "more": np.inf}
 MOST = 5  # kernels listed
