@@ -147,16 +147,16 @@ def _gpu(params: Params, gpus: GpuLook) -> list[Row]:
         return [Row("GPU", answer, gpus.reason, remedy, needed)]
     rows = [Row("driver", OK, f"{gpus.driver or 'unknown'}, CUDA {gpus.cuda or 'unknown'}", needed=needed)]
     for gpu in gpus.gpus:
-        card = find_gpu(gpu["name"] or "")
+        card = find_gpu(gpu.name or "")
         facts = [
-            gpu["name"] or "name unknown",
-            "memory unknown" if gpu["free_gib"] is None else f"{gpu['free_gib']:.1f} GiB free",
+            gpu.name or "name unknown",
+            "memory unknown" if gpu.free_gib is None else f"{gpu.free_gib:.1f} GiB free",
         ]
         facts += [f"{card.sms} SMs, {card.bandwidth_gb_s:.0f} GB/s"] if card else []
-        facts += ["MIG on"] if gpu["mig"] else []
-        facts += [f"{gpu['processes']} other processes"] if gpu["processes"] else []
-        rows.append(Row(f"GPU {gpu['index']}", OK, ", ".join(facts)))
-        rows += [Row(f"GPU {gpu['index']}, note", OK, told) for told in about(gpu)]
+        facts += ["MIG on"] if gpu.mig else []
+        facts += [f"{gpu.processes} other processes"] if gpu.processes else []
+        rows.append(Row(f"GPU {gpu.index}", OK, ", ".join(facts)))
+        rows += [Row(f"GPU {gpu.index}, note", OK, told) for told in about(gpu)]
     return rows
 
 

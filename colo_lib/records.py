@@ -1,65 +1,132 @@
-"""Records of a run folder and of a sweep: what each holds, field by field, and how it is read and written.
+"""Records of a run folder and of a sweep: what each holds, field by field. docs/run-folder.md tells of them.
 
-What the records of a run folder hold, field by field: the types that docs/run-folder.md tells of.
-
-Fields that are not named here may be there; a field that is has its type and lies within reason, so that whoever reads
-a record need not ask again.
-
-A JSON object out of a file from outside, or a sentence.
+Whoever writes one makes it here, whoever reads one gets it from here. A field that is added is private until
+`report/share_fields.py` lists it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from colo_lib.errors import InputError
+from colo_lib.json_records import (
+    Count,
+    Ns,
+    Number,
+    Ordinal,
+    Record,
+    Signed,
+    checked,
+    damaged,
+    now_utc,
+    read_object,
+    write_json,
+)
+from colo_lib.mechanism_records import AnyEvidence
 from colo_lib.params import RUN_ID, STEPS
 
-# Monotonic or UTC times of this century, in ns, and their differences, are far from what int64 holds.
-Ns = Annotated[int, Field(ge=0, lt=2**62)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-Number = Annotated[float, Field(ge=0)]
-Ordinal = Annotated[int, Field(ge=1, le=1_000_000)]
+__all__ = [
+    "BUDGET_PARTS",
+    "BudgetRow",
+    "CaptureFacts",
+    "Cell",
+    "CellRecord",
+    "Clock",
+    "Devices",
+    "GpuFacts",
+    "ListedCapture",
+    "ListedFile",
+    "ListedTrial",
+    "Machine",
+    "Manifest",
+    "MeasuredTrial",
+    "MemoryParts",
+    "ModelFacts",
+    "PacingFacts",
+    "ProfiledRates",
+    "Shared",
+    "Start",
+    "SweepAxis",
+    "SweepPlan",
+    "SweepRow",
+    "TelemetryCost",
+    "TelemetryFacts",
+    "TelemetryGap",
+    "Trial",
+    "TrialEvidence",
+    "WindowFacts",
+    "checked",
+    "damaged",
+    "now_utc",
+    "read_object",
+    "write_json",
+]
+
 Status = Literal["done", "invalid", "skipped", "failed"]
 Step = Literal[STEPS]  # type: ignore[valid-type]
 Devices = list[str | int | list[str | int]]
+Value = bool | int | float | str
+"""Of a parameter."""
+
 SAME_LENGTH_S = 1e-3
 
 
-class Record(BaseModel):
-    """A record from outside: no type is made another, no number is infinite or none."""
+class TelemetryGap(Record):
+    """When the sampler was away, and why; a time is null where no sample was taken before or after."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
+    start_ns: Ns | None = None
+    end_ns: Ns | None = None
+    reason: str | None = None
 
 
 class TelemetryFacts(Record):
     """`telemetry` of a trial: the driver's reasons, when the sampler was away, memory by device."""
 
-    absent: dict[str, dict[str, str | None]] = {}
-    gaps: list[dict[str, Any]] = []
-    totals_gib: dict[str, Number | None] = {}
+    absent: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    gaps: list[TelemetryGap] = Field(default_factory=list)
+    totals_gib: dict[str, Number | None] = Field(default_factory=dict)
+    strangers_unknown: str | None = None
+
+
+class TelemetryCost(Record):
+    """`telemetry_cost` of a trial: what the sampling took; empty where the sampler died before it told."""
+
+    cpu_fraction: Number | None = None
+    samples: Number | None = None
+    hz: Number | None = None
+    longest_sample_ms: Number | None = None
 
 
 class PacingFacts(Record):
-    """`pacing` of a trial."""
+    """`pacing` of a trial: how embed was held back, if at all; `duty` where it is a fixed one."""
 
     kind: str
+    micro_batch_size: Count | None = None
+    duty: Number | None = None
 
 
-class Trial(Record):
-    """trial.json."""
+class MemoryParts(Record):
+    """`memory_parts_gib` of a trial, a workload: what its device memory is made of, GiB a process."""
 
-    step: Step
-    trial: Ordinal
-    block: Ordinal | None = None
-    mechanism: str | None = None
+    weights: Signed | None = None
+    kv_cache: Signed | None = None
+    graphs: Signed | None = None
+    activations: Signed | None = None
+    cached: Signed | None = None
+    rest: Signed | None = None
+
+
+class TrialEvidence(Record):
+    """`mechanism_evidence` of a trial: proof of how the GPU was shared, before the window and after it."""
+
+    before: AnyEvidence | None = None
+    after: AnyEvidence | None = None
+
+
+class WindowFacts(Record):
+    """What the frames of a trial say of its window; its status says whether it counts."""
+
     status: Status
     reason: str | None = None
     window_start_ns: Ns | None = None
@@ -74,18 +141,33 @@ class Trial(Record):
     embed_sequences_per_s: Number | None = None
     drift_fraction: dict[str, Number | None] | None = None
     neighbour: str | None = None
+    stranger_cores: Number | None = None
+
+
+class MeasuredTrial(WindowFacts):
+    """What a trial's measurement adds to its record."""
+
+    memory_gib: dict[str, Number | None] | None = None
+    memory_parts_gib: dict[str, MemoryParts | None] | None = None
+    telemetry_cost: TelemetryCost | None = None
+    telemetry: TelemetryFacts | None = None
+    mechanism_evidence: TrialEvidence | None = None
+
+
+class Trial(MeasuredTrial):
+    """trial.json."""
+
+    measured_in: str | None = None
+    schema_version: int | None = None
+    step: Step
+    trial: Ordinal
+    block: Ordinal | None = None
+    mechanism: str | None = None
     devices: dict[str, Devices | None] | None = None
     pids: dict[str, list[int]] | None = None
     engine_starts: dict[str, str | None] | None = None
-    memory_gib: dict[str, Number | None] | None = None
-    memory_parts_gib: dict[str, dict[str, float | None] | None] | None = None
-    telemetry_cost: dict[str, Number | None] | None = None
-    telemetry: TelemetryFacts | None = None
-    pacing: PacingFacts | None = None
-    mechanism_evidence: dict[str, Any] | None = None
-    stranger_cores: Number | None = None
     latency_clock: str | None = None
-    measured_in: str | None = None
+    pacing: PacingFacts | None = None
 
     @model_validator(mode="after")
     def _window(self) -> Trial:
@@ -134,6 +216,21 @@ class ListedFile(Record):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class GpuFacts(Record):
+    """`machine.gpu`: the first GPU of the run; what NVML did not tell is null. `ecc`: now, and after a reboot."""
+
+    name: str | None = None
+    uuid: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    memory_gib: Number | None = None
+    power_limit_w: Number | None = None
+    sm_clock_max_mhz: Number | None = None
+    compute_mode: Count | None = None
+    ecc: list[int] | None = None
+    nvlinks: Count | None = None
+
+
 class Machine(Record):
     """`machine`: what the run ran on; what could not be found out is null."""
 
@@ -145,7 +242,7 @@ class Machine(Record):
     driver: str | None = None
     cuda: str | None = None
     power_limit_w: Number | None = None
-    gpu: dict[str, Any] | None = None
+    gpu: GpuFacts | None = None
     cpu: str | None = None
     cores: Count | None = None
     memory_gib: Number | None = None
@@ -167,12 +264,21 @@ class ModelFacts(Record):
     dtype: str | None = None
 
 
+BUDGET_PARTS = ("gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve")
+
+
 class BudgetRow(Record):
-    """`budget`, a device."""
+    """`budget`, a device; `parts`: GiB by what they are for."""
 
     device: str
     available_gib: Number | None = None
     parts: dict[str, Number]
+
+
+class Shared(Record):
+    """`shared` of a record that `colo share` made: how much of each kind was replaced."""
+
+    removed: dict[str, int] | None = None
 
 
 class Start(Record):
@@ -180,20 +286,28 @@ class Start(Record):
 
     created_utc: str | None = None
     params: dict[str, Any]
+    """As resolved, by the names that they had when it was recorded: `params.check_recorded` reads them."""
     machine: Machine
     models: dict[str, ModelFacts]
     budget: list[BudgetRow]
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     total_s: Number | None = None
+    shared: Shared | None = None
+
+    def model_of(self, workload: str) -> ModelFacts:
+        """The model of gen or embed; all of it null where none is recorded."""
+        return self.models.get(workload) or ModelFacts()
 
 
 class Manifest(Start):
     """manifest.json."""
 
+    schema_version: int | None = None
     run_id: Annotated[str, Field(pattern=f"^{RUN_ID}$")]
+    status: str | None = None
     finished_utc: str | None = None
     trials: list[ListedTrial]
-    captures: list[ListedCapture] = []
+    captures: list[ListedCapture] = Field(default_factory=list)
     files: dict[str, ListedFile]
     measured_s: Number | None = None
 
@@ -205,48 +319,69 @@ class Clock(Record):
     utc_ns: Ns
 
 
+class ProfiledRates(Record):
+    """`profiled` of a capture: what both workloads did below the profiler, never used as throughput."""
+
+    gen_tokens_per_s: Number | None = None
+    embed_sequences_per_s: Number | None = None
+
+
+Window = Annotated[list[Ns], Field(min_length=2, max_length=2)]
+
+
 class CaptureFacts(Record):
     """capture.json."""
 
+    schema_version: int | None = None
     step: Step | None = None
+    mechanism: str | None = None
     status: str = "done"
     reason: str | None = None
-    mechanism: str | None = None
+    window_ns: Window | None = None
+    recorded_window_ns: Window | None = None
+    """The window as it was recorded, where `colo share` kept a part of it."""
+    clock: Clock | None = None
+    devices: dict[str, Devices | None] | None = None
+    pids: dict[str, list[int]] | None = None
     traced: str | None = None
     granularity: str | None = None
-    window_ns: Annotated[list[Ns], Field(min_length=2, max_length=2)] | None = None
-    clock: Clock | None = None
-    pids: dict[str, list[int]] | None = None
-    visible_devices: dict[str, list[str]] | None = None
     context_switches: bool | None = None
-    profiled: dict[str, Number | None] | None = None
+    profiled: ProfiledRates | None = None
+    pacing: PacingFacts | None = None
+    visible_devices: dict[str, list[str]] | None = None
+    mechanism_evidence: AnyEvidence | None = None
     exports: list[str] | None = None
+    nsys_version: str | None = None
     command: list[str] | None = None
+    sessions: str | None = None
     joint_reason: str | None = None
-    mechanism_evidence: dict[str, Any] | None = None
 
 
 class SweepAxis(Record):
-    """What a sweep varies together."""
+    """What a sweep varies together: names, and a list of values a place, one a name."""
 
     names: list[str]
+    values: list[list[Value | None]] = Field(default_factory=list)
 
 
 class SweepRow(Record):
     """A cell of a sweep's plan: its folder's name and what it changes."""
 
     cell: Annotated[str, Field(pattern=f"^{RUN_ID}$")]
-    changes: dict[str, bool | int | float | str]
+    changes: dict[str, Value]
 
 
 class SweepPlan(Record):
     """sweep.json."""
 
+    schema_version: int | None = None
     sweep_id: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     created_utc: str | None = None
     params: dict[str, Any]
+    jointly: bool | None = None
     over: Annotated[list[SweepAxis], Field(min_length=1)]
     cells: Annotated[list[SweepRow], Field(min_length=1)]
+    shared: Shared | None = None
 
     @model_validator(mode="after")
     def _changes(self) -> SweepPlan:
@@ -259,88 +394,21 @@ class SweepPlan(Record):
 
 
 class Cell(Record):
-    """cell.json."""
+    """cell.json, as anybody may have shared it."""
 
+    cell: str | None = None
     status: str
     reason: str | None = None
+    attempts: Count | None = None
     host: str | None = None
+    total_s: Number | None = None
 
 
-MAX_BYTES = 64 * 2**20
-MOST_TOLD = 3
-REMEDY = "take it again from where it was recorded, or leave it out"
+class CellRecord(Cell):
+    """cell.json as a launcher writes it. `refused`: its parameters cannot be run here, as where models do not fit."""
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def damaged(what: object, told: str) -> InputError:
-    """The error for a file or a folder from outside that is not what was recorded: what, how, and the remedy."""
-    return InputError(f"{what}: {told}; {REMEDY}")
-
-
-def read_object(file: Path, most_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The object that `file` holds; raises InputError where it is larger than `most_bytes`, or no JSON object.
-
-    Text that is no text (a NUL, half a surrogate pair) is refused here: it can be no name, no path, and not be shown.
-    """
-    try:
-        if file.exists() and not file.is_file():
-            raise ValueError("no file, but a folder, a pipe or the like")
-        if file.stat().st_size > most_bytes:
-            raise damaged(file, f"larger than {most_bytes} bytes, which no such file is")
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-        for text in _texts(loaded):
-            if b"\0" in text.encode():
-                raise ValueError(f"the text {text[:40]!r} holds a NUL")
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(file, f"not readable as JSON: {error}") from None
-    if not isinstance(loaded, dict):
-        raise damaged(file, f"holds no JSON object but a {type(loaded).__name__}")
-    return loaded
-
-
-def checked(model: type[Model], loaded: dict[str, Any], file: object) -> Model:
-    """`loaded` as `model`; raises InputError naming `file` and the first fields that are not as they should be."""
-    try:
-        return model.model_validate(loaded)
-    except ValidationError as error:
-        told = [f"{_place(item['loc'])!r} = {_short(item['input'])}: {item['msg']}" for item in error.errors()]
-        more = f" (and {len(told) - MOST_TOLD} more)" if len(told) > MOST_TOLD else ""
-        raise damaged(file, "; ".join(told[:MOST_TOLD]) + more) from None
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in it, names too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for item in value:
-            yield from _texts(item)
-        yield from _texts(list(value.values())) if isinstance(value, dict) else ()
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "the record"
-
-
-def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= 60 else told[:57] + "..."
-
-
-def now_utc() -> str:
-    """Wall-clock time, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that a reader sees all of it or nothing: temporary name, fsync, rename."""
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(file)
-
-
-BUDGET_PARTS = ("gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve")
+    cell: str
+    reason: str | None
+    attempts: Count
+    host: str
+    total_s: Number

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from colo_lib.errors import InputError
 from colo_lib.params import Params, split_list
+from colo_lib.records import Devices
 
 STEP_TITLES = {
     "step1": "gen alone",
@@ -102,9 +103,10 @@ class Placement:
         """Devices of each embedding process that gets work."""
         return tuple(self.embed_devices[number] for number in self.embeds_at_work)
 
-    def devices_record(self) -> dict[str, object]:
+    def devices_record(self) -> dict[str, Devices | None]:
         """A record's `devices`: those of an idle embed where none of its processes works."""
-        return {"gen": self.gen_devices, "embed": self.embed_devices_at_work() or self.embed_devices}
+        at_work = self.embed_devices_at_work() or self.embed_devices
+        return {"gen": list(self.gen_devices), "embed": [list(devices) for devices in at_work]}
 
     def engine_key(self) -> tuple[object, ...]:
         """Steps with equal keys can use the same running engines: only who is given work differs."""

@@ -11,12 +11,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -24,7 +22,7 @@ from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
 from colo_lib.params import Params, check, check_recorded, typed
 from colo_lib.paths import CELL, SWEEP, cell_folder, cell_runs, check_run_id
-from colo_lib.records import now_utc, write_json
+from colo_lib.records import CellRecord, SweepAxis, SweepPlan, SweepRow, Value, now_utc
 
 MOST_CELLS = 500
 
@@ -38,7 +36,11 @@ class Axis:
     """Parameters that change together: `values` holds a tuple a place, one value a name."""
 
     names: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]
+    values: tuple[tuple[Value, ...], ...]
+
+    def record(self) -> SweepAxis:
+        """The axis as the sweep's plan keeps it."""
+        return SweepAxis(names=list(self.names), values=[list(values) for values in self.values])
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class GridCell:
     """One cell: its name and the parameters that it changes."""
 
     name: str
-    changes: dict[str, Any]
+    changes: dict[str, Value]
 
 
 def parse_axis(word: str) -> Axis:
@@ -90,24 +92,12 @@ def grid(base: Params, axes: Sequence[Axis]) -> list[GridCell]:
     return cells
 
 
-def changes_in_words(changes: dict[str, Any]) -> str:
+def changes_in_words(changes: Mapping[str, Value]) -> str:
     """A cell's changes in words: `gen_concurrency = 2, blocks = 3`."""
     return ", ".join(f"{name} = {value}" for name, value in changes.items())
 
 
 DONE, FAILED, REFUSED, LOST = "done", "failed", "refused", "lost"
-
-
-@dataclass(frozen=True)
-class CellRecord:
-    """What became of a cell. `refused`: its parameters cannot be run here, as when the models do not fit."""
-
-    cell: str
-    status: str
-    reason: str | None
-    attempts: int
-    host: str
-    total_s: float
 
 
 def begin_sweep(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell], jointly: bool = False) -> Path:
@@ -118,16 +108,15 @@ def begin_sweep(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell],
         folder.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"parameter 'sweeps_dir' = {params.sweeps_dir!r}: {folder} cannot be made: {error}") from None
-    plan = {
-        "schema_version": SCHEMA_VERSION,
-        "sweep_id": folder.name,
-        "created_utc": now_utc(),
-        "params": params.model_dump(),
-        "jointly": jointly,
-        "over": [asdict(axis) for axis in axes],
-        "cells": [{"cell": cell.name, "changes": cell.changes} for cell in cells],
-    }
-    write_json(folder / SWEEP, plan)
+    SweepPlan(
+        schema_version=SCHEMA_VERSION,
+        sweep_id=folder.name,
+        created_utc=now_utc(),
+        params=params.model_dump(),
+        jointly=jointly,
+        over=[axis.record() for axis in axes],
+        cells=[SweepRow(cell=cell.name, changes=cell.changes) for cell in cells],
+    ).write(folder / SWEEP)
     return folder
 
 
@@ -137,17 +126,15 @@ def read_plan(folder: Path) -> tuple[Params, list[GridCell]]:
     if not file.is_file():
         raise InputError(f"{folder} is no sweep folder: it has no {SWEEP}")
     try:
-        plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        cells = [GridCell(str(row["cell"]), dict(row["changes"])) for row in plan["cells"]]
-        return check_recorded(plan["params"], str(file)), cells
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        plan = SweepPlan.read(file)
+    except InputError as error:
         raise InputError(f"{file} is damaged: {error}") from None
+    return check_recorded(plan.params, str(file)), [GridCell(row.cell, row.changes) for row in plan.cells]
 
 
 def is_joint(folder: Path) -> bool:
     """Whether the cells of a sweep are measured together, on shared engines."""
-    plan: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-    return bool(plan.get("jointly"))
+    return bool(SweepPlan.read(folder / SWEEP).jointly)
 
 
 def find_sweep(told: str, sweeps_dir: str) -> Path:
@@ -173,10 +160,10 @@ def write_params(params: Params, file: Path) -> None:
 def record_cell(folder: Path, found: CellRecord) -> None:
     """Write what became of a cell."""
     cell_folder(folder, found.cell).mkdir(parents=True, exist_ok=True)
-    write_json(cell_folder(folder, found.cell) / CELL, asdict(found))
+    found.write(cell_folder(folder, found.cell) / CELL)
 
 
 def recorded(folder: Path, cell: str) -> CellRecord | None:
     """What became of a cell, None when it has not come to an end."""
     file = cell_folder(folder, cell) / CELL
-    return CellRecord(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return CellRecord.read(file) if file.is_file() else None

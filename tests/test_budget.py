@@ -13,7 +13,7 @@ from colo_lib.errors import InputError
 from colo_lib.gpus import GPUS
 from colo_lib.hardware import memory
 from colo_lib.hardware.budget import device_groups, format_budget, plan_budget, refuse_if_too_large
-from colo_lib.hardware.nvml import GpuLook
+from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.params import Params, load
 from colo_lib.paths import REPOSITORY
 from colo_lib.records import BUDGET_PARTS
@@ -142,8 +142,8 @@ def test_the_table_and_the_record_tell_every_part() -> None:
     table = format_budget(budget)
     assert all(name in table for name in (*BUDGET_PARTS, "needed", "free now", "device 0,1"))
     [record] = budget.record()
-    assert set(record) == {"device", "available_gib", "parts"}
-    assert set(record["parts"]) == set(BUDGET_PARTS)
+    assert set(record.plain()) == {"device", "available_gib", "parts"}
+    assert set(record.parts) == set(BUDGET_PARTS)
 
 
 @pytest.mark.parametrize("name", [*GPUS, "rtx4090-llama"])
@@ -186,8 +186,8 @@ def test_a_containers_limit_counts(
     assert (found.free_gib, found.total_gib) == (free_gib, total_gib)
 
 
-def gpu(index: int, free_gib: float | None = 70.0) -> dict[str, object]:
-    return {"index": index, "uuid": f"GPU-{index}", "name": "NVIDIA H100", "free_gib": free_gib, "total_gib": 79.6}
+def gpu(index: int, free_gib: float | None = 70.0) -> GpuRow:
+    return GpuRow(index, uuid=f"GPU-{index}", name="NVIDIA H100", free_gib=free_gib, total_gib=79.6)
 
 
 def test_gpus_are_found_by_index_or_uuid() -> None:

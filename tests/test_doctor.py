@@ -12,14 +12,14 @@ import pytest
 
 from colo_lib import doctor
 from colo_lib.hardware.engine_python import EngineLook
-from colo_lib.hardware.nvml import GpuLook, look_at_gpus
+from colo_lib.hardware.nvml import GpuLook, GpuRow, look_at_gpus
 from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
 
 NO_GPU = GpuLook("missing", "NVML: NVML Shared Library Not Found")
 H100 = {"index": 0, "uuid": "GPU-a", "name": "NVIDIA H100 80GB HBM3", "total_gib": 79.6, "free_gib": 79.0}
 H100 |= {"power_limit_w": 700.0, "mig": False, "compute_mode": 0, "processes": 0}
-ONE_H100 = GpuLook("ok", "", "580.159", "13.0", [H100])
+ONE_H100 = GpuLook("ok", "", "580.159", "13.0", [GpuRow.from_plain(H100)])
 CUDA = Params(device="cuda", devices="0", steps="step1,step2,step3,step4")
 VERSIONS = {"torch": "2.13.0", "transformers": "5.19.0", "vllm": "0.32.0"}
 
@@ -60,9 +60,9 @@ def test_what_the_device_does_not_tell_is_none(tmp_path: Path) -> None:
     look = ask(tmp_path, "")
     assert (look.state, look.driver, look.cuda) == ("ok", "580.159", "13.0")
     [gpu] = look.gpus
-    assert (gpu["free_gib"], gpu["power_limit_w"], gpu["processes"]) == (79.0, 700.0, 2)
-    assert gpu["mig"] is None  # not supported
-    assert gpu["compute_mode"] is None  # the binding lacks the function
+    assert (gpu.free_gib, gpu.power_limit_w, gpu.processes) == (79.0, 700.0, 2)
+    assert gpu.mig is None  # not supported
+    assert gpu.compute_mode is None  # the binding lacks the function
 
 
 @pytest.mark.parametrize(("content", "notes"), [("1\n", 1), ("0\n", 0), (None, 0)], ids=["on", "off", "no such kernel"])
@@ -100,7 +100,7 @@ def test_no_behaviour_of_nvml_is_an_exception(tmp_path: Path, behaviour: str, st
 def test_a_lost_gpu_is_a_row_of_nones(tmp_path: Path) -> None:
     look = ask(tmp_path, "def nvmlDeviceGetHandleByIndex(i): raise NVMLError_GpuIsLost('lost')")
     assert look.state == "ok"
-    assert {value for name, value in look.gpus[0].items() if name != "index"} == {None}
+    assert {value for name, value in vars(look.gpus[0]).items() if name != "index"} == {None}
     rows = doctor.examine(CUDA, engine_timeout_s=1, gpus=look)
     assert not doctor.can_run(rows)
 

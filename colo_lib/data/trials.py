@@ -261,7 +261,7 @@ def _counts(frames: dict[str, pd.DataFrame], record: Trial, window_ns: tuple[int
 def _samples(frames: dict[str, pd.DataFrame], record: Trial) -> list[str]:
     """Whether samples are missing of a sampler that was never away, in a trial that counts."""
     away = record.telemetry is not None and record.telemetry.gaps
-    taken = (record.telemetry_cost or {}).get("samples") or 0
+    taken = (record.telemetry_cost and record.telemetry_cost.samples) or 0
     if record.status != "done" or away or "telemetry" not in frames:
         return []
     there = frames["telemetry"]["t_ns"].nunique()

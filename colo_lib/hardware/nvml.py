@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -184,6 +184,65 @@ NO_DRIVER = ("LibraryNotFound", "DriverNotLoaded", "NoDevice")
 
 
 @dataclass(frozen=True)
+class GpuProcess:
+    """A process that computes on a GPU; memory is None where the driver does not tell it."""
+
+    pid: int
+    gib: float | None
+
+
+@dataclass(frozen=True)
+class MigDevice:
+    """A MIG instance of a GPU, and the pids of who computes on it."""
+
+    uuid: str
+    profile: str
+    gib: float
+    sms: int
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """One GPU as NVML tells of it; None where it has no answer."""
+
+    index: int
+    uuid: str | None = None
+    name: str | None = None
+    total_gib: float | None = None
+    free_gib: float | None = None
+    power_limit_w: float | None = None
+    mig: bool | None = None
+    mig_devices: tuple[MigDevice, ...] | None = None
+    power_limit_default_w: float | None = None
+    sm_clock_max_mhz: int | None = None
+    clock_event_reasons: int | None = None
+    compute_capability: tuple[int, int] | None = None
+    persistence: bool | None = None
+    ecc: bool | None = None
+    compute_mode: int | None = None
+    processes: int | None = None
+    compute_processes: tuple[GpuProcess, ...] | None = None
+    mps_processes: tuple[GpuProcess, ...] | None = None
+
+    @classmethod
+    def from_plain(cls, told: Mapping[str, Any]) -> GpuRow:
+        """As it was before it became plain values."""
+        rows: dict[str, Any] = {}
+        for name, kind in (
+            ("mig_devices", MigDevice), ("compute_processes", GpuProcess), ("mps_processes", GpuProcess)
+        ):  # fmt: skip
+            given = told.get(name)
+            rows[name] = None if given is None else tuple(kind(**row) for row in given)
+        capability = told.get("compute_capability")
+        return cls(**{**told, **rows, "compute_capability": tuple(capability) if capability else None})
+
+    def is_named(self, device: str) -> bool:
+        """Whether `device`, an index or a UUID, means this GPU."""
+        return device in (str(self.index), self.uuid)
+
+
+@dataclass(frozen=True)
 class GpuLook:
     """What NVML said. `missing`: there is no driver or no GPU; `unknown`: it could not be asked, `reason` says why."""
 
@@ -191,17 +250,25 @@ class GpuLook:
     reason: str = ""
     driver: str | None = None
     cuda: str | None = None
-    gpus: list[dict[str, Any]] = field(default_factory=list)
-    """A row a GPU, as `_one` makes it; None where NVML has no answer."""
+    gpus: list[GpuRow] = field(default_factory=list)
+
+    @classmethod
+    def from_plain(cls, told: Mapping[str, Any]) -> GpuLook:
+        """As it was before it became plain values."""
+        return cls(**{**told, "gpus": [GpuRow.from_plain(gpu) for gpu in told.get("gpus", [])]})
+
+    def find(self, device: str) -> GpuRow | None:
+        """The GPU that `device`, an index or a UUID, means."""
+        return next((gpu for gpu in self.gpus if gpu.is_named(device)), None)
 
 
 def mps_clients(look: GpuLook) -> list[int] | str:
     """Pids that NVML lists as MPS clients (nvidia-smi's type M+C); in words where it could not be asked."""
     found: list[int] = []
     for gpu in look.gpus:
-        if gpu.get("mps_processes") is None:
+        if gpu.mps_processes is None:
             return "could not look: this driver does not offer the list"
-        found += [row["pid"] for row in gpu["mps_processes"]]
+        found += [row.pid for row in gpu.mps_processes]
     return found if look.state == "ok" else f"could not look: {look.reason}"
 
 
@@ -224,37 +291,36 @@ def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m",
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
         return GpuLook("unknown", f"the process that asked NVML ended with {done.returncode}: {last[0]}")
     try:
-        return GpuLook(**json.loads(done.stdout))
-    except (ValueError, TypeError) as error:
+        return GpuLook.from_plain(json.loads(done.stdout))
+    except (ValueError, TypeError, AttributeError) as error:
         return GpuLook("unknown", f"NVML's answer could not be read: {error}")
 
 
-def _ask() -> dict[str, Any]:
+def _ask() -> GpuLook:
     try:
         import pynvml
     except Exception as error:  # a broken binding is an answer too
-        return {"state": "unknown", "reason": f"nvidia-ml-py does not import: {error}"}
+        return GpuLook("unknown", f"nvidia-ml-py does not import: {error}")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         kind = type(error).__name__.removeprefix("NVMLError_")
         missing = any(name in kind for name in NO_DRIVER)
-        return {"state": "missing" if missing else "unknown", "reason": f"NVML: {error}"}
+        return GpuLook("missing" if missing else "unknown", f"NVML: {error}")
     count = _or_none(pynvml, lambda: int(pynvml.nvmlDeviceGetCount()))
     if count is None:
-        return {"state": "unknown", "reason": "NVML would not tell how many GPUs there are"}
+        return GpuLook("unknown", "NVML would not tell how many GPUs there are")
     cuda = _or_none(pynvml, lambda: int(pynvml.nvmlSystemGetCudaDriverVersion()))
-    return {
-        "state": "ok" if count else "missing",
-        "reason": "" if count else "the driver is loaded and sees no GPU",
-        "driver": _or_none(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
-        "cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-        "gpus": [_one(pynvml, index) for index in range(count)],
-    }
+    return GpuLook(
+        state="ok" if count else "missing",
+        reason="" if count else "the driver is loaded and sees no GPU",
+        driver=_or_none(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
+        cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        gpus=[_one(pynvml, index) for index in range(count)],
+    )
 
 
-def _one(nvml: Any, index: int) -> dict[str, Any]:
-    facts: dict[str, Any] = {"index": index}
+def _one(nvml: Any, index: int) -> GpuRow:
     handle = _or_none(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
     asks: dict[str, Callable[[], Any]] = {
         "uuid": lambda: _text(nvml.nvmlDeviceGetUUID(handle)),
@@ -267,7 +333,7 @@ def _one(nvml: Any, index: int) -> dict[str, Any]:
         "power_limit_default_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1000,
         "sm_clock_max_mhz": lambda: int(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
         "clock_event_reasons": lambda: _event_reasons(nvml, handle),
-        "compute_capability": lambda: list(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        "compute_capability": lambda: tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
         "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
         "ecc": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
         "compute_mode": lambda: int(nvml.nvmlDeviceGetComputeMode(handle)),
@@ -275,7 +341,7 @@ def _one(nvml: Any, index: int) -> dict[str, Any]:
         "compute_processes": lambda: _rows(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         "mps_processes": lambda: _rows(nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)),
     }
-    return facts | {name: None if handle is None else _or_none(nvml, ask) for name, ask in asks.items()}
+    return GpuRow(index, **{name: None if handle is None else _or_none(nvml, ask) for name, ask in asks.items()})
 
 
 def _event_reasons(nvml: Any, handle: Any) -> int:
@@ -286,38 +352,36 @@ def _event_reasons(nvml: Any, handle: Any) -> int:
         return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
 
 
-def mig_devices(nvml: Any, handle: Any) -> list[dict[str, Any]]:
+def mig_devices(nvml: Any, handle: Any) -> tuple[MigDevice, ...]:
     """UUID, profile, memory (GiB), SMs and process pids of each MIG instance of a GPU."""
     if not nvml.nvmlDeviceGetMigMode(handle)[0]:
-        return []
+        return ()
     found = []
     for index in range(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))):
         instance = _or_none(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
         if instance is not None:
             found.append(_instance(nvml, instance))
-    return found
+    return tuple(found)
 
 
-def _instance(nvml: Any, instance: Any) -> dict[str, Any]:
+def _instance(nvml: Any, instance: Any) -> MigDevice:
     attributes = nvml.nvmlDeviceGetAttributes(instance)
     slices, gib = int(attributes.gpuInstanceSliceCount), attributes.memorySizeMB / 1024
     name = _or_none(nvml, lambda: _text(nvml.nvmlDeviceGetName(instance))) or ""
-    return {
-        "uuid": _text(nvml.nvmlDeviceGetUUID(instance)),
+    return MigDevice(
+        uuid=_text(nvml.nvmlDeviceGetUUID(instance)),
         # The device's name ends with "MIG 3g.71gb"; without it, the same from its parts.
-        "profile": name.rpartition("MIG ")[2] if "MIG " in name else f"{slices}g.{gib:.0f}gb",
-        "gib": gib,
-        "sms": int(attributes.multiprocessorCount),
-        "pids": [row["pid"] for row in _rows(nvml.nvmlDeviceGetComputeRunningProcesses(instance))],
-    }
+        profile=name.rpartition("MIG ")[2] if "MIG " in name else f"{slices}g.{gib:.0f}gb",
+        gib=gib,
+        sms=int(attributes.multiprocessorCount),
+        pids=tuple(row.pid for row in _rows(nvml.nvmlDeviceGetComputeRunningProcesses(instance))),
+    )
 
 
-def _rows(processes: Any) -> list[dict[str, Any]]:
-    """pid and memory in GiB of each process; memory is None where the driver does not tell it."""
-    return [
-        {"pid": int(one.pid), "gib": None if one.usedGpuMemory is None else one.usedGpuMemory / GIB}
-        for one in processes
-    ]
+def _rows(processes: Any) -> tuple[GpuProcess, ...]:
+    return tuple(
+        GpuProcess(int(one.pid), None if one.usedGpuMemory is None else one.usedGpuMemory / GIB) for one in processes
+    )
 
 
 def _or_none(nvml: Any, ask: Callable[[], Any]) -> Any:
@@ -333,4 +397,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(_ask(), sys.stdout)
+    json.dump(asdict(_ask()), sys.stdout)

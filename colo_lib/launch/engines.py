@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,10 +30,11 @@ from colo_lib.hardware.memory import before_engines
 from colo_lib.launch import embed_server, vllm_server
 from colo_lib.launch.child import ProfilerLaunch, tail
 from colo_lib.launch.embed_server import EmbedProcess
-from colo_lib.launch.mechanisms import check_mechanism, start_mechanism, verify
+from colo_lib.launch.mechanisms import check_mechanism, facts_of, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.rpc import Handle, runtime_folder
 from colo_lib.launch.vllm_server import GenHandle, GenServer
+from colo_lib.mechanism_records import Evidence, MechanismFacts, MpsEvidence, MpsFacts
 from colo_lib.params import PURPOSES, Params
 from colo_lib.steps import Placement
 
@@ -54,8 +55,17 @@ class Handles:
     gen: GenHandle | None
     embeds: tuple[Handle, ...]
     tensor_parallel: int = 1
-    mechanism: dict[str, Any] | None = None
+    mechanism: MechanismFacts | None = None
     """What the mechanism's `facts` say; None where cores stand in for GPUs."""
+
+    def plain(self) -> dict[str, Any]:
+        """Values that JSON holds; `from_plain` makes the handles of them again."""
+        told = {one.name: getattr(self, one.name) for one in fields(self)}
+        return told | {
+            "gen": asdict(self.gen) if self.gen else None,
+            "embeds": [asdict(embed) for embed in self.embeds],
+            "mechanism": self.mechanism.plain() if self.mechanism else None,
+        }
 
     def pids(self) -> dict[str, list[int]]:
         """Root pids of each workload."""
@@ -68,7 +78,7 @@ class Handles:
         """
         return {name: "+".join(map(_start_of, pids)) or None for name, pids in self.pids().items()}
 
-    def evidence(self) -> dict[str, Any] | None:
+    def evidence(self) -> Evidence | None:
         """Proof that the engines share the GPU as they should; raises StepFailed when they do not."""
         return verify(self.mechanism, EngineProcesses(self.pids(), {"gen": self.tensor_parallel, "embed": 1}))
 
@@ -114,7 +124,7 @@ class Engines:
         self.gen: GenServer | None = None
         self.embeds: list[EmbedProcess] = []
         self.mechanism: Mechanism | None = None
-        self.facts: dict[str, Any] | None = None
+        self.facts: MechanismFacts | None = None
         self.ready_s: dict[str, float] = {}
 
     def start(self, want_gen: bool, want_embed: bool, tick: Tick = silent) -> Handles:
@@ -170,8 +180,9 @@ class Engines:
         if self.mechanism is None:
             return
         self.facts = self.mechanism.facts()
-        evidence = self.handles().evidence() or {}
-        self.facts["servers"] = evidence.get("servers", [])
+        evidence = self.handles().evidence()
+        if isinstance(self.facts, MpsFacts) and isinstance(evidence, MpsEvidence):
+            self.facts = self.facts.joined(servers=evidence.servers)
 
     def handles(self) -> Handles:
         """What runs now."""
@@ -214,7 +225,7 @@ def publish(handles: Handles, file: Path) -> None:
     """Write the handles where the notebooks of this run find them; the file is readable by its owner alone."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
-        json.dump(asdict(handles), stream)
+        json.dump(handles.plain(), stream)
 
 
 def published(placement: Placement) -> Handles | None:
@@ -229,7 +240,9 @@ def published(placement: Placement) -> Handles | None:
 def from_plain(told: dict[str, Any]) -> Handles:
     """Handles as they were before they became plain values."""
     gen = GenHandle(**told["gen"]) if told["gen"] else None
-    return Handles(**(told | {"gen": gen, "embeds": tuple(Handle(**one) for one in told["embeds"])}))
+    embeds = tuple(Handle(**one) for one in told["embeds"])
+    mechanism = facts_of(told["mechanism"]) if told.get("mechanism") else None
+    return Handles(**(told | {"gen": gen, "embeds": embeds, "mechanism": mechanism}))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
@@ -21,7 +21,7 @@ from colo_lib.launch.child import Child, tail
 from colo_lib.launch.embed_server import read_rows
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.rpc import Handle, answers, call
-from colo_lib.launch.vllm_server import server_counters
+from colo_lib.launch.vllm_server import ServerCounters, server_counters
 from colo_lib.params import Params
 
 POLL_S = 0.05
@@ -30,6 +30,14 @@ CLIENT_TIMEOUT_S = 20.0
 ANSWER_S = 2.0  # how long to wait for one answer before looking whether everybody is still there
 
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What a workload has delivered so far, tokens or batches, and when the last of it came."""
+
+    events: int = 0
+    last_ns: int | None = None
 
 
 @dataclass
@@ -66,12 +74,12 @@ class Loads:
                 if time.monotonic() > deadline_s:
                     raise TimeoutError(f"silent for stall_timeout_s = {stall_timeout_s:g} s") from None
 
-    def progress(self, handles: Handles, stall_timeout_s: float) -> dict[str, dict[str, Any]]:
-        """Events so far and the time of the last one, per workload.
+    def progress(self, handles: Handles, stall_timeout_s: float) -> dict[str, Delivered]:
+        """How far each workload is.
 
         Raises StepFailed for one that reports an error, or does not answer.
         """
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Delivered] = {}
         for name, handle in self.each():
             try:
                 ask = partial(call, handle, "status", timeout_s=ANSWER_S)
@@ -83,9 +91,9 @@ class Loads:
                 raise StepFailed(f"{name}: {told['error']}")
             events = told["tokens"] if name == "gen" else told["batches"]
             last_ns = told["last_ns"] if name == "gen" else told["last_done_ns"]
-            before = found.get(name, {"events": 0, "last_ns": None})
-            stamps = [stamp for stamp in (before["last_ns"], last_ns) if stamp is not None]
-            found[name] = {"events": before["events"] + events, "last_ns": max(stamps, default=None)}
+            before = found.get(name, Delivered())
+            stamps = [stamp for stamp in (before.last_ns, last_ns) if stamp is not None]
+            found[name] = Delivered(before.events + events, max(stamps, default=None))
         return found
 
 
@@ -129,7 +137,7 @@ def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what
 def wait_steady(params: Params, loads: Loads, handles: Handles) -> None:
     """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
     began_ns = time.monotonic_ns()
-    while any(not told["events"] for told in check_progress(params, loads, handles, began_ns).values()):
+    while any(not told.events for told in check_progress(params, loads, handles, began_ns).values()):
         time.sleep(POLL_S)
     watch_window(params, loads, handles, time.monotonic_ns() + int(params.warmup_s * 1e9))
 
@@ -142,7 +150,7 @@ def watch_window(params: Params, loads: Loads, handles: Handles, until_ns: int) 
         check_progress(params, loads, handles, began_ns)
 
 
-def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int) -> dict[str, dict[str, Any]]:
+def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int) -> dict[str, Delivered]:
     """How far each workload is.
 
     Raises StepFailed when an engine or a part of the mechanism has ended, or a workload has delivered
@@ -151,13 +159,13 @@ def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int
     loads.check_alive(handles)
     progress = loads.progress(handles, params.stall_timeout_s)
     for name, told in progress.items():
-        silent_s = (time.monotonic_ns() - max(told["last_ns"] or 0, began_ns)) / 1e9
+        silent_s = (time.monotonic_ns() - max(told.last_ns or 0, began_ns)) / 1e9
         if silent_s > params.stall_timeout_s:
             raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {params.stall_timeout_s:g} s")
     return progress
 
 
-def read_counters(params: Params, loads: Loads, handles: Handles) -> dict[str, float] | None:
+def read_counters(params: Params, loads: Loads, handles: Handles) -> ServerCounters | None:
     """vLLM's own account of gen, None when gen is not under load; raises StepFailed when it does not answer."""
     if loads.client is None or handles.gen is None:
         return None

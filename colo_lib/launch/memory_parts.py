@@ -10,6 +10,7 @@ from typing import Any
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.rpc import call
 from colo_lib.params import Params
+from colo_lib.records import MemoryParts
 
 # vLLM's worker (v1/worker/gpu_worker.py, gpu_model_runner.py); a rank a line.
 TOLD = {
@@ -40,12 +41,12 @@ def embed_parts(told: dict[str, Any]) -> dict[str, float | None]:
     return {"weights": weights, "activations": peak - weights, "cached": reserved - peak}
 
 
-def memory_parts(params: Params, handles: Handles, held_gib: dict[str, float | None]) -> dict[str, Any]:
+def memory_parts(params: Params, handles: Handles, held_gib: dict[str, float | None]) -> dict[str, MemoryParts | None]:
     """Parts of each workload's device memory, GiB a process; `rest` is what NVML counts beyond them.
 
     For gen the rest is activations and CUDA context, for embed the context. `held_gib`: NVML's figure by workload.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, MemoryParts | None] = {}
     if handles.gen is not None:
         found["gen"] = with_rest(gen_parts(Path(handles.gen.log), params), held_gib.get("gen"), handles.tensor_parallel)
     for handle in handles.embeds[:1]:
@@ -55,8 +56,9 @@ def memory_parts(params: Params, handles: Handles, held_gib: dict[str, float | N
     return found
 
 
-def with_rest(parts: dict[str, float | None], held_gib: float | None, processes: int) -> dict[str, float | None]:
+def with_rest(parts: dict[str, float | None], held_gib: float | None, processes: int) -> MemoryParts:
     """`parts`, and what a process holds beyond them: None unless NVML's figure and the weights are known."""
     if held_gib is None or parts.get("weights") is None:
-        return parts | {"rest": None}
-    return parts | {"rest": held_gib / processes - sum(value for value in parts.values() if value is not None)}
+        return MemoryParts(**parts, rest=None)
+    rest_gib = held_gib / processes - sum(value for value in parts.values() if value is not None)
+    return MemoryParts(**parts, rest=rest_gib)

@@ -19,10 +19,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from colo_lib.launch.rpc import Handle, call
 from colo_lib.params import Params
+from colo_lib.records import PacingFacts
 from colo_lib.steps import Placement
 
 # Aimed at are half of the late gaps that a p99 allows, so that the p99 itself is kept with room to spare.
@@ -34,16 +36,25 @@ AIM = 0.95
 LEAST_DUTY = 0.001
 
 
-def start_order(params: Params, placement: Placement) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StartOrder:
+    """How an embedding process is to pace itself: its share of the time, sequences a pass (0: batches), most rest."""
+
+    duty: float
+    micro_batch_size: int
+    stall_s: float
+
+
+def start_order(params: Params, placement: Placement) -> StartOrder:
     """What a trial tells the embedding process when it begins: how to pace itself.
 
     Pacing is a lever of sharing: an embed that shares nothing is the baseline, and runs flat out in whole batches.
     """
     if not shares(placement):
-        return {"duty": 1.0, "micro_batch_size": 0, "stall_s": 0.0}
+        return StartOrder(duty=1.0, micro_batch_size=0, stall_s=0.0)
     duty = params.embed_duty if params.embed_pacing == "duty" else 1.0
     stall_s = params.slo_embed_stall_ms / 1e3 if params.embed_pacing != "none" else 0.0
-    return {"duty": duty, "micro_batch_size": params.embed_micro_batch_size, "stall_s": stall_s}
+    return StartOrder(duty, params.embed_micro_batch_size, stall_s)
 
 
 def shares(placement: Placement) -> bool:
@@ -51,12 +62,12 @@ def shares(placement: Placement) -> bool:
     return placement.runs_gen and placement.runs_embed and placement.mechanism != "none"
 
 
-def pacing_record(params: Params, placement: Placement) -> dict[str, Any]:
+def pacing_record(params: Params, placement: Placement) -> PacingFacts:
     """The trial record's `pacing`: how embed was held back, if at all."""
     if not shares(placement):
-        return {"kind": "none", "micro_batch_size": 0}
-    told: dict[str, Any] = {"kind": params.embed_pacing, "micro_batch_size": params.embed_micro_batch_size}
-    return told | ({"duty": params.embed_duty} if params.embed_pacing == "duty" else {})
+        return PacingFacts(kind="none", micro_batch_size=0)
+    told = PacingFacts(kind=params.embed_pacing, micro_batch_size=params.embed_micro_batch_size)
+    return told.joined(duty=params.embed_duty) if params.embed_pacing == "duty" else told
 
 
 class SloController:

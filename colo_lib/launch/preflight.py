@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.gpus import find_gpu
-from colo_lib.hardware.nvml import GpuLook
+from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.launch.mechanisms.base import MPS_REFUSES, PLAIN_REFUSES, device_uuids
 from colo_lib.launch.mechanisms.time_slicing import DEFAULT_PIPE
 from colo_lib.params import Params, split_list
@@ -35,7 +33,7 @@ def preflight(params: Params, look: GpuLook) -> list[str]:
     refuse_modes(params, look)
     found: list[str] = []
     for device in split_list(params.devices):
-        gpu = next((one for one in look.gpus if device in (str(one["index"]), one["uuid"])), None)
+        gpu = look.find(device)
         if gpu is not None:
             found += [f"GPU {device}: {told}" for told in about(gpu)]
     if (DEFAULT_PIPE / "control").exists():
@@ -55,29 +53,29 @@ def refuse_modes(params: Params, look: GpuLook) -> None:
             raise InputError(f"{step}: {error}") from None
 
 
-def about(gpu: dict[str, Any]) -> list[str]:
+def about(gpu: GpuRow) -> list[str]:
     """What a person should know of one GPU before a run, most serious first; what NVML does not tell is left out."""
     void = "every trial in which it is there is invalid; end it, or choose another GPU"
     found = [f"{told}: {void}" for told in users(gpu)]
-    reasons = gpu.get("clock_event_reasons") or 0
+    reasons = gpu.clock_event_reasons or 0
     found += [told for bit, told in LIMITS.items() if reasons & bit]
-    limit, default = gpu.get("power_limit_w"), gpu.get("power_limit_default_w")
+    limit, default = gpu.power_limit_w, gpu.power_limit_default_w
     if limit and default and limit < default - 1:
         found.append(f"its power limit is {limit:.0f} W of {default:.0f} (nvidia-smi -pl {default:.0f} restores it)")
-    card = find_gpu(gpu.get("name") or "")
+    card = find_gpu(gpu.name or "")
     if card is not None and limit and abs(limit - card.power_limit_w) > 1:
         found.append(f"its power limit is {limit:.0f} W, the {card.name}'s datasheet says {card.power_limit_w}")
-    if gpu.get("persistence") is False:
+    if gpu.persistence is False:
         found.append("persistence mode is off: each first client waits for the driver (nvidia-smi -pm 1)")
-    if gpu.get("ecc") is False:
+    if gpu.ecc is False:
         found.append("ECC is off: its memory is a little larger and faster than with it")
     return found
 
 
-def users(gpu: dict[str, Any]) -> list[str]:
+def users(gpu: GpuRow) -> list[str]:
     """Who computes on a GPU now, MPS clients and servers among them."""
-    lists = [*(gpu.get("compute_processes") or []), *(gpu.get("mps_processes") or [])]
-    held = {row["pid"]: row["gib"] for row in lists}
+    lists = [*(gpu.compute_processes or ()), *(gpu.mps_processes or ())]
+    held = {row.pid: row.gib for row in lists}
     return [
         f"used by {process_in_words(pid)} (pid {pid}{'' if gib is None else f', {gib:.1f} GiB'})"
         for pid, gib in held.items()

@@ -8,10 +8,12 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.json_records import in_words
 from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import collect, package_environment, read_counters, wait_steady, watch_window
@@ -22,15 +24,15 @@ from colo_lib.launch.under_load import begin_load, connect, settle
 from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
-from colo_lib.records import write_json
+from colo_lib.records import MeasuredTrial, Trial, TrialEvidence
 from colo_lib.steps import Placement
 from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
-from colo_lib.telemetry.watchdog import Telemetry, convert
+from colo_lib.telemetry.readings import Telemetry, convert
 
 LEAST_FREE_BYTES = 256 * 2**20
 
 
-def run_trial(params: Params, placement: Placement, handles: Handles, folder: Path, trial: int) -> dict[str, Any]:
+def run_trial(params: Params, placement: Placement, handles: Handles, folder: Path, trial: int) -> Trial:
     """Carry out one trial into `folder`; returns its record, the content of trial.json.
 
     A trial that cannot be measured is recorded as failed with its cause and raised as StepFailed.
@@ -39,23 +41,22 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "logs").mkdir(parents=True)
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
-        "mechanism": placement.mechanism, "status": "failed", "reason": None,
-        "devices": placement.devices_record(),
-        "pids": handles.pids(), "engine_starts": handles.starts(), "latency_clock": "client",
-        "pacing": pacing_record(params, placement),
-    }  # fmt: skip
+    record = Trial(
+        schema_version=SCHEMA_VERSION, step=placement.step, trial=trial, block=trial,
+        mechanism=placement.mechanism, status="failed", reason=None, devices=placement.devices_record(),
+        pids=handles.pids(), engine_starts=handles.starts(), latency_clock="client",
+        pacing=pacing_record(params, placement),
+    )  # fmt: skip
     try:
         check_disk(partial)
         with ExitStack() as stack:
-            record |= _measured(params, placement, handles, partial, stack)
-    except (ColoError, OSError, KeyboardInterrupt) as error:
-        record["reason"] = str(error) or type(error).__name__
-        _close(partial, folder, record)
+            record = record.joined(_measured(params, placement, handles, partial, stack))
+    except (ColoError, OSError, KeyboardInterrupt, ValidationError) as error:
+        told = in_words(error) if isinstance(error, ValidationError) else str(error)
+        _close(partial, folder, record.joined(reason=told or type(error).__name__))
         if isinstance(error, KeyboardInterrupt | ColoError):
             raise
-        raise StepFailed(f"{placement.step}, trial {trial}: {error}") from error
+        raise StepFailed(f"{placement.step}, trial {trial}: {told}") from error
     _close(partial, folder, record)
     return record
 
@@ -63,12 +64,10 @@ def run_trial(params: Params, placement: Placement, handles: Handles, folder: Pa
 def skip_trial(placement: Placement, folder: Path, trial: int, reason: str) -> None:
     """Record that a trial was not carried out, and why: the machine lacks what its step is about."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "schema_version": SCHEMA_VERSION, "step": placement.step, "trial": trial, "block": trial,
-        "mechanism": placement.mechanism, "status": "skipped", "reason": reason,
-        "devices": placement.devices_record(),
-    }  # fmt: skip
-    write_json(folder / TRIAL, record)
+    Trial(
+        schema_version=SCHEMA_VERSION, step=placement.step, trial=trial, block=trial,
+        mechanism=placement.mechanism, status="skipped", reason=reason, devices=placement.devices_record(),
+    ).write(folder / TRIAL)  # fmt: skip
 
 
 def check_disk(folder: Path) -> None:
@@ -79,14 +78,14 @@ def check_disk(folder: Path) -> None:
         raise InputError(f"disk full: {folder} has {free / 2**20:.0f} MiB free, a trial needs {needed:.0f}: make room")
 
 
-def _close(partial: Path, folder: Path, record: dict[str, Any]) -> None:
+def _close(partial: Path, folder: Path, record: Trial) -> None:
     with suppress(OSError):
-        write_json(partial / TRIAL, record)
+        record.write(partial / TRIAL)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
 
-def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> dict[str, Any]:
+def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> MeasuredTrial:
     handles.check_alive()
     runtime = stack.enter_context(runtime_folder())
     loads = connect(params, placement, handles, runtime, folder, stack)
@@ -108,24 +107,25 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     collect(loads, runtime, folder)
     sampler.stop()
     told = convert(runtime / "telemetry.jsonl", folder)
-    parts: dict[str, Any] | None = None
+    parts = None
     if params.device == "cuda":
         memory = told.memory_gib(start_ns, end_ns)
         parts = memory_parts(params, handles, memory)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
-    record = measure_window(params, placement, folder, window)
+    facts = measure_window(params, placement, folder, window)
     if doubts := device_doubts(told, start_ns, end_ns):
-        record |= {"status": "invalid", "reason": "; ".join(filter(None, [record["reason"], *doubts]))}
-    record |= {"memory_gib": memory, "telemetry_cost": told.cost, "telemetry": told.record()}
-    record["memory_parts_gib"] = parts
-    return record | {"mechanism_evidence": before and {"before": before, "after": after}}
+        facts = facts.joined(status="invalid", reason="; ".join(filter(None, [facts.reason, *doubts])))
+    return MeasuredTrial(
+        **facts.plain(), memory_gib=memory, telemetry_cost=told.cost, telemetry=told.record(), memory_parts_gib=parts,
+        mechanism_evidence=None if before is None else TrialEvidence(before=before, after=after),
+    )  # fmt: skip
 
 
 def device_doubts(told: Telemetry, start_ns: int, end_ns: int) -> list[str]:
     """What the telemetry says against a trial: a GPU that was lost, somebody else who computed on it."""
     found = [f"NVML lost GPU {', '.join(told.lost())}: restart the host"] if told.lost() else []
     if strangers := in_window(told.seen, start_ns, end_ns):
-        names = ", ".join(f"{one['name']} (pid {one['pid']})" for one in strangers)
+        names = ", ".join(f"{one.name} (pid {one.pid})" for one in strangers)
         found.append(f"others computed on the GPU: {names}; end them, or choose another GPU in devices")
     return found
 

@@ -42,7 +42,7 @@ def begin_load(
 ) -> None:
     """Give every workload its work; the stack takes it away again."""
     for name, handle in loads.each():
-        call(handle, "start", **(start_order(params, placement) if name == "embed" else {}))
+        call(handle, "start", **(asdict(start_order(params, placement)) if name == "embed" else {}))
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
         loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))

@@ -217,8 +217,19 @@ def request(
         connection.close()
 
 
-def server_counters(handle: GenHandle, timeout_s: float) -> dict[str, float]:
-    """vLLM's own account: counters of `/metrics` summed over labels, and `t_ns` of the reading.
+@dataclass(frozen=True)
+class ServerCounters:
+    """vLLM's own account of gen since it started, at monotonic time `t_ns`; gaps are between tokens."""
+
+    t_ns: float
+    tokens: float
+    gap_sum_s: float
+    gap_count: float
+    cached_tokens: float
+
+
+def server_counters(handle: GenHandle, timeout_s: float) -> ServerCounters:
+    """The counters of `/metrics`, summed over labels.
 
     Raises OSError when it cannot be reached, TimeoutError when it takes longer than `timeout_s`.
     """
@@ -235,4 +246,4 @@ def server_counters(handle: GenHandle, timeout_s: float) -> dict[str, float]:
         name, _, rest = line.partition("{")
         if name in wanted and rest:
             found[wanted[name]] += float(rest.rpartition(" ")[2])
-    return found | {"t_ns": (before + time.monotonic_ns()) / 2}
+    return ServerCounters(t_ns=(before + time.monotonic_ns()) / 2, **found)

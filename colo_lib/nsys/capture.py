@@ -10,12 +10,13 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
+from pydantic import ValidationError
 
 from colo_lib.errors import ColoError, StepFailed
 from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.json_records import in_words
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import collect, wait_steady, watch_window
 from colo_lib.launch.pacing import pacing_record
@@ -25,7 +26,7 @@ from colo_lib.nsys.commands import missing_workloads
 from colo_lib.nsys.session import JointFailed, Session, recorded_names
 from colo_lib.params import Params
 from colo_lib.paths import CAPTURE, PARTIAL
-from colo_lib.records import write_json
+from colo_lib.records import CaptureFacts, Clock, ProfiledRates
 from colo_lib.steps import Placement
 
 EXPORT_SUFFIX, REPORT_SUFFIX = ".sqlite", ".nsys-rep"
@@ -36,19 +37,19 @@ EXPORT_GROWTH = 6
 LEAST_FREE_BYTES = 512 * 2**20
 
 
-def blank(params: Params, placement: Placement) -> dict[str, Any]:
+def blank(params: Params, placement: Placement) -> CaptureFacts:
     """The record of a capture of which nothing is known yet."""
-    return {
-        "schema_version": SCHEMA_VERSION, "step": placement.step, "mechanism": placement.mechanism,
-        "status": "failed", "reason": None, "window_ns": None, "clock": None,
-        "devices": placement.devices_record(), "pids": {"gen": [], "embed": []},
-        "traced": "cuda" if params.device == "cuda" else "osrt",
-        "granularity": params.capture_graph_trace if params.device == "cuda" else None, "context_switches": False,
-        "profiled": {"gen_tokens_per_s": None, "embed_sequences_per_s": None},
-        "pacing": pacing_record(params, placement),
-        "visible_devices": {}, "mechanism_evidence": None, "exports": [], "nsys_version": None, "command": [],
-        "sessions": None, "joint_reason": None,
-    }  # fmt: skip
+    return CaptureFacts(
+        schema_version=SCHEMA_VERSION, step=placement.step, mechanism=placement.mechanism,
+        status="failed", reason=None, window_ns=None, clock=None,
+        devices=placement.devices_record(), pids={"gen": [], "embed": []},
+        traced="cuda" if params.device == "cuda" else "osrt",
+        granularity=params.capture_graph_trace if params.device == "cuda" else None, context_switches=False,
+        profiled=ProfiledRates(gen_tokens_per_s=None, embed_sequences_per_s=None),
+        pacing=pacing_record(params, placement),
+        visible_devices={}, mechanism_evidence=None, exports=[], nsys_version=None, command=[],
+        sessions=None, joint_reason=None,
+    )  # fmt: skip
 
 
 def write_absent(
@@ -61,11 +62,11 @@ def write_absent(
 ) -> None:
     """A capture folder that says only why there is no capture."""
     target.mkdir(parents=True, exist_ok=True)
-    told = {"status": status, "reason": reason, "joint_reason": joint_reason}
-    write_json(target / CAPTURE, blank(params, placement) | told)
+    told = blank(params, placement).joined(status=status, reason=reason, joint_reason=joint_reason)
+    told.write(target / CAPTURE)
 
 
-def capture_step(params: Params, placement: Placement, session: Session, target: Path) -> dict[str, Any]:
+def capture_step(params: Params, placement: Placement, session: Session, target: Path) -> CaptureFacts:
     """Record one window of `placement` into the folder `target`; returns the content of its capture.json.
 
     The engines run below `session` already. A capture that fails is recorded with its cause and raised as StepFailed,
@@ -76,33 +77,41 @@ def capture_step(params: Params, placement: Placement, session: Session, target:
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "logs").mkdir(parents=True)
-    sessions = {"sessions": "separate" if session.separate else "joint", "joint_reason": session.joint_reason}
-    record = blank(params, placement) | {"command": session.command} | sessions
+    record = blank(params, placement).joined(
+        command=session.command,
+        sessions="separate" if session.separate else "joint",
+        joint_reason=session.joint_reason,
+    )
     try:
         with ExitStack() as stack:
-            record |= {"nsys_version": session.version()}
-            record |= _recorded(params, placement, session, session.handles, partial, stack)
-        record |= _exported(params, placement, session, partial, record)
-    except (ColoError, OSError, KeyboardInterrupt) as error:
-        record["reason"] = str(error) or type(error).__name__
+            record = record.joined(nsys_version=session.version())
+            record = _recorded(params, placement, session, record, partial, stack)
+        record = record.joined(exports=_exported(params, placement, session, partial, record))
+    except (ColoError, OSError, KeyboardInterrupt, ValidationError) as error:
+        told = in_words(error) if isinstance(error, ValidationError) else str(error)
+        record = record.joined(reason=told or type(error).__name__)
         _close(partial, target, record)
         if isinstance(error, KeyboardInterrupt | JointFailed):
             raise
-        raise StepFailed(record["reason"]) from error
-    _close(partial, target, record | {"status": "done"})
-    return record | {"status": "done"}
+        raise StepFailed(str(record.reason)) from error
+    record = record.joined(status="done")
+    _close(partial, target, record)
+    return record
 
 
-def _close(partial: Path, target: Path, record: dict[str, Any]) -> None:
+def _close(partial: Path, target: Path, record: CaptureFacts) -> None:
     with suppress(OSError):
-        write_json(partial / CAPTURE, record)
+        record.write(partial / CAPTURE)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
 
 
 def _recorded(
-    params: Params, placement: Placement, session: Session, handles: Handles, folder: Path, stack: ExitStack
-) -> dict[str, Any]:
+    params: Params, placement: Placement, session: Session, record: CaptureFacts, folder: Path, stack: ExitStack
+) -> CaptureFacts:
+    """`record` with what a recorded window of steady state adds."""
+    handles = session.handles
+    assert handles is not None
     _check_disk(folder, 0)
     frames = session.runtime / f"frames-{placement.step}"
     shutil.rmtree(frames, ignore_errors=True)
@@ -124,27 +133,29 @@ def _recorded(
     collect(loads, session.runtime, frames)
     session.stop(names)
     told = measure_window(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
-    return {
-        "window_ns": [start_ns, end_ns], "clock": clock, "pids": pids,
-        "visible_devices": devices_seen(placement, handles), "context_switches": context_switches,
-        "mechanism_evidence": evidence,
-        "profiled": {name: told[name] for name in ("gen_tokens_per_s", "embed_sequences_per_s")},
-    }  # fmt: skip
+    return record.joined(
+        window_ns=[start_ns, end_ns], clock=clock, pids=pids,
+        visible_devices=devices_seen(placement, handles), context_switches=context_switches,
+        mechanism_evidence=evidence,
+        profiled=ProfiledRates(
+            gen_tokens_per_s=told.gen_tokens_per_s, embed_sequences_per_s=told.embed_sequences_per_s
+        ),
+    )  # fmt: skip
 
 
-def devices_seen(placement: Placement, handles: Handles) -> dict[str, tuple[str, ...]]:
+def devices_seen(placement: Placement, handles: Handles) -> dict[str, list[str]]:
     """pid -> the devices that the process sees, in its own order, for every process of every engine's tree."""
     pids = handles.pids()
     roots = [(root, placement.gen_devices) for root in pids["gen"]]
     roots += list(zip(pids["embed"], placement.embed_devices, strict=False))
-    return {str(pid): devices for root, devices in roots for pid in engine_tree(root)}
+    return {str(pid): list(devices) for root, devices in roots for pid in engine_tree(root)}
 
 
-def clock_pair() -> dict[str, int]:
+def clock_pair() -> Clock:
     """The same moment by both clocks: nsys tells its session's start in UTC, everything else here is monotonic."""
     before = time.monotonic_ns()
     utc_ns = time.time_ns()
-    return {"monotonic_ns": (before + time.monotonic_ns()) // 2, "utc_ns": utc_ns}
+    return Clock(monotonic_ns=(before + time.monotonic_ns()) // 2, utc_ns=utc_ns)
 
 
 def engine_tree(root: int) -> list[int]:
@@ -154,15 +165,12 @@ def engine_tree(root: int) -> list[int]:
     return [root]
 
 
-def _exported(
-    params: Params, placement: Placement, session: Session, folder: Path, record: dict[str, Any]
-) -> dict[str, Any]:
-    """Export each report and look whether each workload under load is in the one that is to hold it."""
-    running = {
-        name: record["pids"][name]
-        for name, rate in (("gen", "gen_tokens_per_s"), ("embed", "embed_sequences_per_s"))
-        if record["profiled"][rate] is not None
-    }
+def _exported(params: Params, placement: Placement, session: Session, folder: Path, record: CaptureFacts) -> list[str]:
+    """Export each report and look whether each workload under load is in the one that is to hold it; the exports."""
+    assert record.pids is not None
+    assert record.profiled is not None
+    rates = {"gen": record.profiled.gen_tokens_per_s, "embed": record.profiled.embed_sequences_per_s}
+    running = {name: record.pids[name] for name, rate in rates.items() if rate is not None}
     names = recorded_names(placement, session.separate)
     for name in names:
         report, export = folder / (name + REPORT_SUFFIX), folder / (name + EXPORT_SUFFIX)
@@ -179,7 +187,7 @@ def _exported(
             raise (StepFailed if session.separate else JointFailed)(f"{told} in the window")
         if report.stat().st_size > KEPT_REPORT_BYTES:
             report.unlink()
-    return {"exports": [name + EXPORT_SUFFIX for name in names]}
+    return [name + EXPORT_SUFFIX for name in names]
 
 
 def _is_for(name: str, workload: str, session: Session) -> bool:

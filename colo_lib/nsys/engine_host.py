@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def main() -> None:
     engines = Engines(params, placement_of(job["step"], params), runtime, Path(job["logs"]), wraps)
     try:
         handles = engines.start(job["gen"], job["embed"], lambda text: print(text, flush=True))
-        write_json(out, {"handles": asdict(handles), "left_behind": left_behind})
+        write_json(out, {"handles": handles.plain(), "left_behind": left_behind})
         signal.pause()
     except ColoError as error:
         write_json(out, {"error": str(error), "left_behind": left_behind})

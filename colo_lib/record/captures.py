@@ -5,7 +5,6 @@ A capture that cannot be had never takes a trial with it: its folder says why, a
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from itertools import groupby
@@ -22,6 +21,7 @@ from colo_lib.params import Params, split_list
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.record.plan import Progress
 from colo_lib.record.run_folder import trial_status
+from colo_lib.records import CaptureFacts
 from colo_lib.steps import Placement, placement_of
 
 Say = Callable[[str], None]
@@ -56,7 +56,7 @@ def missing_captures(params: Params, folder: Path, steps: list[str]) -> list[Pla
 def capture_status(folder: Path, step: str) -> str | None:
     """done, failed or absent; None when the capture was not tried."""
     file = capture_folder(folder, step) / CAPTURE
-    return str(json.loads(file.read_text())["status"]) if file.is_file() else None
+    return CaptureFacts.read(file).status if file.is_file() else None
 
 
 def rivals() -> list[str]:

@@ -14,7 +14,6 @@ Every cell still becomes a run of its own, whole: trials that count for several 
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import time
@@ -35,9 +34,9 @@ from colo_lib.record.plan import rounds_of
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
 from colo_lib.record.run_folder import begin_run, counts, resume, run_lock, seal, trial_status
 from colo_lib.record.sweep import Order, finished_run
-from colo_lib.records import write_json
+from colo_lib.records import CellRecord, Trial
 from colo_lib.steps import Placement, placement_of
-from colo_lib.sweep_plan import DONE, FAILED, REFUSED, CellRecord, cell_params, read_plan
+from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,11 @@ def carry_out_jointly(orders: list[Order], say: Say, check_unfinished: Callable[
             cell.close(time.monotonic() - began)
             told[name] = (FAILED if cell.failures else DONE, "; ".join(cell.failures or cell.missing) or None)
     seconds, host = time.monotonic() - began, socket.gethostname()
-    yield from (CellRecord(one.cell.name, *told[one.cell.name], one.attempt, host, seconds) for one in orders)
+    for one in orders:
+        status, reason = told[one.cell.name]
+        yield CellRecord(
+            cell=one.cell.name, status=status, reason=reason, attempts=one.attempt, host=host, total_s=seconds
+        )
 
 
 def _open_cells(
@@ -264,6 +267,6 @@ def copy_trial(source: JointCell, target: JointCell, trial: JointTrial) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source.folder(trial), partial, ignore=shutil.ignore_patterns("logs"))
-    told = json.loads((partial / TRIAL).read_text())
-    write_json(partial / TRIAL, {"measured_in": source.order.cell.name} | told)
+    told = Trial.read(partial / TRIAL)
+    Trial.model_validate({"measured_in": source.order.cell.name} | told.plain()).write(partial / TRIAL)
     partial.rename(folder)

@@ -5,7 +5,6 @@ Keeps one set of engines up and changes as little of it as the next trial needs.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +18,12 @@ from colo_lib.launch.engines import ENGINES_FILE, EngineIdentity, Engines, Handl
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
-from colo_lib.paths import TRIAL, trial_folder
+from colo_lib.paths import START, TRIAL, trial_folder
 from colo_lib.record.captures import record_captures
 from colo_lib.record.notebook_host import NotebookHost, notebook_host
 from colo_lib.record.plan import PlannedTrial, Progress, plan_trials, seconds_left
 from colo_lib.record.run_folder import counts, run_lock, seal, trial_records, trial_status
-from colo_lib.records import write_json
+from colo_lib.records import Start, Trial
 from colo_lib.steps import STEP_NOTEBOOKS, STEP_TITLES, Placement
 
 Say = Callable[[str], None]
@@ -79,15 +78,15 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
 
 def time_line(folder: Path) -> str:
     """Seconds inside windows of the seconds in all, over every sitting of this folder."""
-    measured_s = sum(record.get("window_s") or 0.0 for record in trial_records(folder))
-    total_s = json.loads((folder / "start.json").read_text())["total_s"]
+    measured_s = sum(record.window_s or 0.0 for record in trial_records(folder))
+    total_s = Start.read(folder / START).total_s or 0.0
     return f"measured {measured_s:.0f} s in windows of {total_s:.0f} s in all ({measured_s / max(total_s, 1e-9):.0%})"
 
 
 def note_seconds(folder: Path, seconds: float) -> None:
     """Add the seconds that this sitting took to the folder's start record."""
-    start = json.loads((folder / "start.json").read_text())
-    write_json(folder / "start.json", start | {"total_s": start.get("total_s", 0.0) + seconds})
+    start = Start.read(folder / START)
+    start.joined(total_s=(start.total_s or 0.0) + seconds).write(folder / START)
 
 
 def carry_out_trial(
@@ -134,16 +133,13 @@ def trial_line(folder: Path, failure: str | None) -> str:
     """What became of a trial: its rates and doubts, or why it failed."""
     if failure:
         return f"FAILED: {failure}"
-    record = json.loads((folder / TRIAL).read_text())
-    rates = [
-        f"{name} {record[field]:.1f} {unit}"
-        for name, field, unit in (
-            ("gen", "gen_tokens_per_s", "tokens/s"),
-            ("embed", "embed_sequences_per_s", "sequences/s"),
-        )
-        if record.get(field) is not None
-    ]
-    doubt = f" {record['status'].upper()}: {record['reason']}" if record["status"] != "done" else ""
+    record = Trial.read(folder / TRIAL)
+    told = (
+        ("gen", record.gen_tokens_per_s, "tokens/s"),
+        ("embed", record.embed_sequences_per_s, "sequences/s"),
+    )
+    rates = [f"{name} {rate:.1f} {unit}" for name, rate, unit in told if rate is not None]
+    doubt = f" {record.status.upper()}: {record.reason}" if record.status != "done" else ""
     return f"{', '.join(rates)}{doubt}"
 
 

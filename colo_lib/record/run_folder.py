@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
@@ -37,7 +35,16 @@ from colo_lib.paths import (
     partial_folder,
     trial_folder,
 )
-from colo_lib.records import now_utc, write_json
+from colo_lib.records import (
+    CaptureFacts,
+    ListedCapture,
+    ListedFile,
+    ListedTrial,
+    Manifest,
+    Start,
+    Trial,
+    now_utc,
+)
 
 Say = Callable[[str], None]
 
@@ -60,19 +67,19 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
     # A notebook of the checkout makes its runs where `colo run` does.
     root = from_checkout(params.runs_dir) if Path.cwd() == NOTEBOOKS else params.runs_dir
     folder = partial_folder(root, name)
-    start = {
-        "created_utc": now_utc(),
-        "params": params.model_dump(),
-        "machine": describe(params, models.gen_python),
-        "models": models.facts(params),
-        "budget": budget.record(),
-        "notes": notes,
-    }
+    start = Start(
+        created_utc=now_utc(),
+        params=params.model_dump(),
+        machine=describe(params, models.gen_python),
+        models=models.facts(params),
+        budget=budget.record(),
+        notes=notes,
+    )
     # Under a name that is no run's until its start record is there: who is killed here leaves nothing to be resumed.
     unborn = folder.with_name(f".{folder.name}")
     try:
         (unborn / "steps").mkdir(parents=True)
-        write_json(unborn / START, start)
+        start.write(unborn / START)
         unborn.rename(folder)
     except OSError as error:
         raise InputError(f"parameter 'runs_dir' = {params.runs_dir!r}: {folder} cannot be made: {error}") from None
@@ -97,8 +104,7 @@ def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[P
 
 def read_params(folder: Path) -> Params:
     """The parameters a folder was begun with."""
-    start: dict[str, Any] = json.loads((folder / START).read_text())
-    return check_recorded(start["params"], str(folder / START))
+    return check_recorded(Start.read(folder / START).params, str(folder / START))
 
 
 @contextmanager
@@ -115,7 +121,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 def trial_status(folder: Path, step: str, trial: int) -> str | None:
     """done, invalid, skipped or failed; None when the trial has no record."""
     file = trial_folder(folder, step, trial) / TRIAL
-    return str(json.loads(file.read_text())["status"]) if file.is_file() else None
+    return Trial.read(file).status if file.is_file() else None
 
 
 def counts(status: str | None) -> bool:
@@ -126,24 +132,24 @@ def counts(status: str | None) -> bool:
 LOCK = ".lock"
 
 
-def trial_records(folder: Path) -> list[dict[str, Any]]:
+def trial_records(folder: Path) -> list[Trial]:
     """Every trial's record, in the order in which the trials ran."""
     found = []
     for step in STEPS:
         for file in sorted((folder / "steps" / step).glob(f"trial-*/{TRIAL}")):
             if not file.parent.name.endswith(PARTIAL):
-                found.append(json.loads(file.read_text()) | {"folder": str(file.parent.relative_to(folder))})
-    return sorted(found, key=lambda record: record.get("window_start_ns") or 0)
+                found.append(Trial.read(file))
+    return sorted(found, key=lambda record: record.window_start_ns or 0)
 
 
-def capture_records(folder: Path) -> list[dict[str, Any]]:
+def capture_records(folder: Path) -> list[ListedCapture]:
     """Step, status, reason and folder of every capture that was tried."""
     found = []
     for step in STEPS:
         file = capture_folder(folder, step) / CAPTURE
         if file.is_file():
-            told, where = json.loads(file.read_text()), str(file.parent.relative_to(folder))
-            found.append({"step": step, "status": told["status"], "reason": told["reason"], "folder": where})
+            told, where = CaptureFacts.read(file), str(file.parent.relative_to(folder))
+            found.append(ListedCapture(step=step, status=told.status, reason=told.reason, folder=where))
     return found
 
 
@@ -153,7 +159,7 @@ def remove_half_written(folder: Path) -> None:
         left.unlink()
 
 
-def checksums(folder: Path) -> dict[str, dict[str, Any]]:
+def checksums(folder: Path) -> dict[str, ListedFile]:
     """Size and SHA-256 of every file of the folder, the manifest aside, by relative path."""
     found = {}
     for file in sorted(folder.rglob("*")):
@@ -161,7 +167,7 @@ def checksums(folder: Path) -> dict[str, dict[str, Any]]:
         if file.is_file() and not file.is_symlink() and name not in (MANIFEST, LOCK):
             with open(file, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            found[name] = {"bytes": file.stat().st_size, "sha256": digest}
+            found[name] = ListedFile(bytes=file.stat().st_size, sha256=digest)
     return found
 
 
@@ -170,29 +176,28 @@ def seal(folder: Path) -> Path:
 
     Raises InputError when a folder of that name is there already.
     """
-    start = json.loads((folder / START).read_text())
     final = folder.with_name(folder.name.removesuffix(PARTIAL))
     if final.exists():
         raise InputError(f"{final} is there already: remove it, or give the run another name")
+    start = Start.read(folder / START)
     # Else the manifest would list its own beginning, which its end replaces.
     remove_half_written(folder)
     records = trial_records(folder)
     for left in folder.glob(f"steps/*/*{PARTIAL}"):
         left.rename(left.with_name(left.name.replace(PARTIAL, ".interrupted")))
     captures = capture_records(folder)
-    listed = ("step", "trial", "block", "status", "reason", "folder")
-    write_json(
-        folder / MANIFEST,
-        {"schema_version": SCHEMA_VERSION, "run_id": final.name, "status": "done"}
-        | start
-        | {
-            "finished_utc": now_utc(),
-            "trials": [{name: record.get(name) for name in listed} for record in records],
-            "captures": captures,
-            "measured_s": sum(record.get("window_s") or 0.0 for record in records),
-            "files": checksums(folder),
-        },
-    )
+    listed = [
+        ListedTrial(
+            step=record.step, trial=record.trial, block=record.block, status=record.status, reason=record.reason,
+            folder=str(trial_folder(folder, record.step, record.trial).relative_to(folder)),
+        )
+        for record in records
+    ]  # fmt: skip
+    Manifest(
+        schema_version=SCHEMA_VERSION, run_id=final.name, status="done", **start.plain(), finished_utc=now_utc(),
+        trials=listed, captures=captures, measured_s=sum(record.window_s or 0.0 for record in records),
+        files=checksums(folder),
+    ).write(folder / MANIFEST)  # fmt: skip
     (folder / LOCK).unlink(missing_ok=True)
     folder.rename(final)
     return final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from colo_lib.errors import InputError, StepSkipped
 from colo_lib.launch.engines import engines_for
@@ -15,6 +15,7 @@ from colo_lib.paths import PARTIAL, trial_folder
 from colo_lib.record.captures import record_captures, refuse_conflicts
 from colo_lib.record.plan import Progress, to_stderr
 from colo_lib.record.run_folder import begin_run, counts, run_lock, seal, trial_records, trial_status
+from colo_lib.records import Trial
 from colo_lib.steps import placement_of
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ class StepRecord:
 
     step: str
     folder: Path
-    trials: list[dict[str, Any]]
+    trials: list[Trial]
 
     def table(self) -> pd.DataFrame:
         """A row a trial: what ran, whether it counts, the rates."""
         import pandas as pd
 
-        frame = pd.DataFrame([{title: trial.get(name) for name, title in SHOWN.items()} for trial in self.trials])
+        frame = pd.DataFrame([{title: getattr(trial, name) for name, title in SHOWN.items()} for trial in self.trials])
         return frame.set_index("trial") if len(frame) else frame
 
 
@@ -87,4 +88,4 @@ def record_trials(params: Params, step: str, folder: Path) -> None:
 
 def read_step(folder: Path, step: str) -> StepRecord:
     """The trials of a step that `folder` holds."""
-    return StepRecord(step, folder, [record for record in trial_records(folder) if record["step"] == step])
+    return StepRecord(step, folder, [record for record in trial_records(folder) if record.step == step])

@@ -19,11 +19,11 @@ from colo_lib.params import Params
 from colo_lib.paths import MANIFEST, PARTIAL, START, cell_folder, cell_runs
 from colo_lib.record.run import terminable
 from colo_lib.record.run_folder import run_lock
+from colo_lib.records import CellRecord
 from colo_lib.sweep_plan import (
     DONE,
     FAILED,
     REFUSED,
-    CellRecord,
     GridCell,
     cell_params,
     changes_in_words,
@@ -62,7 +62,10 @@ def carry_out_cell(params: Params, folder: Path, cell: str, attempts: int, say: 
     reason = None if status == DONE else _reason(log)
     if status == DONE and not finished_run(runs):
         status, reason = FAILED, "colo run said it was done but left no finished run"
-    return CellRecord(cell, status, reason, attempts, socket.gethostname(), time.monotonic() - began)
+    return CellRecord(
+        cell=cell, status=status, reason=reason, attempts=attempts, host=socket.gethostname(),
+        total_s=time.monotonic() - began,
+    )  # fmt: skip
 
 
 def finished_run(runs: Path) -> Path | None:

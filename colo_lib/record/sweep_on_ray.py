@@ -18,7 +18,7 @@ import socket
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from colo_lib.params import Params, check, split_list
 from colo_lib.paths import cell_folder, cell_runs
 from colo_lib.record.run import terminable
 from colo_lib.record.sweep import Execute, Order, Say, carry_out_cell
-from colo_lib.sweep_plan import LOST, CellRecord, cell_params, changes_in_words, read_plan
+from colo_lib.records import CellRecord
+from colo_lib.sweep_plan import LOST, cell_params, changes_in_words, read_plan
 
 ATTEMPTS = 3
 HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")
 POLL_S = 1.0
 START_S = 120.0
 CONNECT_S = 5.0
+# Plain values there and back: driver and worker agree on JSON, whatever pickles.
 Work = Callable[[dict[str, Any], str, int], tuple[bytes, dict[str, Any]]]
 
 
@@ -148,10 +150,11 @@ def _carry_out(ray: Any, orders: list[Order], say: Say, work: Work) -> Iterator[
                     say(f"{name}: its worker was lost ({cause}): sent again")
                     send(replace(order, attempt=order.attempt + 1))
                     continue
-                yield CellRecord(name, LOST, f"its worker was lost {ATTEMPTS} times: {cause}", order.attempt, "", 0.0)
+                reason = f"its worker was lost {ATTEMPTS} times: {cause}"
+                yield CellRecord(cell=name, status=LOST, reason=reason, attempts=order.attempt, host="", total_s=0.0)
                 continue
             unpack(packed, cell_folder(order.folder, name))
-            yield CellRecord(**record)
+            yield CellRecord.model_validate(record)
 
 
 def resources_of(params: Params, offered: dict[str, float]) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def cell_on_worker(values: dict[str, Any], cell: str, attempt: int) -> tuple[byt
         params = check(values | changed, f"{cell} on a Ray worker")
         record = carry_out_cell(params, runtime / cell, cell, attempt, lambda _: None)
         host = f"{record.host} (Ray node {ray.get_runtime_context().get_node_id()[:8]})"
-        return pack(runtime / cell), asdict(replace(record, host=host))
+        return pack(runtime / cell), record.joined(host=host).plain()
 
 
 @contextlib.contextmanager

@@ -96,7 +96,10 @@ def share(
         counts = _since(scrub, before)
         if start is not None:
             write_json(partial / START, _with_counts(start, counts))
-        write_json(partial / MANIFEST, _with_counts(manifest, counts) | {"files": checksums(partial)})
+        write_json(
+            partial / MANIFEST,
+            _with_counts(manifest, counts) | {"files": {name: one.plain() for name, one in checksums(partial).items()}},
+        )
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

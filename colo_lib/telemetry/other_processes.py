@@ -9,13 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
 ANOTHER_NAMESPACE = "NVML names processes that are not here and none of ours: its PID namespace is the host's"
+
+
+@dataclass(frozen=True)
+class OtherProcess:
+    """A process that is not the run's, with its name and user in words."""
+
+    pid: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Who computed beside the run from `t_ns` on; `unknown` says why, where NVML's pids mean nothing here."""
+
+    t_ns: int
+    strangers: tuple[OtherProcess, ...]
+    unknown: str | None = None
+
+    @classmethod
+    def from_plain(cls, told: Mapping[str, Any]) -> Seen:
+        """As it was before it became a line of the sampler's file."""
+        return cls(told["t_ns"], tuple(OtherProcess(**one) for one in told["strangers"]), told.get("unknown"))
 
 
 @dataclass
@@ -27,11 +49,8 @@ class OtherProcesses:
     named: dict[int, str] = field(default_factory=dict)
     now: frozenset[int] = frozenset()
 
-    def look(self, pids: Iterable[int], t_ns: int) -> dict[str, Any] | None:
-        """A line for the sampler's file when who is there has changed, else None.
-
-        `{"t_ns", "strangers": [{"pid", "name"}]}`; `unknown` is set where NVML's pids mean nothing here.
-        """
+    def look(self, pids: Iterable[int], t_ns: int) -> Seen | None:
+        """Who is there, when that has changed, else None."""
         there = set(pids)
         self.ours |= {pid for pid in there - self.ours - set(self.named) if self._descends(pid)}
         strangers = frozenset(there - self.ours)
@@ -40,10 +59,9 @@ class OtherProcesses:
         self.now = strangers
         for pid in strangers:
             self.named.setdefault(pid, process_in_words(pid))
-        told = [{"pid": pid, "name": self.named[pid]} for pid in sorted(strangers)]
-        line: dict[str, Any] = {"t_ns": t_ns, "strangers": told}
+        told = tuple(OtherProcess(pid, self.named[pid]) for pid in sorted(strangers))
         elsewhere = not (there & self.ours) and not any(psutil.pid_exists(pid) for pid in strangers)
-        return line | ({"unknown": ANOTHER_NAMESPACE} if strangers and elsewhere else {})
+        return Seen(t_ns, told, ANOTHER_NAMESPACE if strangers and elsewhere else None)
 
     def _descends(self, pid: int) -> bool:
         try:
@@ -61,13 +79,13 @@ def process_in_words(pid: int) -> str:
         return "not visible here"
 
 
-def in_window(lines: list[dict[str, Any]], start_ns: int, end_ns: int) -> list[dict[str, Any]]:
+def in_window(lines: list[Seen], start_ns: int, end_ns: int) -> list[OtherProcess]:
     """Strangers that were there at any time in [start_ns, end_ns), each once; pids that mean nothing here left out."""
-    found: dict[int, dict[str, Any]] = {}
-    ends_ns = [line["t_ns"] for line in lines[1:]] + [end_ns]
+    found: dict[int, OtherProcess] = {}
+    ends_ns = [line.t_ns for line in lines[1:]] + [end_ns]
     for line, until_ns in zip(lines, ends_ns, strict=False):
-        if line["t_ns"] < end_ns and until_ns > start_ns and "unknown" not in line:
-            found |= {one["pid"]: one for one in line["strangers"]}
+        if line.t_ns < end_ns and until_ns > start_ns and line.unknown is None:
+            found |= {one.pid: one for one in line.strangers}
     return [found[pid] for pid in sorted(found)]
 
 

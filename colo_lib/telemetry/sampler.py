@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import psutil
@@ -192,7 +193,7 @@ def main() -> None:
             # One write a sample: the watcher takes a file that grows for a sampler that lives.
             out.write("".join(json.dumps({"t_ns": t_ns} | row) + "\n" for row in rows))
             if (seen := strangers.look(devices.pids(), t_ns)) is not None:
-                out.write(json.dumps({"seen": seen}) + "\n")
+                out.write(json.dumps({"seen": asdict(seen)}) + "\n")
             if (absent := json.dumps({"absent": devices.absent()})) != told:
                 out.write(absent + "\n")
                 told = absent

@@ -15,11 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from colo_lib.frames import TELEMETRY, column_limits
 
 FIRST_SAMPLE_S = 30.0  # without persistence mode the driver is loaded by the first one who asks
 LEAST_SILENCE_S = 3.0
@@ -87,93 +84,6 @@ def main() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(watch.process.pid, signal.SIGTERM)
         watch.process.wait()
-
-
-@dataclass
-class Telemetry:
-    """What a sampler told: rows of the frame, its own cost, reasons of what is absent, gaps in the sampling."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    cost: dict[str, Any] = field(default_factory=dict)
-    absent: dict[str, dict[str, str]] = field(default_factory=dict)
-    gaps: list[dict[str, Any]] = field(default_factory=list)
-    totals_gib: dict[str, float] = field(default_factory=dict)
-    seen: list[dict[str, Any]] = field(default_factory=list)  # who computed beside us, a line a change
-
-    def lost(self) -> list[str]:
-        """Devices of which NVML said that they fell off the bus."""
-        return [name for name, told in self.absent.items() if any("GpuIsLost" in reason for reason in told.values())]
-
-    def record(self) -> dict[str, Any]:
-        """The trial record's `telemetry`."""
-        told = {"absent": self.absent, "gaps": self.gaps, "totals_gib": self.totals_gib}
-        return told | {"strangers_unknown": next((one["unknown"] for one in self.seen if "unknown" in one), None)}
-
-    def memory_gib(self, start_ns: int, end_ns: int) -> dict[str, float | None]:
-        """Most device memory that each workload held in a window and the least that was free, GiB; null: not told."""
-        most: dict[tuple[str, str], float] = {}
-        for row in self.rows:
-            if start_ns <= row["t_ns"] < end_ns and row["memory_used_gib"] is not None:
-                key = (row["scope"], row["name"])
-                most[key] = max(most.get(key, 0.0), row["memory_used_gib"])
-        free = [total - most["device", name] for name, total in self.totals_gib.items() if ("device", name) in most]
-        held = {name: most.get(("workload", name)) for name in ("gen", "embed")}
-        return held | {"free": sum(free) if free else None}
-
-
-def read_lines(lines: Path) -> Telemetry:
-    """The sampler's lines; half a line and garbage are passed over."""
-    found = Telemetry()
-    open_gap: dict[str, Any] | None = None
-    for line in lines.read_bytes().splitlines() if lines.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict):
-            continue
-        if "cost" in row:
-            found.cost = row["cost"]
-        elif "absent" in row:
-            found.absent = {name: found.absent.get(name, {}) | told for name, told in row["absent"].items()}
-        elif "seen" in row:
-            found.seen.append(row["seen"])
-        elif "totals_gib" in row:
-            found.totals_gib = row["totals_gib"]
-        elif "event" in row:
-            last_ns = found.rows[-1]["t_ns"] if found.rows else None
-            open_gap = {"start_ns": last_ns, "end_ns": None, "reason": row["event"]["reason"]}
-            found.gaps.append(open_gap)
-        elif (sample := checked_sample(row)) is not None:
-            if open_gap is not None:
-                open_gap["end_ns"], open_gap = sample["t_ns"], None
-            found.rows.append(sample)
-    return found
-
-
-def checked_sample(row: dict[str, Any]) -> dict[str, Any] | None:
-    """A row as `frames.TELEMETRY` has it, None for one that a dying sampler cannot have meant."""
-    sample = {name: row.get(name) for name in TELEMETRY}
-    for name, kind in TELEMETRY.items():
-        value, wanted = sample[name], str if kind.startswith("string") else int if kind.startswith("int") else float
-        whole_for_float = wanted is float and isinstance(value, int)
-        right = isinstance(value, wanted) or whole_for_float
-        if isinstance(value, bool) or not (right or (value is None and kind.endswith("?"))):
-            return None
-        least, most = column_limits("telemetry", name)
-        if kind.endswith("?") and isinstance(value, int | float) and not least <= value <= most:
-            sample[name] = None  # a driver's slip is no sample, and takes no other with it
-    return sample
-
-
-def convert(lines: Path, folder: Path) -> Telemetry:
-    """JSON lines to telemetry.parquet; what they told, with no cost when the sampler died before telling it."""
-    from colo_lib.frames import write_frame
-
-    told = read_lines(lines)
-    columns = {name: [row[name] for row in told.rows] for name in TELEMETRY} if told.rows else {}
-    write_frame(folder, "telemetry", columns)
-    return told
 
 
 if __name__ == "__main__":

@@ -94,10 +94,10 @@ def status(folder: Path) -> str:
 
 def test_a_trial_measures_both(up: Engines, tmp_path: Path) -> None:
     record = attempt(up, "step2", tmp_path, lambda: None)
-    assert record["status"] == "done", record["reason"]
-    assert record["gen_tokens_per_s"] > 0
-    assert record["embed_sequences_per_s"] > 0
-    assert record["clock_disagreement"] < 0.1
+    assert record.status == "done", record.reason
+    assert record.gen_tokens_per_s > 0
+    assert record.embed_sequences_per_s > 0
+    assert record.clock_disagreement < 0.1
 
 
 def test_the_key_is_in_no_log_and_no_record(up: Engines, tmp_path: Path) -> None:
@@ -112,19 +112,19 @@ def test_a_killed_client_fails_the_trial_alone(up: Engines, tmp_path: Path) -> N
     error = attempt(up, "step1", tmp_path, kill("gen_client"), **LONG)
     assert isinstance(error, StepFailed)
     assert status(tmp_path) == "failed"
-    assert attempt(up, "step1", tmp_path, lambda: None)["status"] == "done"
+    assert attempt(up, "step1", tmp_path, lambda: None).status == "done"
 
 
 def test_a_killed_sampler_costs_a_gap(up: Engines, tmp_path: Path) -> None:
     record = attempt(up, "step4", tmp_path, kill("colo_lib.telemetry.sampler"), window_s=3.0)
-    assert record["status"] == "done"
-    (gap,) = record["telemetry"]["gaps"]
-    assert "SIGKILL" in gap["reason"]
-    assert gap["end_ns"] is not None
+    assert record.status == "done"
+    (gap,) = record.telemetry.gaps
+    assert "SIGKILL" in gap.reason
+    assert gap.end_ns is not None
 
 
 def test_a_killed_watcher_costs_the_rest_of_the_telemetry(up: Engines, tmp_path: Path) -> None:
-    assert attempt(up, "step4", tmp_path, kill("colo_lib.telemetry.watchdog"), window_s=3.0)["status"] == "done"
+    assert attempt(up, "step4", tmp_path, kill("colo_lib.telemetry.watchdog"), window_s=3.0).status == "done"
 
 
 def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) 
     assert "alternator" in str(error)
     roots = [psutil.Process(pid) for pids in up.handles().pids().values() for pid in pids]
     assert wait_until(lambda: all(process.status() != psutil.STATUS_STOPPED for process in roots))
-    assert attempt(up, "step2", tmp_path, lambda: None)["status"] == "done"
+    assert attempt(up, "step2", tmp_path, lambda: None).status == "done"
 
 
 @contextlib.contextmanager
@@ -179,8 +179,8 @@ def test_pacing_by_gens_gaps_leaves_its_trace(up: Engines, tmp_path: Path) -> No
     # An SLO that nothing on this machine could miss: embed is held back by nothing.
     paced = {"embed_pacing": "slo", "embed_micro_batch_size": 2, "slo_gen_gap_ms": 60_000.0}
     record = attempt(up, "step2", tmp_path, lambda: None, **paced)
-    assert record["status"] == "done", record["reason"]
-    assert record["pacing"] == {"kind": "slo", "micro_batch_size": 2}
+    assert record.status == "done", record.reason
+    assert record.pacing.plain() == {"kind": "slo", "micro_batch_size": 2}
     trace = pq.read_table(tmp_path / "trial-1" / "pacing.parquet")
     assert sum(trace["gaps"].to_pylist()) > 0
     assert set(trace["duty"].to_pylist()) == {1.0}
@@ -191,7 +191,7 @@ def test_a_killed_pacer_fails_the_trial(up: Engines, tmp_path: Path) -> None:
     assert isinstance(error, StepFailed)
     assert "pacer" in str(error)
     # And embed is not held back in the next one.
-    assert attempt(up, "step4", tmp_path, lambda: None)["embed_sequences_per_s"] > 0
+    assert attempt(up, "step4", tmp_path, lambda: None).embed_sequences_per_s > 0
 
 
 def test_an_engine_that_hangs_is_told_in_time(up: Engines, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_an_engine_that_hangs_is_told_in_time(up: Engines, tmp_path: Path) -> No
     kill("VLLM::EngineCore", signal.SIGCONT)()
     assert isinstance(error, StepFailed)
     assert "stall_timeout_s" in str(error)
-    assert wait_until(lambda: attempt(up, "step1", tmp_path, lambda: None)["status"] == "done")
+    assert wait_until(lambda: attempt(up, "step1", tmp_path, lambda: None).status == "done")
 
 
 def test_a_killed_embedder_is_told_with_its_log(up: Engines, tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def test_vllm_tells_its_parts_in_its_log(tmp_path: Path) -> None:
     assert gen_parts(tmp_path / "none.log", CUDA) == dict.fromkeys(parts)
     given = CUDA.model_copy(update={"gen_kv_cache_gib": 4.0})
     assert gen_parts(tmp_path / "gen.log", given)["kv_cache"] == 4.0
-    assert with_rest(parts, 63.0859, 1)["rest"] == pytest.approx(1.0759)
+    assert with_rest(parts, 63.0859, 1).rest == pytest.approx(1.0759)
 
 
 def test_parts_and_rest_make_up_what_a_process_holds() -> None:
     parts = with_rest(embed_parts({"weights": 14.0, "peak": 15.5, "reserved": 16.0}), 33.0, 2)
-    assert parts == {"weights": 14.0, "activations": 1.5, "cached": 0.5, "rest": 0.5}
-    assert set(with_rest(embed_parts({}), 33.0, 1).values()) == {None}
+    assert parts.plain() == {"weights": 14.0, "activations": 1.5, "cached": 0.5, "rest": 0.5}
+    assert set(with_rest(embed_parts({}), 33.0, 1).plain().values()) == {None}
 
 
 def test_the_memory_notebook_shows_the_parts_by_step() -> None:

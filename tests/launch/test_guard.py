@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.errors import InputError
-from colo_lib.hardware.nvml import GpuLook
+from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.launch.preflight import about, preflight
 from colo_lib.launch.trial import device_doubts
 from colo_lib.params import check
-from colo_lib.telemetry.other_processes import OtherProcesses, in_window
-from colo_lib.telemetry.watchdog import Telemetry
+from colo_lib.telemetry.other_processes import OtherProcess, OtherProcesses, Seen, in_window
+from colo_lib.telemetry.readings import Telemetry
 
 PLAIN: dict[str, Any] = {
     "index": 0, "uuid": "GPU-a", "name": "NVIDIA H200", "mig": False, "compute_mode": 0, "power_limit_w": 700.0,
@@ -38,7 +38,7 @@ def other() -> Iterator[int]:
 
 
 def test_a_plain_gpu_needs_no_words() -> None:
-    assert preflight(CUDA, GpuLook("ok", gpus=[PLAIN])) == []
+    assert preflight(CUDA, GpuLook("ok", gpus=[GpuRow.from_plain(PLAIN)])) == []
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,11 @@ def test_a_plain_gpu_needs_no_words() -> None:
     ],
 )
 def test_what_is_in_the_way_is_told_with_the_remedy(facts: dict[str, Any], told: str) -> None:
-    assert any(told in sentence for sentence in about(PLAIN | facts)), about(PLAIN | facts)
+    assert any(told in sentence for sentence in about(GpuRow.from_plain(PLAIN | facts))), facts
 
 
 def test_what_nvml_does_not_tell_is_left_out() -> None:
-    silent = {name: None for name in PLAIN}
-    assert about(silent) == []
+    assert about(GpuRow(0)) == []
 
 
 @pytest.mark.parametrize(
@@ -68,12 +67,12 @@ def test_what_nvml_does_not_tell_is_left_out() -> None:
 )
 def test_a_mode_that_rules_a_step_out_is_refused(facts: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        preflight(CUDA, GpuLook("ok", gpus=[PLAIN | facts]))
+        preflight(CUDA, GpuLook("ok", gpus=[GpuRow.from_plain(PLAIN | facts)]))
 
 
 def test_mps_alone_may_have_the_gpu_exclusively() -> None:
     params = CUDA.model_copy(update={"steps": "step2"})
-    assert preflight(params, GpuLook("ok", gpus=[PLAIN | {"compute_mode": 3}])) == []
+    assert preflight(params, GpuLook("ok", gpus=[GpuRow.from_plain(PLAIN | {"compute_mode": 3})])) == []
 
 
 def test_ours_are_known_by_descent(other: int) -> None:
@@ -81,10 +80,10 @@ def test_ours_are_known_by_descent(other: int) -> None:
     assert strangers.look([os.getpid(), other], 1) is None
     line = strangers.look([os.getpid(), other, 1], 2)
     assert line is not None
-    assert [one["pid"] for one in line["strangers"]] == [1]
-    assert "unknown" not in line
+    assert [one.pid for one in line.strangers] == [1]
+    assert line.unknown is None
     assert strangers.look([other, 1], 3) is None
-    assert strangers.look([other], 4) == {"t_ns": 4, "strangers": []}
+    assert strangers.look([other], 4) == Seen(4, ())
 
 
 def test_our_own_that_ended_is_no_stranger_afterwards(other: int) -> None:
@@ -98,14 +97,14 @@ def test_our_own_that_ended_is_no_stranger_afterwards(other: int) -> None:
 def test_pids_of_another_namespace_say_nothing() -> None:
     line = OtherProcesses(os.getpid()).look([4194302, 4194303], 1)
     assert line is not None
-    assert "namespace" in line["unknown"]
+    assert "namespace" in str(line.unknown)
     assert in_window([line], 0, 10) == []
 
 
 def test_a_stranger_in_the_window_makes_the_trial_invalid() -> None:
     seen = [
-        {"t_ns": 10, "strangers": [{"pid": 7, "name": "train of ann"}]},
-        {"t_ns": 20, "strangers": []},
+        Seen(10, (OtherProcess(7, "train of ann"),)),
+        Seen(20, ()),
     ]
     told = Telemetry(seen=seen)
     assert device_doubts(told, 0, 10) == device_doubts(told, 20, 30) == []
@@ -116,11 +115,10 @@ def test_a_stranger_in_the_window_makes_the_trial_invalid() -> None:
 @given(st.lists(st.tuples(st.integers(0, 100), st.sets(st.integers(1, 5))), max_size=8), st.integers(0, 90))
 def test_whoever_was_there_at_any_time_is_found(changes: list[tuple[int, set[int]]], start: int) -> None:
     lines = [
-        {"t_ns": t, "strangers": [{"pid": pid, "name": "x"} for pid in sorted(pids)]}
-        for t, pids in sorted(dict(changes).items())
+        Seen(t, tuple(OtherProcess(pid, "x") for pid in sorted(pids))) for t, pids in sorted(dict(changes).items())
     ]
     expected = set()
     for moment in range(start, start + 10):
-        before = [line for line in lines if line["t_ns"] <= moment]
-        expected |= {one["pid"] for one in before[-1]["strangers"]} if before else set()
-    assert {one["pid"] for one in in_window(lines, start, start + 10)} == expected
+        before = [line for line in lines if line.t_ns <= moment]
+        expected |= {one.pid for one in before[-1].strangers} if before else set()
+    assert {one.pid for one in in_window(lines, start, start + 10)} == expected

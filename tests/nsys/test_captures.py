@@ -86,7 +86,7 @@ def test_a_capture_says_what_was_recorded(run: Any, tmp_path: Path) -> None:
     assert (told["sessions"], told["joint_reason"]) == ("joint", None)
     assert (folder(tmp_path) / "trace.sqlite").exists()
     assert (folder(tmp_path) / "trace.nsys-rep").exists()
-    assert capture_records(tmp_path / "run.partial")[0]["status"] == "done"
+    assert capture_records(tmp_path / "run.partial")[0].status == "done"
 
 
 def test_a_done_capture_is_not_repeated_and_a_failed_one_is(run: Any, tmp_path: Path, params: Params) -> None:

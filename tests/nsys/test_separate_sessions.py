@@ -161,7 +161,7 @@ def test_a_capture_says_which_gpus_each_process_sees() -> None:
             embeds=tuple(Handle("socket", one.pid, "log") for one in embeds),
         )  # fmt: skip
         told = devices_seen(placement_of("configB", two), handles)
-        assert told == {str(gen.pid): ("0", "1"), str(embeds[0].pid): ("0",), str(embeds[1].pid): ("1",)}
+        assert told == {str(gen.pid): ["0", "1"], str(embeds[0].pid): ["0"], str(embeds[1].pid): ["1"]}
     finally:
         for one in waiting:
             one.communicate(b"\n")

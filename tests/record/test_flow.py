@@ -15,8 +15,9 @@ from colo_lib.examples.simulated_trial import Plan
 from colo_lib.params import Params
 from colo_lib.paths import cell_folder, cell_runs
 from colo_lib.record.sweep import Order, Say, carry_out_cell, carry_out_sweep, sweep_summary
+from colo_lib.records import CellRecord
 from colo_lib.select import select_sweep
-from colo_lib.sweep_plan import CellRecord, begin_sweep, cell_params, find_sweep, grid, parse_axis, read_plan, recorded
+from colo_lib.sweep_plan import begin_sweep, cell_params, find_sweep, grid, parse_axis, read_plan, recorded
 
 
 def begun(tmp_path: Path, words: str = "gen_concurrency=1,2,4") -> Path:
@@ -40,7 +41,8 @@ class Pretence:
                 raise KeyboardInterrupt
             if status == "done":
                 write_run(cell_runs(cell_folder(order.folder, name)), Plan(run_id=name, blocks=1, window_s=0.5))
-            yield CellRecord(name, status, None if status == "done" else "planted", order.attempt, "here", 1.0)
+            reason = None if status == "done" else "planted"
+            yield CellRecord(cell=name, status=status, reason=reason, attempts=order.attempt, host="here", total_s=1.0)
 
 
 def quiet(_: str) -> None:

@@ -27,7 +27,8 @@ def params(tmp_path: Path, **changes: object) -> Params:
 def record(folder: Path, step: str, trial: int, status: str, start_ns: int) -> None:
     made = trial_folder(folder, step, trial)
     made.mkdir(parents=True)
-    write_json(made / "trial.json", {"step": step, "trial": trial, "status": status, "window_start_ns": start_ns})
+    window = {"window_start_ns": start_ns, "window_end_ns": start_ns + 1}
+    write_json(made / "trial.json", {"step": step, "trial": trial, "status": status} | window)
 
 
 def test_begin_keeps_what_resume_needs(tmp_path: Path, engine_python: Path) -> None:
@@ -72,7 +73,7 @@ def test_two_launchers_never_share_a_folder(tmp_path: Path) -> None:
 def test_seal_lists_trials_in_the_order_they_ran(tmp_path: Path) -> None:
     folder = tmp_path / "one.partial"
     folder.mkdir()
-    write_json(folder / "start.json", {"params": {}, "created_utc": "now"})
+    write_json(folder / "start.json", {"params": {}, "created_utc": "now", "machine": {}, "models": {}, "budget": []})
     record(folder, "step1", 1, "done", 30)
     record(folder, "step2", 1, "invalid", 20)
     (folder / "steps" / "step2" / "trial-2.partial").mkdir()
@@ -84,7 +85,7 @@ def test_seal_lists_trials_in_the_order_they_ran(tmp_path: Path) -> None:
         ("step2", "invalid"),
         ("step1", "done"),
     ]
-    assert manifest["files"] == checksums(final)
+    assert manifest["files"] == {name: listed.plain() for name, listed in checksums(final).items()}
     assert "steps/step1/trial-1/trial.json" in manifest["files"]
     with pytest.raises(InputError, match="finished"):
         resume(final, tmp_path, check_unfinished)

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
 from colo_lib.record import sweep_on_ray
 from colo_lib.record.sweep import carry_out_sweep, sweep_summary
-from colo_lib.sweep_plan import CellRecord, begin_sweep, grid, parse_axis
+from colo_lib.records import CellRecord
+from colo_lib.sweep_plan import begin_sweep, grid, parse_axis
 from tests.processes import token_carriers, wait_until
 from tests.test_run_command import colo, ended, params_file, read_until
 
@@ -69,7 +69,9 @@ def pretend(values: dict[str, Any], cell: str, attempt: int) -> tuple[bytes, dic
     time.sleep(0.5)
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder) / "runs", Plan(run_id=cell, blocks=1, window_s=0.5))
-        return sweep_on_ray.pack(Path(folder)), asdict(CellRecord(cell, "done", None, attempt, node, 0.5))
+        return sweep_on_ray.pack(Path(folder)), CellRecord(
+            cell=cell, status="done", reason=None, attempts=attempt, host=node, total_s=0.5
+        ).plain()
 
 
 def test_cells_run_on_both_nodes_and_a_lost_worker_is_sent_again(cluster: Any, tmp_path: Path) -> None:

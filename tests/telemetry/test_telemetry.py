@@ -23,8 +23,9 @@ from colo_lib.data.trials import read_frame
 from colo_lib.launch.child import Child
 from colo_lib.launch.trial import device_doubts
 from colo_lib.paths import REPOSITORY
+from colo_lib.records import TelemetryCost
+from colo_lib.telemetry.readings import Telemetry, convert, read_lines
 from colo_lib.telemetry.sampler import next_due
-from colo_lib.telemetry.watchdog import Telemetry, convert, read_lines
 from tests.processes import wait_until
 
 STAND_IN = Path(__file__).parents[1] / "standins" / "pynvml.py"
@@ -68,8 +69,8 @@ def test_every_field_of_a_willing_gpu(tmp_path: Path) -> None:
     assert {name for name in EVERYTHING if last[name] is None} == set()
     assert (last["power_w"], last["sm_active"], last["dram_active"], last["nvlink_gib_s"]) == (412.0, 0.625, 0.71, 1.0)
     assert told.absent == {}
-    assert told.cost["samples"] > 4
-    assert 0 < told.cost["cpu_fraction"] < 1
+    assert told.cost.samples > 4
+    assert 0 < told.cost.cpu_fraction < 1
     # Another's five GiB are no part of gen's three.
     memory = told.memory_gib(0, 2**62)
     assert memory == {"gen": 3.0, "embed": None, "free": 70.0}
@@ -145,35 +146,35 @@ def test_a_driver_that_does_not_answer_at_all_leaves_the_workloads_rows(tmp_path
 
 
 def test_a_crash_is_restarted_once_and_the_gap_recorded(tmp_path: Path) -> None:
-    more = lambda told: told.gaps and told.gaps[0]["end_ns"]  # noqa: E731
+    more = lambda told: told.gaps and told.gaps[0].end_ns  # noqa: E731
     told = sampled(tmp_path, more, fail={"nvmlDeviceGetTemperature": "segfault"}, once=str(tmp_path / "crashed"),
                    after={"nvmlDeviceGetTemperature": 4})  # fmt: skip
     assert len(told.gaps) == 1
-    assert "SIGSEGV" in told.gaps[0]["reason"]
-    assert told.gaps[0]["start_ns"] < told.gaps[0]["end_ns"]
-    assert told.cost["samples"] >= 1
+    assert "SIGSEGV" in told.gaps[0].reason
+    assert told.gaps[0].start_ns < told.gaps[0].end_ns
+    assert told.cost.samples >= 1
 
 
 def test_a_second_crash_ends_the_sampling_for_good(tmp_path: Path) -> None:
     twice = lambda told: len(told.gaps) == 2  # noqa: E731
     told = sampled(tmp_path, twice, fail={"nvmlDeviceGetTemperature": "segfault"},
                    after={"nvmlDeviceGetTemperature": 2})  # fmt: skip
-    assert told.gaps[1]["end_ns"] is None
-    assert told.cost == {}
+    assert told.gaps[1].end_ns is None
+    assert told.cost == TelemetryCost()
 
 
 def test_a_call_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
-    again = lambda told: told.gaps and told.gaps[0]["end_ns"]  # noqa: E731
+    again = lambda told: told.gaps and told.gaps[0].end_ns  # noqa: E731
     told = sampled(tmp_path, again, fail={"nvmlDeviceGetTemperature": "hang"}, once=str(tmp_path / "hung"),
                    after={"nvmlDeviceGetTemperature": 3})  # fmt: skip
-    assert "hangs" in told.gaps[0]["reason"]
+    assert "hangs" in told.gaps[0].reason
 
 
 @pytest.mark.timeout(120)  # the call hangs for an hour
 def test_a_hung_sampler_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with sampling(tmp_path, fail={"nvmlDeviceGetTemperature": "hang"}) as lines:
         assert wait_until(lines.exists)
-    assert convert(lines, tmp_path).cost == {}
+    assert convert(lines, tmp_path).cost == TelemetryCost()
 
 
 def test_half_a_line_and_garbage_are_passed_over(tmp_path: Path) -> None:

@@ -12,8 +12,12 @@ from typing import Any
 
 from colo_lib.errors import StepSkipped
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
+from colo_lib.mechanism_records import Evidence, MechanismFacts, MigFacts, MpsFacts, TimeSlicedFacts
 from colo_lib.params import Params
 from colo_lib.steps import Placement
+
+# What travels with the engines' handles, by the proof that applies.
+FACTS: dict[str, type[MechanismFacts]] = {"mps": MpsFacts, "mig": MigFacts, "time-sliced": TimeSlicedFacts}
 
 
 def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mechanism | None:
@@ -42,7 +46,12 @@ def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: P
     return TimeSlicing(placement, runtime)
 
 
-def verify(facts: Mapping[str, Any] | None, tenants: EngineProcesses) -> dict[str, Any] | None:
+def facts_of(told: Mapping[str, Any]) -> MechanismFacts:
+    """A mechanism's facts as they were before they became plain values."""
+    return FACTS[told["witness"]].model_validate(told)
+
+
+def verify(facts: MechanismFacts | None, tenants: EngineProcesses) -> Evidence | None:
     """Evidence that the mechanism which `facts` describe is in force for the running engines.
 
     Raises StepFailed, with the reason and the remedy, when it is not: the trial is void.
@@ -51,13 +60,17 @@ def verify(facts: Mapping[str, Any] | None, tenants: EngineProcesses) -> dict[st
         return None
     from colo_lib.launch.mechanisms import mig, mps, time_slicing
 
-    proofs = {"mps": mps.prove, "mig": mig.prove, "time-sliced": time_slicing.prove}
-    return proofs[facts["witness"]](facts, tenants)
+    if isinstance(facts, MpsFacts):
+        return mps.prove(facts, tenants)
+    if isinstance(facts, MigFacts):
+        return mig.prove(facts, tenants)
+    assert isinstance(facts, TimeSlicedFacts)
+    return time_slicing.prove(facts, tenants)
 
 
-def check_mechanism(facts: Mapping[str, Any] | None) -> None:
+def check_mechanism(facts: MechanismFacts | None) -> None:
     """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
-    if facts is not None and facts["witness"] == "mps":
+    if isinstance(facts, MpsFacts):
         from colo_lib.launch.mechanisms import mps
 
         mps.check_server(facts)

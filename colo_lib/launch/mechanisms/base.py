@@ -22,6 +22,7 @@ from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.nvml import GpuLook
 from colo_lib.launch.child import Child
+from colo_lib.mechanism_records import MechanismFacts
 from colo_lib.params import Params
 from colo_lib.steps import Placement
 
@@ -50,8 +51,8 @@ class Mechanism:
         """Additions to the environment of the `number`-th process of a workload."""
         raise NotImplementedError
 
-    def facts(self) -> dict[str, Any]:
-        """Plain values from which any process of the run can prove that the mechanism is in force.
+    def facts(self) -> MechanismFacts:
+        """Values from which any process of the run can prove that the mechanism is in force.
 
         `mechanism` is its name, `witness` the proof that applies (`mps`, `time-sliced`, `mig`).
         """
@@ -115,10 +116,10 @@ def device_uuids(placement: Placement, look: GpuLook, refused: dict[int, str]) -
     """
     found = []
     for device in placement.all_devices:
-        gpu = next((one for one in look.gpus if device in (str(one["index"]), one["uuid"])), None)
+        gpu = look.find(device)
         if gpu is not None:
-            refuse(placement.mechanism, device, gpu["mig"], gpu["compute_mode"], refused)
-        found.append(str(gpu["uuid"]) if gpu is not None and gpu["uuid"] else device)
+            refuse(placement.mechanism, device, gpu.mig, gpu.compute_mode, refused)
+        found.append(gpu.uuid if gpu is not None and gpu.uuid else device)
     return found
 
 
@@ -153,8 +154,18 @@ REMEDIES = {
 }
 
 
-def probe(name: str, python: Path, env: Mapping[str, str], log: Path, timeout_s: float = PROBE_TIMEOUT_S) -> Any:
-    """GPUs, a row each (name, sms), that a client with this environment gets; raises StepFailed with the cause."""
+@dataclass(frozen=True)
+class VisibleGpu:
+    """A GPU as a client's process sees it: its name, and how many of its SMs."""
+
+    name: str
+    sms: int
+
+
+def probe(
+    name: str, python: Path, env: Mapping[str, str], log: Path, timeout_s: float = PROBE_TIMEOUT_S
+) -> list[VisibleGpu]:
+    """The GPUs that a client with this environment gets; raises StepFailed with the cause."""
     child = Child(f"{name} probe", [str(python), "-I", str(PROBE)], log, env=child_environment(env), grace_s=1.0)
     try:
         deadline = time.monotonic() + timeout_s
@@ -170,7 +181,7 @@ def probe(name: str, python: Path, env: Mapping[str, str], log: Path, timeout_s:
     return answer(name, log)
 
 
-def answer(name: str, log: Path) -> list[dict[str, Any]]:
+def answer(name: str, log: Path) -> list[VisibleGpu]:
     """The probe's GPUs from its output; raises StepFailed for an error, with the remedy, or for anything else."""
     said = log.read_text(errors="replace").strip().splitlines()
     try:
@@ -181,4 +192,4 @@ def answer(name: str, log: Path) -> list[dict[str, Any]]:
         remedy = REMEDIES.get(told["error"], "look at nvidia-smi")
         cause = f"{told['at']} with {told['name']} ({told['error']})"
         raise StepFailed(f"{name}: a first CUDA client failed in {cause}: {remedy}")
-    return list(told["gpus"])
+    return [VisibleGpu(**gpu) for gpu in told["gpus"]]

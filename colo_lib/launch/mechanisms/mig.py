@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.hardware.nvml import GpuLook, look_at_gpus
+from colo_lib.hardware.nvml import GpuLook, GpuRow, MigDevice, look_at_gpus
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
+from colo_lib.mechanism_records import MigEvidence, MigFacts, MigInstance
 from colo_lib.params import Params
 from colo_lib.steps import Placement
 
@@ -32,70 +32,73 @@ class Mig(Mechanism):
 
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """The instance, by UUID, and nothing of MPS."""
-        return {"CUDA_VISIBLE_DEVICES": str(self.chosen[workload]["uuid"])}
+        return {"CUDA_VISIBLE_DEVICES": self.chosen[workload].uuid}
 
     def adjusted(self, params: Params) -> Params:
         """gen gets the bytes that it has on the whole GPU, as far as its instance holds them."""
-        if self.gpu["total_gib"] is None:
+        if self.gpu.total_gib is None:
             return params
-        share = params.gen_gpu_memory_utilization * self.gpu["total_gib"] / self.chosen["gen"]["gib"]
+        share = params.gen_gpu_memory_utilization * self.gpu.total_gib / self.chosen["gen"].gib
         return params.model_copy(update={"gen_gpu_memory_utilization": min(MOST_OF_AN_INSTANCE, round(share, 3))})
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> MigFacts:
         """The instances, by workload."""
-        told = {name: {k: v for k, v in one.items() if k != "pids"} for name, one in self.chosen.items()}
-        return {"mechanism": self.name, "witness": "mig", "instances": told}
+        told = {
+            name: MigInstance(uuid=one.uuid, profile=one.profile, gib=one.gib, sms=one.sms)
+            for name, one in self.chosen.items()
+        }
+        return MigFacts(mechanism=self.name, witness="mig", instances=told)
 
 
-def gpu_with_instances(device: str, look: GpuLook) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def gpu_with_instances(device: str, look: GpuLook) -> tuple[GpuRow, tuple[MigDevice, ...]]:
     """A GPU and its MIG instances; raises StepSkipped, with the commands that make some, when there are not two."""
-    gpu = next((one for one in look.gpus if device in (str(one["index"]), one["uuid"])), None)
+    gpu = look.find(device)
     how = HOW_TO.format(gpu=device)
     if gpu is None:
         raise StepSkipped(f"mig: GPU {device} cannot be asked: {look.reason or 'there is none of that name'}")
-    if not gpu["mig"]:
-        raise StepSkipped(f"mig: GPU {device} ({gpu['name']}) is not in MIG mode; {how}")
-    instances = gpu["mig_devices"] or []
+    if not gpu.mig:
+        raise StepSkipped(f"mig: GPU {device} ({gpu.name}) is not in MIG mode; {how}")
+    instances = gpu.mig_devices or ()
     if len(instances) < 2:
         raise StepSkipped(f"mig: GPU {device} has {len(instances)} MIG instances, the step needs two; {how}")
     return gpu, instances
 
 
-def choose(params: Params, instances: list[dict[str, Any]], device: str) -> dict[str, dict[str, Any]]:
+def choose(params: Params, instances: Sequence[MigDevice], device: str) -> dict[str, MigDevice]:
     """An instance for each workload: the one that the parameters name, else the largest that is left.
 
     Raises StepSkipped naming a UUID that is not among the instances.
     """
-    left = sorted(instances, key=lambda one: (-one["gib"], -one["sms"], one["uuid"]))
+    left = sorted(instances, key=lambda one: (-one.gib, -one.sms, one.uuid))
     wanted = {"gen": params.mig_gen_uuid, "embed": params.mig_embed_uuid}
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, MigDevice] = {}
     for name in sorted(wanted, key=lambda name: not wanted[name]):
-        found = next((one for one in left if wanted[name] in ("", one["uuid"])), None)
+        found = next((one for one in left if wanted[name] in ("", one.uuid)), None)
         if found is None:
-            known = ", ".join(f"{one['uuid']} ({one['profile']})" for one in instances)
+            known = ", ".join(f"{one.uuid} ({one.profile})" for one in instances)
             raise StepSkipped(f"mig: parameter 'mig_{name}_uuid' = {wanted[name]!r}: GPU {device} has {known}")
         left.remove(found)
         chosen[name] = found
     return chosen
 
 
-def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
+def prove(facts: MigFacts, tenants: EngineProcesses) -> MigEvidence:
     """Evidence that each workload computes on its own instance; raises StepFailed when it may be elsewhere.
 
     Two witnesses: the UUID in each process's environment, and NVML's list of processes of each instance.
     """
-    instances = {one["uuid"]: one for gpu in look_at_gpus().gpus for one in gpu.get("mig_devices") or []}
+    instances = {one.uuid: one for gpu in look_at_gpus().gpus for one in gpu.mig_devices or ()}
     seen: dict[str, list[int]] = {}
     for name, trees in tenants.trees().items():
-        uuid, pids = facts["instances"][name]["uuid"], [pid for tree in trees for pid in tree]
+        uuid, pids = str(facts.instances[name].uuid), [pid for tree in trees for pid in tree]
         astray = [pid for pid in pids if visible_devices(pid) not in (uuid, None)]
-        elsewhere = [pid for other, one in instances.items() if other != uuid for pid in one["pids"] if pid in pids]
+        elsewhere = [pid for other, one in instances.items() if other != uuid for pid in one.pids if pid in pids]
         if astray or elsewhere:
             raise StepFailed(f"void: {name} (pids {astray or elsewhere}) is not on its MIG instance {uuid} alone")
         if instances and uuid not in instances:
             raise StepFailed(f"void: the MIG instance {uuid} of {name} is gone: somebody changed the GPU's partitions")
-        seen[name] = sorted(set(pids) & set(instances.get(uuid, {"pids": []})["pids"]))
-    return {"mechanism": "mig", "instances": facts["instances"], "listed_by_nvml": seen}
+        seen[name] = sorted(set(pids) & set(instances[uuid].pids if uuid in instances else ()))
+    return MigEvidence(mechanism="mig", instances=facts.instances, listed_by_nvml=seen)
 
 
 def visible_devices(pid: int) -> str | None:

@@ -12,9 +12,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -27,36 +25,39 @@ from colo_lib.launch.mechanisms.base import (
     MPS_REFUSES,
     EngineProcesses,
     Mechanism,
+    VisibleGpu,
     device_uuids,
     identity,
     lives,
     probe,
 )
 from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check_pipe, program
+from colo_lib.mechanism_records import MpsEvidence, MpsFacts, MpsLimits
 from colo_lib.params import Params
 from colo_lib.steps import Placement
 
 REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the daemon's user"
 
 
-def check_server(facts: Mapping[str, Any]) -> None:
+def check_server(facts: MpsFacts) -> None:
     """Raises StepFailed when the daemon, or a server that was seen, is gone. Cheap: asks nobody."""
-    gone = [int(who[0]) for who in [facts["daemon"], *facts.get("servers", [])] if who is None or not lives(who)]
-    if gone:
+    gone = [int(who[0]) for who in [facts.daemon, *facts.servers] if who is not None and not lives(who)]
+    if gone or facts.daemon is None or None in facts.servers:  # None: it went before it could be named
         raise StepFailed(
             f"mps: the daemon or its server (pid {gone}) ended: both workloads' results are void; MPS is started "
             f"again before the next trial\n{last_words(facts)}"
         )
 
 
-def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
+def prove(facts: MpsFacts, tenants: EngineProcesses) -> MpsEvidence:
     """Evidence that every engine is a client of our server, by pid against the server's own list.
 
     Raises StepFailed (the trial is void) when a process that computes is not on it, when the server is another
     user's or in the state FAULT, or when it is not the server that was seen before.
     """
     check_server(facts)
-    control = Control(Path(facts["pipe"]), Path(facts["log"]))
+    assert facts.daemon is not None
+    control = Control(Path(facts.pipe), Path(facts.log))
     servers = control.servers()
     if not servers:
         check_server(facts)  # one that was seen has ended just now: that is the cause
@@ -66,18 +67,18 @@ def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
     clients = sorted({pid for server in servers for pid in control.clients(server)})
     attached = attached_pids(tenants, clients)
     known = {pid for pids in attached.values() for pid in pids}
-    return {
-        "mechanism": facts["mechanism"],
-        "daemon_pid": int(facts["daemon"][0]),
-        "servers": [identity(server) for server in servers],
-        "clients": clients,
-        "attached": attached,
-        "other_clients": sorted(set(clients) - known),
-        "limits": facts["limits"],
-        "partition": facts.get("partition"),
-        "gpus": facts["gpus"],
-        "nvml_lists_them": nvml_lists(known),
-    }
+    return MpsEvidence(
+        mechanism=facts.mechanism,
+        daemon_pid=int(facts.daemon[0]),
+        servers=[identity(server) for server in servers],
+        clients=clients,
+        attached=attached,
+        other_clients=sorted(set(clients) - known),
+        limits=facts.limits,
+        partition=facts.partition,
+        gpus=facts.gpus,
+        nvml_lists_them=nvml_lists(known),
+    )
 
 
 def attached_pids(tenants: EngineProcesses, clients: list[int]) -> dict[str, list[int]]:
@@ -96,7 +97,7 @@ def attached_pids(tenants: EngineProcesses, clients: list[int]) -> dict[str, lis
     return attached
 
 
-def _check_server(control: Control, server: int, facts: Mapping[str, Any]) -> None:
+def _check_server(control: Control, server: int, facts: MpsFacts) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         uid = psutil.Process(server).uids().real
         if uid != os.getuid():
@@ -112,9 +113,9 @@ def _check_server(control: Control, server: int, facts: Mapping[str, Any]) -> No
         )
 
 
-def last_words(facts: Mapping[str, Any]) -> str:
+def last_words(facts: MpsFacts) -> str:
     """The end of what the daemon and its server said."""
-    return tail(Path(facts["output"]))
+    return tail(Path(facts.output))
 
 
 def nvml_lists(pids: set[int]) -> bool | str:
@@ -143,7 +144,7 @@ class Mps(Mechanism):
         self.control = Control(self.folder / "pipe", self.folder / "log")
         check_pipe(self.control.pipe)
         self.uuids = device_uuids(placement, look_at_gpus(), MPS_REFUSES)
-        self.probes: dict[str, Any] = {}
+        self.probes: dict[str, list[VisibleGpu]] = {}
         for folder in (self.folder, self.control.pipe, self.control.log):
             folder.mkdir(mode=0o700)
         try:
@@ -226,27 +227,27 @@ class Mps(Mechanism):
         self.params = params
         self.ready()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> MpsFacts:
         """Folders, the daemon's identity, and the limits of each workload."""
         limits = {
-            name: {
-                "thread_percentage": getattr(self.params, f"mps_{name}_thread_percentage"),
-                "priority": getattr(self.params, f"mps_{name}_priority"),
-                "memory_limit_gib": getattr(self.params, f"mps_{name}_memory_gib") or None,
-                "visible_sms": [gpu["sms"] for gpu in self.probes.get(name, [])],
-            }
+            name: MpsLimits(
+                thread_percentage=getattr(self.params, f"mps_{name}_thread_percentage"),
+                priority=getattr(self.params, f"mps_{name}_priority"),
+                memory_limit_gib=getattr(self.params, f"mps_{name}_memory_gib") or None,
+                visible_sms=[gpu.sms for gpu in self.probes.get(name, [])],
+            )
             for name in ("gen", "embed")
         }
-        return {
-            "mechanism": self.name,
-            "witness": "mps",
-            "pipe": str(self.control.pipe),
-            "log": str(self.control.log),
-            "output": str(self.child.log),
-            "daemon": identity(self.child.pid),
-            "gpus": self.uuids,
-            "limits": limits,
-        }
+        return MpsFacts(
+            mechanism=self.name,
+            witness="mps",
+            pipe=str(self.control.pipe),
+            log=str(self.control.log),
+            output=str(self.child.log),
+            daemon=identity(self.child.pid),
+            gpus=self.uuids,
+            limits=limits,
+        )
 
     def close(self) -> None:
         """Wait for the clients to go, `quit`, then end what is left of ours and remove the folders."""

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.mps_control import ControlFailed
+from colo_lib.mechanism_records import MpsFacts, Partition
 from colo_lib.params import Params
 from colo_lib.steps import Placement
 
@@ -40,6 +42,16 @@ class NotHere(Exception):
     """A backend that this machine does not offer or that does not hold; the message says why."""
 
 
+@dataclass(frozen=True)
+class Timed:
+    """`sm_hold`'s answer: a matrix product on all SMs that its process sees, and on those that it is held to."""
+
+    visible_sms: int
+    free_ms: float
+    held_ms: float
+    held_sms: int | None = None
+
+
 class Partitioned(Mps):
     """MPS with embed held to its SMs: a green context or libsmctrl's mask in the embedding process."""
 
@@ -48,7 +60,7 @@ class Partitioned(Mps):
 
     def __init__(self, params: Params, placement: Placement, runtime: Path, logs: Path) -> None:
         self.spec: dict[str, Any] = {"backend": self.backend, "sms": params.sm_partition_embed_sms}
-        self.scaling: dict[str, Any] = {}
+        self.scaling = Partition()
         self.prepare()
         super().__init__(params, placement, runtime, logs)
         try:
@@ -60,12 +72,13 @@ class Partitioned(Mps):
     def prepare(self) -> None:
         """What the backend needs before anything starts; raises NotHere."""
 
-    def verified(self) -> dict[str, Any]:
+    def verified(self) -> Partition:
         """The measured scaling; raises NotHere when it is not what the partition demands."""
         told = self.timed("embed", self.spec)
-        return check_scaling(told["visible_sms"], told["held_sms"], told["free_ms"], told["held_ms"])
+        assert told.held_sms is not None
+        return check_scaling(told.visible_sms, told.held_sms, told.free_ms, told.held_ms)
 
-    def timed(self, workload: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    def timed(self, workload: str, spec: Mapping[str, Any]) -> Timed:
         """`sm_hold`'s answer under a workload's environment; raises NotHere with its error."""
         log = self.control.log / f"hold-{workload}.log"
         python = resolve_pythons(self.params)[1]
@@ -83,15 +96,15 @@ class Partitioned(Mps):
         told: dict[str, Any] = json.loads(said[-1])
         if "error" in told:
             raise NotHere(str(told["error"]))
-        return told
+        return Timed(**{name: told[name] for name in ("visible_sms", "held_sms", "free_ms", "held_ms") if name in told})
 
     def embed_job(self) -> dict[str, Any]:
         """The embedding process holds itself."""
         return {"hold": {"module": str(HOLD), **self.spec}}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> MpsFacts:
         """As of MPS, and the partition with its measured scaling."""
-        return super().facts() | {"partition": {"backend": self.backend, **self.scaling}}
+        return super().facts().joined(partition=Partition(backend=self.backend).joined(self.scaling))
 
 
 class Masked(Partitioned):
@@ -125,8 +138,9 @@ class StaticPartitions(Partitioned):
 
     def chunk_sms(self) -> int:
         """SMs of a chunk, the unit of partitions: 8 from Hopper on, 4 before (NVIDIA MPS documentation)."""
-        gpu = next((one for one in look_at_gpus().gpus if one["uuid"] == self.uuids[0]), {})
-        return 8 if (gpu.get("compute_capability") or [9, 0])[0] >= 9 else 4
+        gpu = next((one for one in look_at_gpus().gpus if one.uuid == self.uuids[0]), None)
+        major, _ = (gpu and gpu.compute_capability) or (9, 0)
+        return 8 if major >= 9 else 4
 
     def add(self, chunks: int) -> str:
         """A new partition's name; raises ControlFailed when there are not as many chunks."""
@@ -149,10 +163,10 @@ class StaticPartitions(Partitioned):
         found.pop("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", None)
         return found
 
-    def verified(self) -> dict[str, Any]:
+    def verified(self) -> Partition:
         """embed's partition against gen's: there is no client outside of them."""
         gen, embed = (self.timed(name, {"backend": "none"}) for name in ("gen", "embed"))
-        return check_scaling(gen["visible_sms"], embed["visible_sms"], gen["free_ms"], embed["free_ms"])
+        return check_scaling(gen.visible_sms, embed.visible_sms, gen.free_ms, embed.free_ms)
 
     def embed_job(self) -> dict[str, Any]:
         """The daemon holds the process."""
@@ -175,13 +189,12 @@ def start_partition(params: Params, placement: Placement, runtime: Path, logs: P
     raise StepSkipped("sm-partition: " + "; ".join(reasons))
 
 
-def check_scaling(all_sms: int, held_sms: int, free_ms: float, held_ms: float) -> dict[str, Any]:
+def check_scaling(all_sms: int, held_sms: int, free_ms: float, held_ms: float) -> Partition:
     """What was measured, as evidence; raises NotHere when the product was not slowed as the share of SMs demands."""
     demanded, measured = all_sms / held_sms, held_ms / free_ms
-    found = {"all_sms": all_sms, "held_sms": held_sms, "slowdown_demanded": demanded, "slowdown_measured": measured}
     if not SCALING[0] * demanded <= measured <= SCALING[1] * demanded:
         raise NotHere(
             f"the partition does not hold: on {held_sms} of {all_sms} SMs a matrix product took {measured:.2f} times "
             f"as long, between {SCALING[0] * demanded:.2f} and {SCALING[1] * demanded:.2f} times were demanded"
         )
-    return found
+    return Partition(all_sms=all_sms, held_sms=held_sms, slowdown_demanded=demanded, slowdown_measured=measured)

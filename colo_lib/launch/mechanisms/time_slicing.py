@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
 from colo_lib.launch.mechanisms.base import PLAIN_REFUSES, EngineProcesses, Mechanism, device_uuids
+from colo_lib.mechanism_records import TimeSlicedEvidence, TimeSlicedFacts
 from colo_lib.steps import Placement
 
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
@@ -32,15 +31,15 @@ class TimeSlicing(Mechanism):
         """Where a default daemon listens, a pipe folder that nobody listens in; elsewhere nothing of MPS at all."""
         return {"CUDA_MPS_PIPE_DIRECTORY": str(self.empty)} if self.default_daemon else {}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TimeSlicedFacts:
         """The empty pipe folder and the devices."""
-        return {
-            "mechanism": self.name,
-            "witness": "time-sliced",
-            "empty_pipe": str(self.empty),
-            "default_daemon": self.default_daemon,
-            "devices": list(self.placement.all_devices),
-        }
+        return TimeSlicedFacts(
+            mechanism=self.name,
+            witness="time-sliced",
+            empty_pipe=str(self.empty),
+            default_daemon=self.default_daemon,
+            devices=list(self.placement.all_devices),
+        )
 
     def close(self) -> None:
         """Nothing was started."""
@@ -48,7 +47,7 @@ class TimeSlicing(Mechanism):
             self.empty.rmdir()
 
 
-def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
+def prove(facts: TimeSlicedFacts, tenants: EngineProcesses) -> TimeSlicedEvidence:
     """Evidence that no engine is an MPS client; raises StepFailed naming the process that is one or could be one.
 
     Two witnesses: the pipe folder in each process's environment, and NVML's own list of MPS clients (in words, where
@@ -57,7 +56,7 @@ def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
     pids = [pid for trees in tenants.trees().values() for tree in trees for pid in tree]
     pointed = {pid: told for pid in pids if (told := mps_variables(pid))}
     for pid, told in pointed.items():
-        if told != {"CUDA_MPS_PIPE_DIRECTORY": facts["empty_pipe"]}:
+        if told != {"CUDA_MPS_PIPE_DIRECTORY": facts.empty_pipe}:
             raise StepFailed(f"void: pid {pid} carries {told}: it may be an MPS client, this step must have none")
     clients = mps_clients(look_at_gpus())
     attached = [] if isinstance(clients, str) else sorted(set(clients) & set(pids))
@@ -66,13 +65,13 @@ def prove(facts: Mapping[str, Any], tenants: EngineProcesses) -> dict[str, Any]:
             f"void: pids {attached} are MPS clients by NVML, this step must have none: end the machine's MPS daemon "
             "(echo quit | nvidia-cuda-mps-control) or unset CUDA_MPS_PIPE_DIRECTORY"
         )
-    return {
-        "mechanism": "time-sliced",
-        "mps_variables": {str(pid): told for pid, told in pointed.items()},
-        "default_daemon": facts["default_daemon"],
-        "mps_clients_by_nvml": clients,
-        "processes": len(pids),
-    }
+    return TimeSlicedEvidence(
+        mechanism="time-sliced",
+        mps_variables={str(pid): told for pid, told in pointed.items()},
+        default_daemon=facts.default_daemon,
+        mps_clients_by_nvml=clients,
+        processes=len(pids),
+    )
 
 
 def mps_variables(pid: int) -> dict[str, str]:

@@ -22,6 +22,7 @@ from colo_lib.errors import ColoError, StepFailed
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.trial import run_trial
+from colo_lib.mechanism_records import MpsEvidence, MpsFacts
 from colo_lib.params import Params, check
 from colo_lib.paths import REPOSITORY
 from colo_lib.steps import placement_of
@@ -90,22 +91,25 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def signalled(engines: Engines, which: str, number: int = signal.SIGKILL) -> Callable[[], None]:
     """Send a signal to the daemon or its server, as the mechanism's facts name them."""
-    facts = engines.handles().mechanism or {}
-    who = facts["daemon"] if which == "daemon" else facts["servers"][0]
+    facts = engines.handles().mechanism
+    assert isinstance(facts, MpsFacts)
+    who = facts.daemon if which == "daemon" else facts.servers[0]
+    assert who is not None
     return lambda: os.kill(int(who[0]), number)
 
 
 def test_a_trial_under_mps_holds_its_evidence(up: Engines, tmp_path: Path) -> None:
     record = attempt(up, tmp_path, window_s=4.0)
-    assert record["status"] == "done", record["reason"]
-    evidence = record["mechanism_evidence"]
-    assert evidence["before"]["servers"] == evidence["after"]["servers"]
+    assert record.status == "done", str(record.reason)
+    evidence = record.mechanism_evidence
+    assert isinstance(evidence.before, MpsEvidence)
+    assert evidence.before.servers == evidence.after.servers
     gen = up.handles().gen
     assert gen is not None
     # The engine core computes, not the API server that we started.
-    assert evidence["before"]["attached"]["gen"]
-    assert gen.pid not in evidence["before"]["attached"]["gen"]
-    assert record["memory_parts_gib"].keys() == {"gen", "embed"}
+    assert evidence.before.attached["gen"]
+    assert gen.pid not in evidence.before.attached["gen"]
+    assert record.memory_parts_gib.keys() == {"gen", "embed"}
 
 
 def test_attachment_that_is_not_there_voids_the_trial(up: Engines, host: Nvidia, tmp_path: Path) -> None:
@@ -126,9 +130,9 @@ def test_a_fault_in_the_window_voids_both(up: Engines, host: Nvidia, tmp_path: P
 def test_a_stranger_in_the_window_makes_it_invalid(up: Engines, host: Nvidia, tmp_path: Path) -> None:
     host.has(processes=[[1, 2**30]])
     record = attempt(up, tmp_path)
-    assert record["status"] == "invalid"
-    assert "others computed on the GPU" in record["reason"]
-    assert "pid 1" in record["reason"]
+    assert record.status == "invalid"
+    assert "others computed on the GPU" in str(record.reason)
+    assert "pid 1" in str(record.reason)
 
 
 def test_a_daemon_that_hangs_is_told_in_time(up: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +144,7 @@ def test_a_daemon_that_hangs_is_told_in_time(up: Engines, tmp_path: Path, monkey
     signalled(up, "daemon", signal.SIGCONT)()
     assert isinstance(error, StepFailed)
     assert "did not answer" in str(error)
-    assert attempt(up, tmp_path)["status"] == "done"
+    assert attempt(up, tmp_path).status == "done"
 
 
 def test_a_killed_server_voids_both(up: Engines, tmp_path: Path) -> None:

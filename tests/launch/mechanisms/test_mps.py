@@ -18,6 +18,7 @@ from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms import check_mechanism, mps, mps_control, verify
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check_pipe, parse_pids
+from colo_lib.mechanism_records import MpsEvidence
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 from tests.processes import wait_until
 
@@ -53,10 +54,10 @@ def test_attachment_is_proved_by_pid(nvidia: Nvidia, runtime: Path, tmp_path: Pa
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
         evidence = verify(up.facts(), tenants(gen, embed))
-        assert evidence is not None
-        assert evidence["attached"] == {"gen": [gen.pid], "embed": [embed.pid]}
-        assert evidence["other_clients"] == []
-        assert evidence["nvml_lists_them"] is True
+        assert isinstance(evidence, MpsEvidence)
+        assert evidence.attached == {"gen": [gen.pid], "embed": [embed.pid]}
+        assert evidence.other_clients == []
+        assert evidence.nvml_lists_them is True
         for folder in (up.folder, up.control.pipe, up.control.log):
             assert folder.stat().st_mode & 0o777 == 0o700
         gen.stop()
@@ -78,9 +79,9 @@ def test_other_limits_are_for_the_embedder_that_is_started_next(
         capped = tenant("embed", environment)
         assert wait_until(lambda: [server for server in up.control.servers() if len(up.control.clients(server)) == 2])
         evidence = verify(up.facts(), tenants(gen, capped))
-        assert evidence is not None
-        assert evidence["attached"] == {"gen": [gen.pid], "embed": [capped.pid]}, "gen stayed the client that it was"
-        assert evidence["limits"]["embed"]["thread_percentage"] == 25
+        assert isinstance(evidence, MpsEvidence)
+        assert evidence.attached == {"gen": [gen.pid], "embed": [capped.pid]}, "gen stayed the client that it was"
+        assert evidence.limits["embed"].thread_percentage == 25
 
 
 def test_an_engine_that_did_not_attach_voids_the_trial(
@@ -140,8 +141,8 @@ def test_a_server_that_dies_with_a_client_is_told(
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
         evidence = verify(up.facts(), tenants(gen, embed))
-        assert evidence is not None
-        facts = up.facts() | {"servers": evidence["servers"]}
+        assert isinstance(evidence, MpsEvidence)
+        facts = up.facts().joined(servers=evidence.servers)
         check_mechanism(facts)
         embed.stop()
         assert wait_until(lambda: not up.control.servers())
@@ -238,13 +239,13 @@ def test_limits_reach_the_client_they_are_for(nvidia: Nvidia, runtime: Path, tmp
         mps_embed_thread_percentage=50, mps_embed_priority="below-normal", mps_gen_memory_gib=40.0,
     ) as up:  # fmt: skip
         gen, embed = up.environment("gen"), up.environment("embed")
-        limits = up.facts()["limits"]
+        limits = up.facts().limits
     assert embed["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "50"
     assert embed["CUDA_MPS_CLIENT_PRIORITY"] == "1"
     assert gen["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=40960M"
     assert {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_CLIENT_PRIORITY"}.isdisjoint(gen)
-    assert limits["gen"]["visible_sms"] == [132]
-    assert limits["embed"]["visible_sms"] == [66]
+    assert limits["gen"].visible_sms == [132]
+    assert limits["embed"].visible_sms == [66]
 
 
 def test_clients_name_their_gpus_as_the_daemon_numbers_them(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:

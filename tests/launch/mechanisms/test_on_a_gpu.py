@@ -20,6 +20,7 @@ from colo_lib.launch.mechanisms import sm_hold, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.sm_partition import BACKENDS, NotHere
+from colo_lib.mechanism_records import MpsEvidence, MpsFacts, TimeSlicedEvidence
 from tests.launch.mechanisms.conftest import cuda
 from tests.processes import wait_until
 
@@ -80,12 +81,12 @@ def test_mps_comes_up_is_proved_and_is_gone(clients: Any, runtime: Path, logs: P
     try:
         gen, embed = clients(mps)
         evidence = verify(mps.facts(), two(gen, embed))
-        assert evidence is not None
-        assert evidence["attached"] == {"gen": [gen.pid], "embed": [embed.pid]}
-        assert evidence["nvml_lists_them"] is True
-        all_sms, held = (evidence["limits"][name]["visible_sms"][0] for name in ("gen", "embed"))
+        assert isinstance(evidence, MpsEvidence)
+        assert evidence.attached == {"gen": [gen.pid], "embed": [embed.pid]}
+        assert evidence.nvml_lists_them is True
+        all_sms, held = (evidence.limits[name].visible_sms[0] for name in ("gen", "embed"))
         assert held == pytest.approx(all_sms / 2, rel=0.05)
-        ours = [mps.child.pid, *(int(server[0]) for server in evidence["servers"])]
+        ours = [mps.child.pid, *(int(server[0]) for server in evidence.servers)]
         gen.stop()
         embed.stop()
     finally:
@@ -117,8 +118,8 @@ def test_time_slices_have_no_client_of_mps(clients: Any, runtime: Path) -> None:
     assert slices is not None
     gen, embed = clients(slices)
     evidence = verify(slices.facts(), two(gen, embed))
-    assert evidence is not None
-    assert evidence["mps_clients_by_nvml"] == []
+    assert isinstance(evidence, TimeSlicedEvidence)
+    assert evidence.mps_clients_by_nvml == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -130,10 +131,12 @@ def test_a_partition_holds_or_says_why_not(backend: str, runtime: Path, logs: Pa
         print(skipped)
         pytest.skip(str(skipped))
     assert found is not None
-    told = found.facts()["partition"]
-    print(json.dumps(told))
+    facts = found.facts()
     found.close()
-    assert told["held_sms"] < told["all_sms"]
+    assert isinstance(facts, MpsFacts)
+    assert facts.partition is not None
+    print(json.dumps(facts.partition.plain()))
+    assert facts.partition.held_sms < facts.partition.all_sms
 
 
 def test_a_green_context_slows_a_product_as_its_sms_demand(torch_python: str, logs: Path) -> None:

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.errors import StepFailed, StepSkipped
+from colo_lib.hardware.nvml import MigDevice
 from colo_lib.launch import engines
 from colo_lib.launch.embed_server import environment as embed_environment
 from colo_lib.launch.mechanisms import sm_hold, start_mechanism, time_slicing, verify
@@ -20,11 +22,13 @@ from colo_lib.launch.mechanisms.sm_partition import NotHere, check_scaling
 from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
 from colo_lib.launch.rpc import Handle
 from colo_lib.launch.vllm_server import environment as gen_environment
+from colo_lib.mechanism_records import MigEvidence, MpsFacts, Partition, TimeSlicedEvidence
 from colo_lib.params import check
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 
 TWO = [{"uuid": "MIG-b", "sms": 60, "gib": 71}, {"uuid": "MIG-a", "sms": 60, "gib": 71}]
 THREE = [*TWO, {"uuid": "MIG-c", "sms": 16, "gib": 18}]
+LISTED = [MigDevice(profile="p", **one) for one in THREE]
 
 
 def test_the_absence_of_mps_is_proved(nvidia: Nvidia, runtime: Path, tenant: Tenant) -> None:
@@ -33,9 +37,9 @@ def test_the_absence_of_mps_is_proved(nvidia: Nvidia, runtime: Path, tenant: Ten
     assert isinstance(slices, TimeSlicing)
     gen, embed = (tenant(name, slices.environment(name)) for name in ("gen", "embed"))
     evidence = verify(slices.facts(), tenants(gen, embed))
-    assert evidence is not None
-    assert evidence["mps_clients_by_nvml"] == []
-    assert evidence["mps_variables"] == {}
+    assert isinstance(evidence, TimeSlicedEvidence)
+    assert evidence.mps_clients_by_nvml == []
+    assert evidence.mps_variables == {}
     slices.close()
     assert nvidia.orders() == []
 
@@ -55,8 +59,8 @@ def test_what_nvml_does_not_tell_is_no_proof_of_absence(nvidia: Nvidia, runtime:
     slices = TimeSlicing(cuda("step3")[1], runtime)
     gen = tenant("gen", {})
     evidence = verify(slices.facts(), tenants(gen, gen))
-    assert evidence is not None
-    assert str(evidence["mps_clients_by_nvml"]).startswith("could not look")
+    assert isinstance(evidence, TimeSlicedEvidence)
+    assert str(evidence.mps_clients_by_nvml).startswith("could not look")
 
 
 def test_a_daemon_of_the_machine_cannot_be_attached_to(
@@ -97,9 +101,9 @@ def test_each_workload_gets_an_instance_of_its_own(nvidia: Nvidia, tenant: Tenan
     gen, embed = (tenant(name, mig.environment(name)) for name in ("gen", "embed"))
     nvidia.has(mig=[TWO[0] | {"pids": [embed.pid]}, TWO[1] | {"pids": [gen.pid]}])
     evidence = verify(mig.facts(), tenants(gen, embed))
-    assert evidence is not None
-    assert evidence["instances"]["gen"]["profile"] == "3g.71gb"
-    assert evidence["listed_by_nvml"] == {"gen": [gen.pid], "embed": [embed.pid]}
+    assert isinstance(evidence, MigEvidence)
+    assert evidence.instances["gen"].profile == "3g.71gb"
+    assert evidence.listed_by_nvml == {"gen": [gen.pid], "embed": [embed.pid]}
     nvidia.has(mig=[TWO[0] | {"pids": [embed.pid, gen.pid]}, TWO[1]])
     with pytest.raises(StepFailed, match=r"void: gen .* is not on its MIG instance MIG-a alone"):
         verify(mig.facts(), tenants(gen, embed))
@@ -110,9 +114,9 @@ def test_each_workload_gets_an_instance_of_its_own(nvidia: Nvidia, tenant: Tenan
 
 def test_named_instances_come_first() -> None:
     params = check({"mig_embed_uuid": "MIG-a"}, "test")
-    assert {name: one["uuid"] for name, one in choose(params, THREE, "0").items()} == {"embed": "MIG-a", "gen": "MIG-b"}
+    assert {name: one.uuid for name, one in choose(params, LISTED, "0").items()} == {"embed": "MIG-a", "gen": "MIG-b"}
     with pytest.raises(StepSkipped, match=r"mig_gen_uuid' = 'MIG-x': GPU 0 has MIG-b"):
-        choose(check({"mig_gen_uuid": "MIG-x"}, "test"), [one | {"profile": "p"} for one in THREE], "0")
+        choose(check({"mig_gen_uuid": "MIG-x"}, "test"), LISTED, "0")
 
 
 @pytest.mark.parametrize(
@@ -127,32 +131,34 @@ def test_without_two_instances_the_step_is_skipped_with_the_commands(
         Mig(*cuda("mig"))
 
 
-def partition(nvidia: Nvidia, runtime: Path, logs: Path, **changes: object) -> dict[str, object]:
-    """What the evidence says of the partition that was found; the mechanism is ended."""
+def partition(nvidia: Nvidia, runtime: Path, logs: Path, **changes: object) -> tuple[Partition, Any, dict[str, str]]:
+    """The partition that was found, embed's job and its environment; the mechanism is ended."""
     params, placement = cuda("sm-partition", gen_python=str(nvidia.python), **changes)
     found = start_mechanism(params, placement, runtime, logs)
     assert found is not None
-    facts = found.facts() | {"job": found.embed_job(), "environment": found.environment("embed")}
+    facts, job, environment = found.facts(), found.embed_job(), found.environment("embed")
     found.close()
-    return facts
+    assert isinstance(facts, MpsFacts)
+    assert facts.partition is not None
+    return facts.partition, job, environment
 
 
 def test_a_green_context_comes_first(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:
-    facts = partition(nvidia, runtime, tmp_path)
-    assert facts["partition"] == {
+    found, job, _ = partition(nvidia, runtime, tmp_path)
+    assert found.plain() == {
         "backend": "green-context", "all_sms": 132, "held_sms": 32,
         "slowdown_demanded": pytest.approx(4.125), "slowdown_measured": pytest.approx(4.125),
     }  # fmt: skip
-    assert facts["job"]["hold"]["sms"] == 32  # type: ignore[index]
+    assert job["hold"]["sms"] == 32
     assert nvidia.orders()[-1] == "quit"
 
 
 def test_a_hold_that_does_not_hold_is_passed_over(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:
     nvidia.goes(hold={"green-context": {"factor": 0.25}})
-    facts = partition(nvidia, runtime, tmp_path)
-    assert facts["partition"]["backend"] == "mps-static"  # type: ignore[index]
-    assert facts["environment"]["CUDA_MPS_SM_PARTITION"].endswith("x4")  # type: ignore[index]
-    assert facts["job"] == {}
+    found, job, environment = partition(nvidia, runtime, tmp_path)
+    assert found.backend == "mps-static"
+    assert environment["CUDA_MPS_SM_PARTITION"].endswith("x4")
+    assert job == {}
 
 
 def test_every_backends_reason_is_told(
@@ -175,14 +181,14 @@ def test_the_users_library_is_tried(
     nvidia: Nvidia, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLO_LIBSMCTRL", "/opt/libsmctrl.so")
-    facts = partition(nvidia, runtime, tmp_path, sm_partition_backend="libsmctrl", sm_partition_embed_sms=30)
-    assert facts["job"]["hold"]["library"] == "/opt/libsmctrl.so"  # type: ignore[index]
+    _, job, _ = partition(nvidia, runtime, tmp_path, sm_partition_backend="libsmctrl", sm_partition_embed_sms=30)
+    assert job["hold"]["library"] == "/opt/libsmctrl.so"
 
 
 @pytest.mark.parametrize(("held_ms", "holds"), [(4.1, True), (3.0, True), (2.8, False), (1.0, False), (7.0, False)])
 def test_scaling_decides(held_ms: float, holds: bool) -> None:
     if holds:
-        assert check_scaling(132, 32, 1.0, held_ms)["slowdown_measured"] == held_ms
+        assert check_scaling(132, 32, 1.0, held_ms).slowdown_measured == held_ms
     else:
         with pytest.raises(NotHere, match="does not hold"):
             check_scaling(132, 32, 1.0, held_ms)
