@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis.kept import RATES, by_block, rate
-from colo_lib.analysis.statistics import LEAST_STARTS, Estimate
+from colo_lib.analysis.statistics import LEAST_STARTS, RATES, Estimate, by_block, rate
 from colo_lib.analysis.trial_metrics import WATTS
 from colo_lib.steps import STEP_TITLES
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from colo_lib.analysis.kept import RATES
-from colo_lib.analysis.statistics import CONFIDENCE
+from colo_lib.analysis.statistics import CONFIDENCE, RATES
 from colo_lib.steps import BASELINES
 
 LEAST_CHANGE = 0.02  # a trend over the whole run smaller than this is not worth a sentence

@@ -2,90 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from colo_lib.analysis.statistics import CONFIDENCE, POWER, Estimate, estimate
+from colo_lib.analysis.statistics import CONFIDENCE, POWER, RATES, by_block, estimate, paired_blocks, starts_of
 from colo_lib.steps import BASELINES
 
-RATES = {"gen": "gen_tokens_per_s", "embed": "embed_sequences_per_s"}
 SHARED_STEPS = (
     "mps-alone", "step2", "step3", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone", "mig",
     "sm-partition",
 )  # fmt: skip
-
-
-def by_block(counted: pd.DataFrame, step: str | None, column: str) -> pd.Series:
-    """Mean of `column` over each block's trials of `step` that count, indexed by block; blocks without are absent."""
-    return counted[counted["step"] == step].groupby("block")[column].mean().dropna()
-
-
-def paired_blocks(counted: pd.DataFrame, step: str | None, baseline: str | None, column: str) -> pd.Series:
-    """`column` of `step` / `column` of `baseline` in the same block, indexed by block."""
-    return (by_block(counted, step, column) / by_block(counted, baseline, column)).dropna()
-
-
-def starts_of(counted: pd.DataFrame, steps: Iterable[str | None], workloads: Iterable[str]) -> pd.Series:
-    """Which starts of the engines each block's trials of `steps` ran on: a label a block, indexed by block.
-
-    Blocks get the same label where any of these trials ran on the same start of any of these workloads' engines, also
-    by way of other blocks: what has the same label is no independent repetition. Trials whose record names no engine
-    (`gen_start`, `embed_start` empty) count as one start.
-    """
-    mine = counted[counted["step"].isin([step for step in steps if step is not None])]
-    label = {int(block): int(block) for block in sorted(mine["block"].unique())}
-    names = [(f"{workload}_start", mine) for workload in workloads]
-    for column, trials in names:
-        for _, group in trials[trials[_runs(column)].notna()].groupby(column, dropna=False):
-            linked = {label[int(block)] for block in group["block"]}
-            label = {block: min(linked) if own in linked else own for block, own in label.items()}
-    return pd.Series(label, dtype="int64")
-
-
-def _runs(start_column: str) -> str:
-    """The rate that is null where a step gives the workload of `gen_start` or `embed_start` no work."""
-    return RATES[start_column.removesuffix("_start")]
-
-
-def rate(counted: pd.DataFrame, step: str | None, column: str, workload: str | None = None) -> Estimate:
-    """A measure of one step with its interval; `workload`: whose engines' starts tell (by default by the column)."""
-    return over_starts(counted, by_block(counted, step, column), [step], [workload or workload_of(column)])
-
-
-def rates(counted: pd.DataFrame) -> pd.DataFrame:
-    """A row a workload and step that it has a rate in: workload, step, mean, low, high, blocks, starts."""
-    rows = [
-        (workload, step, found.mean, found.low, found.high, found.blocks, found.starts)
-        for workload, column in RATES.items()
-        for step in sorted(counted["step"].unique())
-        if (found := rate(counted, step, column)).blocks
-    ]
-    return pd.DataFrame(rows, columns=["workload", "step", "mean", "low", "high", "blocks", "starts"])
-
-
-def ratio(counted: pd.DataFrame, step: str, baseline: str | None, column: str) -> Estimate:
-    """`column` of `step` / `column` of `baseline`, paired by block, with its interval."""
-    return over_starts(counted, paired_blocks(counted, step, baseline, column), [step, baseline], [workload_of(column)])
-
-
-def over_starts(
-    counted: pd.DataFrame,
-    values: pd.Series,
-    steps: Iterable[str | None],
-    workloads: Iterable[str],
-    positive: bool = True,
-) -> Estimate:
-    """The estimate of `values` (one a block, indexed by block), made of the trials of `steps` by `workloads`."""
-    labels = starts_of(counted, steps, workloads)
-    return estimate(values.to_numpy(), [int(labels[block]) for block in values.index], positive)
-
-
-def workload_of(column: str) -> str:
-    """Whose measure a column of `measure.NUMBERS` is."""
-    return "embed" if column.startswith(("embed", "batch")) else "gen"
 
 
 def block_ratios(counted: pd.DataFrame) -> pd.DataFrame:

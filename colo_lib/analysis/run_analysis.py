@@ -15,7 +15,8 @@ import pandas as pd
 from colo_lib.analysis import drift, kept, loss, telemetry, trial_metrics, two_devices, verdict
 from colo_lib.analysis.capacity import Unit, units
 from colo_lib.analysis.published import all_points, conditions_of, differences, own_points
-from colo_lib.analysis.steps_table import steps_table
+from colo_lib.analysis.statistics import RATES, rates
+from colo_lib.analysis.steps_table import shown, steps_table
 from colo_lib.analysis.telemetry import Memory
 from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
@@ -57,8 +58,8 @@ class RunAnalysis:
 
     @cached_property
     def throughput(self) -> pd.DataFrame:
-        """A row a workload and step: its rate with its interval (`kept.rates`)."""
-        return kept.rates(self.counted)
+        """A row a workload and step: its rate with its interval (`statistics.rates`)."""
+        return rates(self.counted)
 
     @cached_property
     def latency(self) -> pd.DataFrame:
@@ -129,6 +130,11 @@ class RunAnalysis:
         """A row a measure and step, with the text of its cell (`steps_table.COLUMNS`)."""
         return steps_table(self.trials, self.throughput, self.kept, self.latency, self.telemetry)
 
+    @property
+    def steps_shown(self) -> pd.DataFrame:
+        """The table of steps as it is read: a row a measure, a column a step."""
+        return shown(self.steps_table)
+
     # What the devices did.
 
     @cached_property
@@ -164,7 +170,7 @@ class RunAnalysis:
             if step not in self.run.captured_steps:
                 return None
             own = self.counted[self.counted["step"] == step]
-            unprofiled = {name: float(own[name].mean()) for name in kept.RATES.values()}
+            unprofiled = {name: float(own[name].mean()) for name in RATES.values()}
             many = self.run.params.gen_concurrency
             self._captures[step] = CaptureAnalysis(self.run.capture(step), self.params, unprofiled, {}, many)
         return self._captures[step]

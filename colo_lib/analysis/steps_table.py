@@ -7,6 +7,7 @@ import pandas as pd
 
 from colo_lib.analysis.statistics import LEAST_STARTS
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
+from colo_lib.steps import STEP_TITLES
 
 COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text"]
 KEPT_ROWS = {
@@ -15,6 +16,8 @@ KEPT_ROWS = {
     "aggregate": "Aggregate (gen + embed kept)",
     "aggregate_per_device": "Aggregate per device",
 }
+NONE = "—"
+
 LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch": "Embed batch time"}
 
 
@@ -28,13 +31,28 @@ def steps_table(
     """A tidy frame with the columns of `COLUMNS`; `text` is the cell as shown, with interval or count; `starts` of the
     engines are null where a row has no interval.
 
-    `trials`: every measured trial; `throughput`: `kept.rates`; `kept`: `kept_fractions`; `latencies`:
+    `trials`: every measured trial; `throughput`: `statistics.rates`; `kept`: `kept_fractions`; `latencies`:
     `trial_metrics.by_step`; `telemetry`: `telemetry_summary`.
     """
     counted = trials[trials["status"] == "done"]
     rows = _trial_rows(trials) + _rate_rows(throughput) + _kept_rows(kept) + _latency_rows(latencies)
     rows += _stall_rows(counted) + _telemetry_rows(telemetry)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`steps_table` as it is read: a row a measure with its unit, a column a step."""
+    labels = [f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()]
+    return by_step(table.assign(label=labels), "label", "text", "Measure")
+
+
+def by_step(table: pd.DataFrame, rows: str, cells: str, head: str) -> pd.DataFrame:
+    """A tidy frame with a column step as it is read: a row a value of `rows`, a column a step, `cells` in them."""
+    steps = [step for step in STEP_TITLES if step in set(table["step"])]
+    order = list(dict.fromkeys(table[rows]))
+    wide = table.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
+    wide = wide.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
+    return wide.rename(columns={rows: head, **{step: f"{step}: {STEP_TITLES[step]}" for step in steps}})
 
 
 def number(value: float) -> str:

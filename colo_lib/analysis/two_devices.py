@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analysis.capacity import Unit
-from colo_lib.analysis.kept import RATES, by_block, rate, ratio
-from colo_lib.analysis.statistics import LEAST_STARTS, sides_of_one
+from colo_lib.analysis.statistics import LEAST_STARTS, RATES, by_block, rate, ratio, sides_of_one
 from colo_lib.analysis.steps_table import within_starts
 from colo_lib.analysis.trace.collectives import TOKEN_PARTS
 

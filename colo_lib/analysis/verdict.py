@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis.kept import RATES, ratio
-from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, holm, sides_of_one
+from colo_lib.analysis.statistics import LEAST_STARTS, RATES, Estimate, holm, ratio, sides_of_one
 from colo_lib.analysis.steps_table import within_starts
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 from colo_lib.params import PURPOSES, Params

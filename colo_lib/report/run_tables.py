@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analysis.steps_table import number, with_interval
+from colo_lib.analysis.steps_table import by_step, number, with_interval
 from colo_lib.analysis.trace.collectives import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
 from colo_lib.steps import STEP_TITLES
@@ -57,7 +57,7 @@ def bounds(frame: pd.DataFrame) -> pd.DataFrame:
         for row in frame.itertuples()
     ]
     shown = frame.assign(cell=cells, row=[f"{row.what}, bound {number(row.bound)} ms" for row in frame.itertuples()])
-    return _by_step(shown, "row", "cell", "Worst (ms)")
+    return by_step(shown, "row", "cell", "Worst (ms)")
 
 
 def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
@@ -84,7 +84,7 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
         row=[f"{row.scope} {row.name}, {row.label} ({row.unit})" for row in summary.itertuples()],
         text=[f"{number(row.mean)} ({number(row.low)}–{number(row.high)})" for row in summary.itertuples()],
     )
-    return _by_step(shown, "row", "text", "Mean (5th–95th percentile)")
+    return by_step(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
 def pacing(summary: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
     shown = parts.assign(row=[f"{row.workload}: {row.part}" for row in parts.itertuples()])
     shown["cell"] = [number(gib) for gib in shown["gib"]]
-    return _by_step(shown, "row", "cell", "Part (GiB a process)")
+    return by_step(shown, "row", "cell", "Part (GiB a process)")
 
 
 def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
@@ -163,20 +163,6 @@ def latency_words(latencies: pd.DataFrame) -> str:
         if row.kind in names
     ]
     return "Distributions of latency by step: " + ("; ".join(words) or "none measured") + "."
-
-
-def steps(table: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.steps_table.steps_table` as shown: a row a measure with its unit, a column a step."""
-    shown = table.assign(label=[f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()])
-    return _by_step(shown, "label", "text", "Measure")
-
-
-def _by_step(shown: pd.DataFrame, rows: str, cells: str, head: str) -> pd.DataFrame:
-    steps = [step for step in STEP_TITLES if step in set(shown["step"])]
-    order = list(dict.fromkeys(shown[rows]))
-    table = shown.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
-    table = table.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
-    return table.rename(columns={rows: head, **{step: f"{step}: {STEP_TITLES[step]}" for step in steps}})
 
 
 def kept(frame: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from colo_lib.analysis.trace.processes import printable
 from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import names_touching
-from colo_lib.report import page, provenance, run_tables
+from colo_lib.report import page, provenance
 from colo_lib.report.blocks import table_part
 from colo_lib.report.index import write_index
 from colo_lib.report.page import write_page
@@ -218,7 +218,7 @@ def _shown(item: Compared) -> dict[str, Any]:
         "run_id": item.run.run_id,
         "sentence": item.analysis.headline,
         "warnings": page.merged(item.analysis.warnings),
-        "steps": table_part(run_tables.steps(item.analysis.steps_table), caption),
+        "steps": table_part(item.analysis.steps_shown, caption),
         "what_was_run": provenance.what_was_run(item.run),
     }
 

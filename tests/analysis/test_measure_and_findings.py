@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from colo_lib.analysis import steps_table, telemetry, trial_metrics, verdict
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check, rates
+from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
+from colo_lib.analysis.statistics import rates
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
 from colo_lib.analysis.verdict import judge, thresholds
 from colo_lib.data.run import Run, open_run

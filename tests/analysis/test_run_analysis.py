@@ -12,8 +12,9 @@ import pytest
 from colo_lib import paths
 from colo_lib.analysis import capacity, drift, loss, run_analysis, steps_table, telemetry, trial_metrics, two_devices
 from colo_lib.analysis import verdict as judging
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check, rates
+from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
 from colo_lib.analysis.run_analysis import RunAnalysis
+from colo_lib.analysis.statistics import rates
 from colo_lib.analysis.sweep import collect
 from colo_lib.analysis.sweep_analysis import SweepAnalysis
 from colo_lib.analysis.trace import overlap, token_time, window

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from colo_lib.analysis.kept import ratio
+from colo_lib.analysis.statistics import ratio
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.data.run import open_run
 from colo_lib.data.trials import trials_frame
