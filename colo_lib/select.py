@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from colo_lib import paths
-from colo_lib.data.capture import StepCapture, captured_steps, read_capture, read_files
+from colo_lib.data.capture import StepCapture, captured_steps, read_capture, read_exports, read_files
 from colo_lib.data.run import Run, find_runs, newest_run, open_run
-from colo_lib.data.sessions import read_exports
 from colo_lib.data.sweep import Sweep, find_sweeps, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, STEPS, simulated_capture

@@ -1,24 +1,40 @@
-"""The captures of a run folder: what a step's capture.json says, and its exports on one clock."""
+"""A capture: its exports on one clock, and what the capture.json of a step's folder says of it.
+
+Sessions are aligned on their recorded starts (TARGET_INFO_SESSION_START_TIME). No export says how exact that stamp
+is; `UNCERTAINTY_NS` is assumed for it, and everything that depends on it is shown at both ends of that range.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from colo_lib import paths
-from colo_lib.data.export import read_launches
+from colo_lib.data.export import NO_TIME, read_launches
+from colo_lib.data.export_cache import read_cached
 from colo_lib.data.export_devices import on_their_gpus
 from colo_lib.data.nsys_schema import find_table
-from colo_lib.data.sessions import clock_shift, concatenated, read_exports
 from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
 from colo_lib.records import CaptureFacts, checked, read_object
-from colo_lib.trace import Capture, Launches
+from colo_lib.trace import (
+    Alignment,
+    Capture,
+    Columns,
+    Copies,
+    Device,
+    Kernels,
+    Launches,
+    Overhead,
+    Process,
+    Switches,
+)
 
 DEFAULT_EXPORT = "trace.sqlite"
 
@@ -168,3 +184,170 @@ def _capture_facts(file: Path) -> dict[str, Any]:
     facts = read_object(file)
     checked(CaptureFacts, facts, file)
     return facts
+
+
+UNCERTAINTY_NS = 100_000  # assumed: two readings of a host's clock when a session starts, and GPU-to-host conversion
+
+
+def read_exports(files: Sequence[str | Path]) -> Capture:
+    """Exports as one capture; raises InputError where one cannot be read or two cannot be brought onto one clock."""
+    if not files:
+        raise InputError("no export given; make one: nsys export --type sqlite REPORT.nsys-rep")
+    found = [read_cached(Path(file)) for file in files]
+    starts = _session_starts(found)
+    _check_different(found, starts)
+    zero = min(starts)
+    shifts = [start - zero for start in starts]
+    sessions = sorted(set(shifts))
+    parts = [_shifted(part, _shift(part, zero)) for part in found]
+    several = len(sessions) > 1
+    method = f"recorded starts of {len(sessions)} sessions" if several else "one session"
+    alignment = Alignment(tuple(shifts), _uncertainty(starts) if several else 0, method)
+    merged = _merged(parts, [sessions.index(shift) for shift in shifts])
+    return replace(merged, alignment=alignment)
+
+
+def _session_starts(found: Sequence[Capture]) -> list[int]:
+    """UTC ns of each export's session start; several exports need one each."""
+    starts = [part.exports[0]["session_start_utc_ns"] for part in found]
+    if len(found) > 1 and None in starts:
+        name = found[starts.index(None)].exports[0]["file"]
+        raise InputError(f"{name} does not record when its session started, so it cannot be aligned with the others")
+    known = [0 if start is None else int(start) for start in starts]
+    if max(known) - min(known) > NO_TIME // 4:
+        raise InputError("the exports' session starts are decades apart: these are not captures of one run")
+    return known
+
+
+def _check_different(found: Sequence[Capture], starts: Sequence[int]) -> None:
+    """Raise InputError where two files hold the same kernels of one session: every count would double."""
+    for one, other in combinations(range(len(found)), 2):
+        left, right = found[one], found[other]
+        if starts[one] != starts[other] or not len(left.kernels):
+            continue
+        pids = [[part.processes[place].pid for place in np.unique(part.kernels.process)] for part in (left, right)]
+        if sorted(pids[0]) == sorted(pids[1]) and np.array_equal(left.kernels.start_ns, right.kernels.start_ns):
+            names = " and ".join(str(part.exports[0]["path"]) for part in (left, right))
+            raise InputError(f"{names} hold the same kernels; give one of them")
+
+
+def _shift(part: Capture, zero: int) -> int:
+    part.exports[0]["clock_start_ns"] = zero
+    return clock_shift(part.exports[0], zero)
+
+
+def clock_shift(export: dict[str, Any], zero: int) -> int:
+    """What to add to an export's times to get ns since `zero` (UTC ns; 0 where no start is recorded)."""
+    start = 0 if export["normalised"] else (export["session_start_utc_ns"] or 0)
+    return int(start - zero - export["time_shift_ns"])
+
+
+def _uncertainty(starts: Sequence[int]) -> int:
+    """The assumed error of a recorded start, or the coarseness of the stamps where that is more."""
+    grain = 1
+    while grain < 10**9 and all(start % (grain * 10) == 0 for start in starts):
+        grain *= 10
+    return max(UNCERTAINTY_NS, grain)
+
+
+def _shifted(part: Capture, shift: int) -> Capture:
+    if not shift:
+        return part
+    for frame in (part.kernels, part.copies, part.overhead):
+        if len(frame) and abs(int(frame.start_ns[0]) + shift) >= NO_TIME:
+            raise InputError(f"{part.exports[0]['file']}: its times do not fit its recorded session start")
+    return replace(
+        part,
+        kernels=_moved(part.kernels, shift),
+        copies=_moved(part.copies, shift),
+        overhead=_moved(part.overhead, shift),
+        switches=replace(part.switches, t_ns=part.switches.t_ns + shift),
+    )
+
+
+def _moved(frame: Any, shift: int) -> Any:
+    return replace(frame, start_ns=frame.start_ns + shift, end_ns=frame.end_ns + shift)
+
+
+def _merged(parts: Sequence[Capture], sessions: Sequence[int]) -> Capture:
+    """Captures on one clock as one; a pid of two sessions is two processes, the same GPU is one device."""
+    devices: dict[str, Device] = {}
+    processes: dict[tuple[int, int], Process] = {}
+    names: dict[str, int] = {}
+    # By session and content, not by the order of arguments: labels and ties must not depend on that.
+    order = sorted(range(len(parts)), key=lambda place: (sessions[place], _content(parts[place])))
+    for place in order:
+        part, session = parts[place], sessions[place]
+        for device in part.devices:
+            devices.setdefault(device.key, device)
+        for process in part.processes:
+            processes.setdefault((session, process.pid), replace(process, session=session))
+        for name in part.names:
+            names.setdefault(name, len(names))
+    earliest: dict[int, int] = {}
+    for session, pid in sorted(processes):
+        first = earliest.setdefault(pid, session)
+        if session != first:
+            process = processes[session, pid]
+            processes[session, pid] = replace(process, label=f"{process.label}@{session + 1}")
+    renumbered = [_renumbered(parts[place], sessions[place], list(devices), list(processes), names) for place in order]
+    if len(parts) == 1 and len(names) == len(parts[0].names):
+        return replace(parts[0], omissions=list(parts[0].omissions))
+    return Capture(
+        kernels=_sorted(Kernels, [part.kernels for part in renumbered]),
+        copies=_sorted(Copies, [part.copies for part in renumbered]),
+        switches=_switches([part.switches for part in renumbered]),
+        overhead=_sorted(Overhead, [part.overhead for part in renumbered]),
+        names=list(names),
+        devices=list(devices.values()),
+        processes=list(processes.values()),
+        exports=[part.exports[0] for part in parts],
+        omissions=[f"{part.exports[0]['file']}: {words}" for part in parts for words in part.omissions],
+        simulated=any(part.simulated for part in parts),
+    )
+
+
+def _content(part: Capture) -> tuple[Any, ...]:
+    first = int(part.kernels.start_ns[0]) if len(part.kernels) else 0
+    return sorted(process.pid for process in part.processes), len(part.kernels), first, str(part.exports[0]["file"])
+
+
+def _renumbered(
+    part: Capture, session: int, devices: list[str], processes: list[tuple[int, int]], names: dict[str, int]
+) -> Capture:
+    device = np.array([*(devices.index(item.key) for item in part.devices), -1], np.int16)  # UNKNOWN stays the last
+    process = np.array([processes.index((session, item.pid)) for item in part.processes], np.int16)
+    name = np.array([*(names[item] for item in part.names), -1], np.int32)
+    tables: dict[str, Callable[[Any], Any]] = {
+        "device": lambda places: device[places],
+        "process": lambda places: process[places],
+        "name": lambda places: name[places],
+    }
+
+    def mapped(frame: Any) -> Any:
+        changes = {column: tables[column](getattr(frame, column)) for column in tables if column in frame.dtypes()}
+        return replace(frame, **changes) if len(frame) else frame
+
+    return replace(
+        part,
+        kernels=mapped(part.kernels),
+        copies=mapped(part.copies),
+        overhead=mapped(part.overhead),
+        switches=replace(mapped(part.switches), session=np.full(len(part.switches), session, np.int16)),
+    )
+
+
+def _switches(parts: Sequence[Switches]) -> Switches:
+    joined = concatenated(Switches, parts)
+    return joined.take(np.lexsort((joined.t_ns, joined.device)))
+
+
+def _sorted(kind: type[Any], parts: Sequence[Any]) -> Any:
+    joined = concatenated(kind, parts)
+    return joined.take(np.argsort(joined.start_ns, kind="stable"))
+
+
+def concatenated(kind: type[Columns], parts: Sequence[Any]) -> Any:
+    if not parts:
+        return kind.empty()
+    return kind(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in kind.dtypes()})

@@ -37,7 +37,7 @@ class Reader:
     name_ids: dict[int, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
-    def rows(self, name: str, kind: type[Any], make: Callable[[dict[str, Ints]], Any]) -> Any:
+    def rows(self, name: str, kind: type[Any], make: Callable[[schema.Columns], Any]) -> Any:
         """The rows of activity `name` as a frame of `kind`; rows without a usable time are left out."""
         try:
             source = schema.activity_source(self.tables, name)
@@ -47,7 +47,8 @@ class Reader:
             return kind.empty()
 
         def narrow(block: Ints) -> Any:
-            return make(self._timed(name, {column: block[:, place] for place, column in enumerate(source.columns)}))
+            columns = {column: block[:, place] for place, column in enumerate(source.columns)}
+            return make(schema.unpacked(self._timed(name, columns)))
 
         return read_table(self.file, self.connection, source.table, list(source.columns.values()), kind, narrow)
 
@@ -75,13 +76,13 @@ class Reader:
         if count:
             self.dropped[words] = self.dropped.get(words, 0) + count
 
-    def processes(self, owner: Ints) -> np.ndarray:
-        """Places of the processes of serialised ids, in the order in which they are met; pid 0 stands for none."""
-        return _places((owner >> PID_BITS) & PID_MASK, self.pids).astype(np.int16)
+    def processes(self, pid: Ints) -> np.ndarray:
+        """Places of the processes of pids, in the order in which they are met; pid 0 stands for none."""
+        return _places(pid, self.pids).astype(np.int16)
 
-    def devices(self, owner: Ints, process: np.ndarray) -> np.ndarray:
-        """Places of the devices of serialised ids."""
-        return self.device_map.places(owner & PID_MASK, process, self.pids)
+    def devices(self, number: Ints, process: np.ndarray) -> np.ndarray:
+        """Places of the devices of the processes' numbers."""
+        return self.device_map.places(number, process, self.pids)
 
     def names(self, name_id: Ints) -> np.ndarray:
         """Places of the names of string ids."""
@@ -134,9 +135,8 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
     with opened(file) as connection:
         reader = Reader(file, connection, tables_of(connection), DeviceMap([], {}))
 
-        def make(c: dict[str, Ints]) -> Launches:
-            start, end, correlation = c["start_ns"], c["end_ns"], c["link"].astype(np.uint32)
-            return Launches(start, end, reader.processes(c["owner"]), correlation)
+        def make(c: schema.Columns) -> Launches:
+            return Launches(c["start_ns"], c["end_ns"], reader.processes(c["pid"]), c["correlation"])
 
         made = reader.rows("RUNTIME", Launches, make)
         return _joined(Launches, [made]), list(reader.pids)
@@ -166,40 +166,40 @@ def _what_it_lacks(tables: schema.Tables) -> str:
     return "is a SQLite database but not an Nsight Systems export; make one: nsys export --type sqlite REPORT.nsys-rep"
 
 
-def _kernels(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
-    def make(c: dict[str, Ints]) -> Kernels:
-        process = reader.processes(c["owner"])
+def _kernels(reader: Reader) -> Callable[[schema.Columns], Kernels]:
+    def make(c: schema.Columns) -> Kernels:
+        process = reader.processes(c["pid"])
         return Kernels(
             start_ns=c["start_ns"],
             end_ns=c["end_ns"],
             graph=np.zeros(len(process), np.bool_),
-            node=((c["shape"] >> 31) & 1).astype(np.bool_),
+            node=c["node"],
             process=process,
-            device=reader.devices(c["owner"], process),
-            stream=_stream(c["link"]),
-            correlation=c["link"].astype(np.uint32),
+            device=reader.devices(c["device"], process),
+            stream=c["stream"],
+            correlation=c["correlation"],
             name=reader.names(c["name"]),
             blocks=np.maximum(c["blocks"], 0),
-            threads=(c["shape"] & 0xFFFF).astype(np.int32),
-            registers=((c["shape"] >> 16) & 0xFFF).astype(np.int16),
-            shared_bytes=_bounded(c["shape"] >> 32, np.int32),
+            threads=c["threads"],
+            registers=c["registers"],
+            shared_bytes=c["shared_bytes"],
         )
 
     return make
 
 
-def _graphs(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
-    def make(c: dict[str, Ints]) -> Kernels:
-        process, none = reader.processes(c["owner"]), np.zeros(len(c["start_ns"]), np.int64)
+def _graphs(reader: Reader) -> Callable[[schema.Columns], Kernels]:
+    def make(c: schema.Columns) -> Kernels:
+        process, none = reader.processes(c["pid"]), np.zeros(len(c["start_ns"]), np.int64)
         return Kernels(
             start_ns=c["start_ns"],
             end_ns=c["end_ns"],
             graph=none == 0,
             node=none == 1,
             process=process,
-            device=reader.devices(c["owner"], process),
-            stream=_stream(c["link"]),
-            correlation=c["link"].astype(np.uint32),
+            device=reader.devices(c["device"], process),
+            stream=c["stream"],
+            correlation=c["correlation"],
             name=np.full(len(none), UNKNOWN, np.int32),
             blocks=none,
             threads=none.astype(np.int32),
@@ -210,13 +210,13 @@ def _graphs(reader: Reader) -> Callable[[dict[str, Ints]], Kernels]:
     return make
 
 
-def _copies(reader: Reader) -> Callable[[dict[str, Ints]], Copies]:
-    def make(c: dict[str, Ints]) -> Copies:
-        process = reader.processes(c["owner"])
+def _copies(reader: Reader) -> Callable[[schema.Columns], Copies]:
+    def make(c: schema.Columns) -> Copies:
+        process = reader.processes(c["pid"])
         kind = _bounded(c["kind"], np.int16) if "kind" in c else np.full(len(process), SET, np.int16)
-        device = reader.devices(c["owner"], process)
+        device = reader.devices(c["device"], process)
         size = np.maximum(c["size_bytes"], 0)
-        return Copies(c["start_ns"], c["end_ns"], process, device, _stream(c["link"]), kind, size)
+        return Copies(c["start_ns"], c["end_ns"], process, device, c["stream"], kind, size)
 
     return make
 
@@ -227,10 +227,10 @@ def _read_overhead(reader: Reader) -> Overhead:
     source = schema.source(reader.tables, "PROFILER_OVERHEAD", schema.OVERHEAD_COLUMNS)
 
     def make(block: Ints) -> Overhead:
-        c = {name: block[:, place] for place, name in enumerate(source.columns)}
+        c = schema.unpacked({name: block[:, place] for place, name in enumerate(source.columns)})
         good = (np.abs(c["start_ns"]) < NO_TIME) & (np.abs(c["end_ns"]) < NO_TIME) & (c["end_ns"] >= c["start_ns"])
         c = {name: column[good] for name, column in c.items()}
-        process, name = reader.processes(c["owner"]), reader.names(c["name"])
+        process, name = reader.processes(c["pid"]), reader.names(c["name"])
         return Overhead(c["start_ns"], c["end_ns"], process, name)
 
     columns = list(source.columns.values())
@@ -310,7 +310,3 @@ def _places(values: Ints, known: dict[int, int]) -> Ints:
 def _bounded(values: Ints, kind: Any) -> np.ndarray:
     limits = np.iinfo(kind)
     return np.where(values == MISSING, 0, np.clip(values, limits.min, limits.max)).astype(kind)
-
-
-def _stream(link: Ints) -> np.ndarray:
-    return (link >> 32).astype(np.int32)

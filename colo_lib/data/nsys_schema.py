@@ -10,16 +10,21 @@ import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from colo_lib.errors import InputError
+from colo_lib.trace import Ints
 
 Tables = Mapping[str, tuple[str, ...]]
+Columns = dict[str, Any]  # our column -> its array, of the type that frames have it in
 ACTIVITY = ("KERNEL", "GRAPH_TRACE", "MEMCPY", "MEMSET")
 NAME_COLUMNS = ("demangledName", "shortName", "mangledName")
 # Making a Python integer of every value is what reading costs, so small values share one: a row's process and device
 # (a serialised pid has 24 low bits to spare), its correlation id and stream, its block's threads, registers, shared
-# bytes and whether it is a graph's node. `unpacked` takes them apart. Times, names and grids, on which every number
-# rests, stand alone, so that what is no integer is seen.
+# bytes and whether it is a graph's node. `unpacked`, below, takes them apart. Times, names and grids, on which every
+# number rests, stand alone, so that what is no integer is seen.
 OWNER = "(coalesce(globalPid, 0) & -16777216) | deviceId;0"
 LINK = "(correlationId & 4294967295) | (streamId << 32);0"
 SHAPE = (
@@ -63,6 +68,32 @@ OVERHEAD_COLUMNS = {
 }
 WORDS = re.compile(r'"?([A-Za-z_]\w*)"?')
 SQL_WORDS = {"IS", "NOT", "NULL", "AND", "coalesce"}
+
+
+def unpacked(columns: Mapping[str, Ints]) -> Columns:
+    """Columns as they were read, with the packed ones taken apart, for whoever makes frames of them.
+
+    `OWNER` gives pid and device; `LINK` correlation and stream; `SHAPE` threads, registers, shared_bytes and node.
+    """
+    told: Columns = {name: column for name, column in columns.items() if name not in ("owner", "link", "shape")}
+    if "owner" in columns:
+        told |= {"pid": (columns["owner"] >> 24) & 0xFFFFFF, "device": columns["owner"] & 0xFFFFFF}
+    if "link" in columns:
+        link = columns["link"]
+        told |= {"correlation": link.astype(np.uint32), "stream": (link >> 32).astype(np.int32)}
+    if "shape" in columns:
+        shape = columns["shape"]
+        told |= {
+            "threads": (shape & 0xFFFF).astype(np.int32),
+            "registers": ((shape >> 16) & 0xFFF).astype(np.int16),
+            "shared_bytes": np.clip(shape >> 32, *_limits(np.int32)).astype(np.int32),
+            "node": ((shape >> 31) & 1).astype(np.bool_),
+        }
+    return told
+
+
+def _limits(kind: Any) -> tuple[int, int]:
+    return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
 
 
 @dataclass(frozen=True)

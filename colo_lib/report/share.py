@@ -19,11 +19,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from colo_lib.analysis.trace.residency import host_pids
-from colo_lib.data.capture import StepCapture, read_capture
+from colo_lib.data.capture import StepCapture, clock_shift, read_capture
 from colo_lib.data.redact import redact
 from colo_lib.data.run import Run, open_run
 from colo_lib.data.scrub import FILES, KINDS, Scrubber
-from colo_lib.data.sessions import clock_shift
 from colo_lib.data.sweep import NOT_RUN, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, arrow_schema, write_frame

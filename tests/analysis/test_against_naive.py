@@ -8,7 +8,7 @@ import pytest
 
 from colo_lib.analysis.trace.processes import assign
 from colo_lib.analysis.trace.summary import capture_summary
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports
 from colo_lib.errors import InputError
 from tests.exports import EMBED, GEN, Kernel, Planted, write
 from tests.naive_differences import differences

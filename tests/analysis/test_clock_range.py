@@ -16,7 +16,7 @@ from colo_lib.analysis.trace.overlap import overlap_range, verdict_overlap
 from colo_lib.analysis.trace.processes import assign
 from colo_lib.analysis.trace.window import look
 from colo_lib.analysis.verdict import judge
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports
 from colo_lib.params import Params
 from colo_lib.report import trace_tables, trace_text
 from tests.exports import EMBED, GEN, Kernel, write

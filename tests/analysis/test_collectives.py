@@ -16,7 +16,7 @@ from colo_lib.analysis.trace.collectives import (
     paired_calls,
     rank_times,
 )
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports
 from colo_lib.errors import InputError
 from tests.exports import Kernel, write
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from colo_lib.analysis.trace import downsample, intervals, overlap
 from colo_lib.analysis.trace.processes import assign
 from colo_lib.analysis.trace.window import TraceWindow, look
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports
 from tests.exports import EMBED, GEN, Kernel, Planted, write
 
 WINDOW = (100, 1_100)

@@ -14,8 +14,7 @@ from colo_lib.analysis.trace import downsample, gaps, intervals, occupancy, toke
 from colo_lib.analysis.trace import kernels as trace_kernels
 from colo_lib.analysis.trace.processes import assign, launchers, likely
 from colo_lib.analysis.trace.window import TraceWindow, look
-from colo_lib.data.capture import read_step_launches
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports, read_step_launches
 from colo_lib.examples.planted_export import global_pid
 from tests.exports import EMBED, GEN, SMS, Kernel, Planted, write
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.processes import assign
 from colo_lib.analysis.trace.summary import capture_summary
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports
 from colo_lib.errors import InputError
 from tests.exports import EMBED, GEN, SMS, Kernel, Planted, naive, write
 

@@ -118,7 +118,7 @@ def test_hostile_names_are_drawn_as_words() -> None:
 
 def test_hostile_names_stand_in_tables_as_words(tmp_path: Path) -> None:
     from colo_lib.analysis.trace.processes import assign
-    from colo_lib.data.sessions import read_exports
+    from colo_lib.data.capture import read_exports
     from colo_lib.report import trace_tables
     from tests.exports import EMBED, GEN, Kernel, write
 

@@ -14,7 +14,7 @@ import pytest
 from colo_lib.analysis.trace import downsample, summary
 from colo_lib.analysis.trace.processes import assign, printable
 from colo_lib.analysis.trace.window import TraceWindow, look
-from colo_lib.data.sessions import read_exports
+from colo_lib.data.capture import read_exports
 from colo_lib.examples.captures import simulated_capture
 from colo_lib.report import blocks, notebook_output, page, timeline, trace_tables
 from tests.corpus_files import MARKUP
