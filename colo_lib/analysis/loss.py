@@ -215,7 +215,7 @@ def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFram
 def with_captures(
     found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
 ) -> dict[str, PerToken]:
-    """`found` with the busy and waiting time that captures tell (`chosen.gen_times`), where a step has one.
+    """`found` with the busy and waiting time that captures tell (`token_time.gen_times`), where a step has one.
 
     The rates stay those of unprofiled trials. Where a capture's busy and waiting time are more than an unprofiled token
     takes, the profiler lengthened its gaps: they are not split, since the host's part would be 0 by construction. A

@@ -226,5 +226,5 @@ def over_starts(
 
 
 def workload_of(column: str) -> str:
-    """Whose measure a column of `measure.NUMBERS` is."""
+    """Whose measure a column of `trial_metrics.NUMBERS` is."""
     return "embed" if column.startswith(("embed", "batch")) else "gen"

@@ -65,7 +65,7 @@ def describe_ms(values_ms: np.ndarray) -> dict[str, float]:
 
 
 def by_step(samples: pd.DataFrame) -> pd.DataFrame:
-    """A row a step and kind: count, p50_ms, p99_ms, max_ms, pooled over trials; `samples` as in `measure.Measured`."""
+    """A row a step and kind: count, p50_ms, p99_ms, max_ms, pooled over trials; `samples` as in `Measured`."""
     rows = [
         {"step": step, "kind": kind, **describe_ms(group["ms"].to_numpy())}
         for (step, kind), group in samples.groupby(["step", "kind"], sort=False)

@@ -105,7 +105,7 @@ LAYOUT_COLOURS = {
 def plan(layouts: pd.DataFrame, reach: pd.DataFrame, gpus: int, wanted: tuple[float, float]) -> Figure:
     """Left: GPUs needed, a bar a layout with its range; right: the pairs of rates that `gpus` GPUs give.
 
-    `layouts`: `analyse.capacity.plan`; `reach`: `reachable`; `wanted`: (tokens/s, sequences/s).
+    `layouts`: `capacity.plan`; `reach`: `reachable`; `wanted`: (tokens/s, sequences/s).
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, max(3.6, 1.8 + 0.5 * len(layouts))), layout="constrained")
@@ -165,7 +165,7 @@ REACH_PX, TURNS = 13.0, np.arange(0, 2 * np.pi, np.pi / 8)
 def operating_points(found: pd.DataFrame, min_gen_kept: float) -> Figure:
     """Embed's kept fraction against gen's, a numbered point a setting with its 95 % interval; up and right is better.
 
-    `found`: `analyse.operating_point.settings`. Filled: no other setting of its concurrency keeps more of both. Dotted
+    `found`: `operating_point.settings`. Filled: no other setting of its concurrency keeps more of both. Dotted
     from below: what gen keeps with embed idle.
     """
     apply_style()
@@ -245,7 +245,7 @@ def kept_by_run(
 ) -> Figure:
     """A row a run, gen's kept fraction left and embed's right; `reach` says what the bars are.
 
-    `points`: `analyse.published.POINT_COLUMNS`; `mechanisms`: (run, step) -> mechanism.
+    `points`: `published.POINT_COLUMNS`; `mechanisms`: (run, step) -> mechanism.
     """
     apply_style()
     runs = list(dict.fromkeys(points["run"]))

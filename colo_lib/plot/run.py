@@ -35,7 +35,7 @@ BAR_WIDTH = 0.36
 def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, float] | None = None) -> Figure:
     """What each workload keeps in each shared step (left), and the work done per device (right).
 
-    `kept`: `analyse.kept.kept_fractions`; `ratios`: `block_ratios`; `bounds`: workload -> least kept fraction.
+    `kept`: `kept.kept_fractions`; `ratios`: `block_ratios`; `bounds`: workload -> least kept fraction.
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
@@ -197,7 +197,7 @@ def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
 def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
     """The longest stall of each workload by step, against its bound.
 
-    `bounds`: `analyse.findings.against_bounds`; `mechanisms`: step -> mechanism.
+    `bounds`: `verdict.against_bounds`; `mechanisms`: step -> mechanism.
     """
     apply_style()
     shown = bounds[bounds["what"].str.contains("without")]

@@ -185,7 +185,7 @@ STEP_COLOURS = {"step2": "#E69F00", "step3": "#009E73"}
 def batch_more(measures: SweepMeasures, gains: pd.DataFrame, slo_gap_ms: float) -> Figure:
     """Top: tokens/s against sequences/s; below: gains against concurrency, and p99 inter-token gaps against the SLO.
 
-    `gains`: `analyse.batch_more.against_sharing`. A dashed line joins gen alone and embed alone at one concurrency:
+    `gains`: `operating_point.against_sharing`. A dashed line joins gen alone and embed alone at one concurrency:
     all that running in turns can give there, switches for free; a point beyond its line does more work than turns.
     """
     apply_style()

@@ -37,7 +37,7 @@ MOST_POINTS = 1500  # of one line on the page
 def telemetry_over_time(samples: pd.DataFrame, metrics: Mapping[str, tuple[str, str, float]]) -> Figure:
     """A panel for each metric that was sampled, over the seconds of the run; windows that count are shaded.
 
-    `samples`: `analyse.telemetry.series`; `metrics`: column -> (label, unit, factor), `analyse.telemetry.METRICS`.
+    `samples`: `telemetry_series`; `metrics`: column -> (label, unit, factor), `telemetry.METRICS`.
     """
     apply_style()
     shown = [name for name in metrics if len(samples) and samples[name].notna().any()]
@@ -103,7 +103,7 @@ PART_LOOK = {
 def budget_and_use(budget: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     """A bar a budget and a bar a step: parts of the budget, and the most that gen and embed used.
 
-    `budget`: `analyse.memory.budget_frame`; `measured`: `analyse.memory.measured_frame`.
+    `budget`: `telemetry.budget_frame`; `measured`: `telemetry.measured_frame`.
     """
     apply_style()
     devices = list(dict.fromkeys(budget["device"]))
@@ -154,7 +154,7 @@ MOST_TRIALS = 4
 def pacing_over_time(ticks: pd.DataFrame, slo_gap_ms: float) -> Figure:
     """Two panels a trial (the first four): gaps of gen in ms and duty of embed in %, over the trial's seconds.
 
-    `ticks`: `analyse.pacing.series`. The window is shaded; before it lies the warm-up.
+    `ticks`: `pacing_series`. The window is shaded; before it lies the warm-up.
     """
     apply_style()
     trials = list(ticks.groupby(["step", "trial"], sort=False))[:MOST_TRIALS] if len(ticks) else []

@@ -32,9 +32,9 @@ FEW = 250  # kernels of a row up to which each gets an outline
 
 
 def timeline(drawn: Mapping[str, Any], stretch: tuple[int, int], over_time: Mapping[str, Any], zero_ns: int) -> Figure:
-    """Above: `analyse.timeline.rectangles` of `stretch`; below: each workload's busy share over the window.
+    """Above: `downsample.rectangles` of `stretch`; below: each workload's busy share over the window.
 
-    `over_time`: `analyse.occupancy.over_time`. Times are drawn from `zero_ns`, the window's start.
+    `over_time`: `occupancy_over_time`. Times are drawn from `zero_ns`, the window's start.
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 4.6), layout="constrained")
@@ -88,7 +88,7 @@ def _busy(axes: Axes, over_time: Mapping[str, Any], stretch: tuple[int, int], ze
 def occupancy(over_time: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any] | None]) -> Figure:
     """Above: what launch shapes could fill over time; below: the distribution over classes of occupancy.
 
-    `over_time`: `analyse.occupancy.over_time`; `classes`: workload -> `analyse.occupancy.distribution`.
+    `over_time`: `occupancy_over_time`; `classes`: workload -> `occupancy.distribution`.
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 5.6), layout="constrained")
@@ -138,7 +138,7 @@ def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: s
 
 
 def gaps(classes: Sequence[Mapping[str, Any]], over_time: Mapping[str, Any]) -> Figure:
-    """`classes`: `analyse.gaps.by_class`; `over_time`: `analyse.gaps.over_time`."""
+    """`classes`: `gaps.by_class`; `over_time`: `gaps.idle_over_time`."""
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 2)
@@ -190,7 +190,7 @@ SHOWN = 8
 def shifts(found: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel a workload: each kernel's mean alone (hollow) and shared (filled), most time first.
 
-    `found`: results of `analyse.shift.summarise`; names are shortened by `short_name`.
+    `found`: results of `kernels.duration_shifts`; names are shortened by `short_name`.
     """
     apply_style()
     shown = [item for item in found if item["kernels"]]
@@ -236,7 +236,7 @@ def _shift(axes: Axes, item: Mapping[str, Any]) -> None:
 def categories(found: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence[str]) -> Figure:
     """Share of each workload's kernel time by category, in the table's order.
 
-    `found`: workload -> `analyse.categories.summarise`.
+    `found`: workload -> `kernels.category_times`.
     """
     apply_style()
     present = {row["category"] for rows in found.values() for row in rows}

@@ -21,7 +21,7 @@ NONE = "—"
 
 
 def clauses(frame: pd.DataFrame) -> pd.DataFrame:
-    """The verdict's clauses (`analyse.verdict.COLUMNS`) as shown."""
+    """The verdict's clauses (`verdict.COLUMNS`) as shown."""
     rows = []
     for row in frame.itertuples():
         figure = with_interval(row.mean, row.low, row.high, row.starts) if row.mean == row.mean else NONE
@@ -36,7 +36,7 @@ def _size(row: Any) -> str:
 
 
 def paying(frame: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.findings.pays` as shown."""
+    """`verdict.pays` as shown."""
     rows = [
         (
             f"{row.step}: {STEP_TITLES[row.step]}",
@@ -51,7 +51,7 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.findings.against_bounds` as shown: a row a bound; a step's column has the worst and the share within."""
+    """`verdict.against_bounds` as shown: a row a bound; a step's column has the worst and the share within."""
     cells = [
         f"{number(row.worst)}{' OVER' if row.worst > row.bound else ''} ({row.within:.0%} within)"
         for row in frame.itertuples()
@@ -79,7 +79,7 @@ def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.telemetry.summary` as shown: a row an entity and metric, a column a step."""
+    """`telemetry_summary` as shown: a row an entity and metric, a column a step."""
     shown = summary.assign(
         row=[f"{row.scope} {row.name}, {row.label} ({row.unit})" for row in summary.itertuples()],
         text=[f"{number(row.mean)} ({number(row.low)}–{number(row.high)})" for row in summary.itertuples()],
@@ -88,7 +88,7 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def pacing(summary: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.pacing.summary` as shown."""
+    """`pacing_summary` as shown."""
     rows = [
         (row.step, row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
         for row in summary.itertuples()
@@ -112,7 +112,7 @@ def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.memory.parts_frame` as shown: a row a part, a column a step."""
+    """`telemetry.parts_frame` as shown: a row a part, a column a step."""
     if parts.empty:
         return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
     shown = parts.assign(row=[f"{row.workload}: {row.part}" for row in parts.itertuples()])
@@ -166,7 +166,7 @@ def latency_words(latencies: pd.DataFrame) -> str:
 
 
 def kept(frame: pd.DataFrame) -> pd.DataFrame:
-    """`analyse.kept.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
+    """`kept.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
     rows = [
         (
             f"{row.step} ({row.mechanism}): {row.quantity.replace('_', ' ')}",

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analysis.trace.basis import Basis
 from colo_lib.analysis.trace.processes import printable
+from colo_lib.analysis.trace.residency import Basis
 from colo_lib.report.trace_text import clocks_moved, percent, without_overlap
 
 NONE = "—"

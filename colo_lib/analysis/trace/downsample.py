@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from colo_lib.analysis.trace import intervals
-from colo_lib.analysis.trace.basis import RESIDENCY
+from colo_lib.analysis.trace.residency import RESIDENCY
 from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.trace import Ints, Union
 

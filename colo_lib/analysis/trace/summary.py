@@ -9,8 +9,8 @@ import numpy as np
 
 from colo_lib.analysis.trace import gaps, intervals, occupancy, overlap
 from colo_lib.analysis.trace import kernels as trace_kernels
-from colo_lib.analysis.trace.basis import RESIDENCY
 from colo_lib.analysis.trace.processes import launchers, printable
+from colo_lib.analysis.trace.residency import RESIDENCY
 from colo_lib.analysis.trace.window import Active, TraceWindow, look
 from colo_lib.trace import Capture
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from colo_lib.analysis.trace import intervals as trace_intervals
 from colo_lib.analysis.trace import residency
-from colo_lib.analysis.trace.basis import RESIDENCY, Basis, decide_basis
 from colo_lib.analysis.trace.processes import WORKLOADS, assign, launchers
+from colo_lib.analysis.trace.residency import RESIDENCY, Basis, decide_basis
 from colo_lib.errors import InputError
 from colo_lib.params import Params
 from colo_lib.trace import Bools, Capture, Copies, Device, Ints, Kernels, Union
@@ -90,7 +90,7 @@ class TraceWindow:
 
     @property
     def basis(self) -> str:
-        """`basis.RESIDENCY` or `basis.INTERVALS`."""
+        """`residency.RESIDENCY` or `residency.INTERVALS`."""
         return self.decided.name
 
     @property
