@@ -24,7 +24,7 @@ from colo_lib.launch.preflight import about
 from colo_lib.models.catalog import models_of
 from colo_lib.nsys.commands import find_nsys
 from colo_lib.params import Params, split_list
-from colo_lib.steps import MECHANISMS
+from colo_lib.steps import NEED_MPS
 
 Answer = Literal["ok", "missing", "could not look"]
 OK: Final = "ok"
@@ -34,7 +34,6 @@ MIN_DISK_GIB = 2.0
 GIB = 2**30
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MPS_STEPS = {step for step, by_device in MECHANISMS.items() if by_device["cuda"] == "mps"}
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,11 @@ def _binding() -> list[Row]:
 
 
 def _mps(params: Params) -> list[Row]:
-    needed = params.device == "cuda" and bool(MPS_STEPS & set(split_list(params.steps)))
+    needed = params.device == "cuda" and bool(set(NEED_MPS) & set(split_list(params.steps)))
     path = shutil.which("nvidia-cuda-mps-control")
     if path:
         return [Row("MPS", OK, path, needed=needed)]
-    remedy = "comes with the NVIDIA driver; without it leave step2 and configB out of steps"
+    remedy = f"comes with the NVIDIA driver; without it leave {', '.join(NEED_MPS)} out of steps"
     return [Row("MPS", MISSING, "no nvidia-cuda-mps-control on PATH", remedy, needed)]
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from colo_lib import params, paths
+from colo_lib.placement import placement_of
 from colo_lib.purpose import GROUPS, TOUCHES, Purpose
-from colo_lib.steps import MECHANISMS, STEP_NOTEBOOKS, placement_of
+from colo_lib.steps import DEVICES, STEPS
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -47,7 +48,7 @@ def names_of(notebook: str) -> list[str]:
     Of a step's notebook those are left out that have no effect on its step, on cores as on GPUs.
     """
     listed = [name for name, purpose in params.PURPOSES.items() if notebook.startswith(purpose.notebooks)]
-    step = next((step for step, own in STEP_NOTEBOOKS.items() if own == notebook), None)
+    step = next((step for step, row in STEPS.items() if row.notebook == notebook), None)
     if step is None:
         return listed
     place = placement_of(step, ANY_MACHINE)
@@ -57,7 +58,7 @@ def names_of(notebook: str) -> list[str]:
         name
         for name in listed
         if works[params.PURPOSES[name].at_work]
-        and any(params.PURPOSES[name].under(mechanism) for mechanism in MECHANISMS[step].values())
+        and any(params.PURPOSES[name].under(mechanism) for mechanism in map(STEPS[step].mechanism_on, DEVICES))
     ]
 
 

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from colo_lib.errors import InputError, suggest
 from colo_lib.flat_yaml import read_file
 from colo_lib.purpose import Purpose, Touch, parameters, purpose_of
+from colo_lib.steps import DEFAULT_STEPS, STEP_IDS, UNDER_MPS
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-STEPS = (
-    "step1", "step2", "step3", "step4", "mps-alone", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone",
-    "mig", "sm-partition",
-)  # fmt: skip
+
+STEPS = STEP_IDS
+
 MAX_PARAMS_BYTES = 64 * 1024
 # Parameters of earlier versions, with what took their place.
 RETIRED = {"interleave": "'starts' says how often the engines are started anew; as many as 'blocks' is 'all'"}
@@ -45,8 +45,8 @@ _gen_engine = parameters("gen load", "engine")
 _gen_load = parameters("gen load", "load", at_work="gen")
 _embed_engine = parameters("embed load", "engine")
 _embed_load = parameters("embed load", "engine", "load", at_work="embed")
-_mps_gen = parameters("mechanism", "engine", at_work="gen", mechanisms=("mps", "sm-partition"))
-_mps_embed = parameters("mechanism", "engine", at_work="embed", mechanisms=("mps", "sm-partition"))
+_mps_gen = parameters("mechanism", "engine", at_work="gen", mechanisms=UNDER_MPS)
+_mps_embed = parameters("mechanism", "engine", at_work="embed", mechanisms=UNDER_MPS)
 _sm_partition = parameters("mechanism", "engine", mechanisms=("sm-partition",))
 _mig = parameters("mechanism", "engine", mechanisms=("mig",))
 _pacing = parameters("mechanism", "load", at_work="both")
@@ -116,9 +116,7 @@ class Params(BaseModel):
         text="devices",
         notebooks=("00", *STEPS_OWN),
     )
-    steps: str = parameters("machine", "plan")(
-        "step1,step2,step3,step4,configA,configB", "steps of the run, by comma", text="steps"
-    )
+    steps: str = parameters("machine", "plan")(",".join(DEFAULT_STEPS), "steps of the run, by comma", text="steps")
     # --- the two models --------------------------------------------------------------------------------
     gen_model: str = _models(
         "tiny-gen",

@@ -19,10 +19,11 @@ from colo_lib.data.capture import StepCapture, captured_steps, read_capture, rea
 from colo_lib.data.run import Run, find_runs, newest_run, open_run
 from colo_lib.data.sweep import Sweep, find_sweeps, open_sweep
 from colo_lib.errors import InputError
-from colo_lib.examples.captures import H100_PAIR, STEPS, simulated_capture
+from colo_lib.examples.captures import H100_PAIR, simulated_capture
 from colo_lib.examples.simulated_run import example_folder
 from colo_lib.params import Params, check_recorded, split_list
 from colo_lib.records import Manifest, checked, read_object
+from colo_lib.steps import ALONE, CAPTURES_FIRST, STEPS, with_id
 
 # What two runs of one pair of models have in common.
 PAIR = ("gen_model", "embed_model", "weights", "gen_concurrency", "device")
@@ -161,11 +162,8 @@ def _sweep_sentence(sweep: Sweep, names: tuple[str, ...], whole: bool) -> Sweep:
     return chosen
 
 
-SHARED_FIRST = ("step2", "step3", "configB", "step1", "step4", "configA")
-ALONE = {"gen": "step1", "embed": "step4"}
 H100, SIMULATED = "h100", "simulated"
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s")
-MECHANISMS = {"step2": "mps", "step3": "time-sliced"}
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ class Trace:
 def select_trace(params: Params, example: str = SIMULATED, alone: bool = False) -> Trace:
     """The exports of `params.exports`, else the capture of `params.trace_step` of the run, else an example.
 
-    `example`: H100, a real capture at graph level, or SIMULATED, planted kernels of four steps. `alone`: also what
+    `example`: H100, a real capture at graph level, or SIMULATED, planted kernels of any step. `alone`: also what
     steps 1 and 4, or `params.exports_alone`, captured. Raises InputError for what is named and cannot be read.
     """
     trace = _of_exports(params) if params.exports else _of_run(params, alone) or _of_example(params, example, alone)
@@ -212,11 +210,11 @@ def _of_run(params: Params, alone: bool) -> Trace | None:
             f"run {run.run_id} has no capture of GPU work: record one with capture_s above 0 on a GPU host with Nsight "
             "Systems, or give exports"
         )
-    wanted = params.trace_step or next(step for step in SHARED_FIRST if step in steps)
+    wanted = params.trace_step or next(step for step in CAPTURES_FIRST if step in steps)
     beside = {name: read_capture(folder, step) for name, step in ALONE.items() if alone and step in steps}
     trials = run.trials[(run.trials["step"] == wanted) & (run.trials["status"] == "done")]
     rates = {name: float(trials[f"recorded_{name}"].mean()) for name in RATES}
-    told = f"Run {run.run_id}, capture of {wanted}."
+    told = f"Run {run.run_id}, capture of {with_id(wanted)}."
     return Trace(run.run_id, told, read_capture(folder, wanted), beside or _named(params), rates)
 
 
@@ -235,16 +233,18 @@ def _example(step: str, example: str) -> tuple[StepCapture, str]:
     if example == H100 and not step:
         told = (
             "EXAMPLE: no capture was found, so this is a REAL but short one of an H100 under MPS: a graph of "
-            "matrix-vector products (gen's stand-in) beside matrix products (embed's); neither is a language model."
+            "matrix-vector products (the LLM's stand-in) beside matrix products (the embedder's); neither is "
+            "a language model."
         )
         return read_files(H100_PAIR), told
     wanted = step or "step2"
     if wanted not in STEPS:
-        raise InputError(f"the example has no capture of {wanted}; it has {', '.join(STEPS)}")
-    told = f"EXAMPLE: no capture was found, so this is a SIMULATED one of {wanted}: every kernel in it was planted."
+        raise InputError(f"there is no step {wanted!r}; there are {', '.join(STEPS)}")
+    told = f"EXAMPLE: no capture was found, so this is a SIMULATED one of {with_id(wanted)}: every kernel "
+    told += "in it was planted."
     return _simulated(wanted), told
 
 
 def _simulated(step: str) -> StepCapture:
     file = simulated_capture(example_folder() / f"{step}.sqlite", step)
-    return StepCapture(step, read_exports([file]), {"mechanism": MECHANISMS.get(step, "none")}, (file,))
+    return StepCapture(step, read_exports([file]), {"mechanism": STEPS[step].mechanism}, (file,))

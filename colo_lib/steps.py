@@ -1,154 +1,259 @@
-"""Which devices each workload of a step runs on, and by which mechanism they share them.
+"""The one table of steps, and the mechanisms by which their workloads share a GPU.
 
-On a CPU, cores stand in for devices: steps 1-4 take all of them as the one device, configurations A and B
-take each as one. On NVIDIA GPUs steps 1-4 take the first device, A and B the first two.
+A step is a row of `STEPS`, by its id as recorded; what the rest of the package needs (which steps share, which need
+two devices, names, colours, the order in figures) is derived from the rows. On cores that stand in for GPUs a step
+does what cores can do; where that is something else, the row says what, and by which name people read of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from colo_lib.errors import InputError
-from colo_lib.params import Params, split_list
-from colo_lib.records import Devices
+Layout = Literal["one", "one each", "sharded"]
 
-STEP_TITLES = {
-    "step1": "gen alone",
-    "step2": "both, shared",
-    "step3": "both, alternating",
-    "step4": "embed alone",
-    "mps-alone": "gen alone, as an MPS client",
-    "configA": "dedicated, one device each",
-    "configB": "sharded over two devices and co-located",
-    "configB-one": "sharded over two devices, embed on one of them",
-    "tp2-mps-alone": "gen alone, sharded, as an MPS client",
-    "tp2-alone": "gen alone, sharded over two devices",
-    "mig": "both, an instance each",
-    "sm-partition": "both, embed held to its SMs",
-}
-STEP_NOTEBOOKS = {
-    "step1": "11-gen-alone",
-    "step2": "12-both-shared",
-    "step3": "13-both-alternating",
-    "step4": "14-embed-alone",
-    "mps-alone": "17-mps-alone",
-    "configA": "21-dedicated",
-    "configB": "22-sharded-co-located",
-    "configB-one": "23-embed-on-one",
-    "tp2-mps-alone": "24-sharded-mps-alone",
-    "tp2-alone": "25-sharded-alone",
-    "mig": "15-mig",
-    "sm-partition": "16-sm-partition",
-}
-# step -> device -> the mechanism's name (design: mps, time-sliced, mig, sm-partition, none)
-MECHANISMS = {
-    "step1": {"cpu": "none", "cuda": "none"},
-    "step2": {"cpu": "cpu-shared", "cuda": "mps"},
-    "step3": {"cpu": "cpu-alternating", "cuda": "time-sliced"},
-    "step4": {"cpu": "none", "cuda": "none"},
-    # Cores have no MPS: there it is step 1 again, the null.
-    "mps-alone": {"cpu": "none", "cuda": "mps"},
-    "configA": {"cpu": "none", "cuda": "none"},
-    "configB": {"cpu": "cpu-shared", "cuda": "mps"},
-    "configB-one": {"cpu": "cpu-shared", "cuda": "mps"},
-    "tp2-mps-alone": {"cpu": "none", "cuda": "mps"},
-    "tp2-alone": {"cpu": "none", "cuda": "none"},
-    # Cores have neither: skipped there, with the reason.
-    "mig": {"cpu": "mig", "cuda": "mig"},
-    "sm-partition": {"cpu": "sm-partition", "cuda": "sm-partition"},
-}
-# The steps in which both workloads share what dedicated devices would give to each.
-CO_LOCATED = ("step2", "step3", "configB", "configB-one", "mig", "sm-partition")
-# The steps that need two devices, and those of them that shard gen over both.
-SHARDED = ("configB", "configB-one", "tp2-mps-alone", "tp2-alone")
-TWO_DEVICES = ("configA", *SHARDED)
-# The steps that run gen alone, or embed alone.
-GEN_ALONE = ("step1", "mps-alone", "tp2-mps-alone", "tp2-alone")
-EMBED_ALONE = ("step4",)
-# The step against which a shared step's kept fractions are taken: (for gen, for embed)
-BASELINES = {
-    "step1": ("step1", None),
-    "step2": ("step1", "step4"),
-    "step3": ("step1", "step4"),
-    "step4": (None, "step4"),
-    "mps-alone": ("step1", None),
-    "configA": ("configA", "configA"),
-    "configB": ("configA", "configA"),
-    "configB-one": ("configA", "configA"),
-    # Of one device's rate: what sharding gains.
-    "tp2-mps-alone": ("configA", None),
-    "tp2-alone": ("configA", None),
-    "mig": ("step1", "step4"),
-    "sm-partition": ("step1", "step4"),
-}
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Devices by name: `gen` is one server over `gen_devices`; `embed` is one process per entry of `embed_devices`."""
+class Mechanism:
+    """How two workloads share a device, by its name as recorded.
 
-    step: str
-    device: str
-    mechanism: str
-    runs_gen: bool
-    runs_embed: bool
-    gen_devices: tuple[str, ...]
-    embed_devices: tuple[tuple[str, ...], ...]
-    tensor_parallel: int
-    all_devices: tuple[str, ...]
-    embeds_at_work: tuple[int, ...]
-    """Which of the embedding processes get work; the others are up and idle."""
+    `name`: for people. `module`: of `colo_lib.launch.mechanisms`, that starts and proves it; empty on cores.
+    `concurrent`: no context is switched out for the other workload's. `own_engines`: engines need an environment of
+    their own. `mps`: engines are clients of an MPS server, and heed its limits. `may_be_absent`: a machine that does
+    not offer it skips its step with the reason. `holds_embed`: what embed is held to decides how both are started.
+    `cores`: it is what cores do instead. Which parameters it reads, each parameter says (`params.PURPOSES`).
+    """
 
-    def embed_devices_at_work(self) -> tuple[tuple[str, ...], ...]:
-        """Devices of each embedding process that gets work."""
-        return tuple(self.embed_devices[number] for number in self.embeds_at_work)
-
-    def devices_record(self) -> dict[str, Devices | None]:
-        """A record's `devices`: those of an idle embed where none of its processes works."""
-        at_work = self.embed_devices_at_work() or self.embed_devices
-        return {"gen": list(self.gen_devices), "embed": [list(devices) for devices in at_work]}
-
-    def engine_key(self) -> tuple[object, ...]:
-        """Steps with equal keys can use the same running engines: only who is given work differs."""
-        environment = self.mechanism if self.mechanism in ("mps", "mig", "sm-partition") else "plain"
-        return (self.gen_devices, self.embed_devices, self.tensor_parallel, environment)
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values for a record."""
-        return asdict(self)
+    id: str
+    name: str
+    hatch: str
+    marker: str
+    module: str = "time_slicing"
+    concurrent: bool = False
+    own_engines: bool = False
+    mps: bool = False
+    may_be_absent: bool = False
+    holds_embed: bool = False
+    cores: bool = False
 
 
-def placement_of(step: str, params: Params) -> Placement:
-    """The placement of `step`; raises InputError when the machine's devices do not suffice."""
-    devices = tuple(split_list(params.devices))
-    if not devices:
-        raise InputError("parameter 'devices' names no device; give cores or GPU indexes, by comma")
-    if len(set(devices)) != len(devices):
-        raise InputError(f"parameter 'devices' = {params.devices!r} names a device twice")
-    if step in TWO_DEVICES and len(devices) < 2:
-        told = f"parameter 'devices' = {params.devices!r} names one"
-        raise InputError(f"{step} needs two devices, {told}: leave the step out of 'steps'")
-    one = devices if params.device == "cpu" else devices[:1]
-    gen: tuple[str, ...]
-    embed: tuple[tuple[str, ...], ...]
-    if step == "configA":
-        gen, embed, used = devices[:1], (devices[1:2],), devices[:2]
-    elif step in SHARDED:
-        gen, embed, used = devices[:2], (devices[:1], devices[1:2]), devices[:2]
-    else:
-        gen, embed, used = one, (one,), one
-    runs_embed = step not in GEN_ALONE
-    at_work = tuple(range(len(embed))) if runs_embed else ()
-    return Placement(
-        step=step,
-        device=params.device,
-        mechanism=MECHANISMS[step][params.device],
-        runs_gen=step not in EMBED_ALONE,
-        runs_embed=runs_embed,
-        gen_devices=gen,
-        embed_devices=embed,
-        tensor_parallel=2 if step in SHARDED else 1,
-        all_devices=used,
-        # The second device: what one disturbed rank does to the other shows on the first.
-        embeds_at_work=at_work[1:] if step == "configB-one" else at_work,
+MECHANISMS: Mapping[str, Mechanism] = {
+    row.id: row
+    for row in (
+        Mechanism("none", "nothing shared", "", "o"),
+        Mechanism("mps", "MPS", "///", "s", "mps", concurrent=True, own_engines=True, mps=True),
+        Mechanism("time-sliced", "time-slicing", "...", "^"),
+        Mechanism("mig", "MIG instances", "xxx", "D", "mig", concurrent=True, own_engines=True, may_be_absent=True),
+        Mechanism("sm-partition", "SM partition", "+++", "P", "sm_partition", concurrent=True, own_engines=True,
+                  mps=True, may_be_absent=True, holds_embed=True),
+        Mechanism("cpu-shared", "both at once, on cores", "///", "s", "", cores=True),
+        Mechanism("cpu-alternating", "in turns, on cores", "...", "^", "", cores=True),
     )
+}  # fmt: skip
+
+
+# Those under which the engines are clients of an MPS server.
+UNDER_MPS = tuple(row.id for row in MECHANISMS.values() if row.mps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that is true of a step, by its id as recorded and as params name it.
+
+    `name`: what people read on figures and pages. `mark`: a character or two that stand for it where a name has no
+    room, with a key. `notebook`: records it. `mechanism`: on GPUs. `gen_baseline`, `embed_baseline`: the step against
+    which a workload's rate is taken, None where the workload has no work. `layout`: both on one device, a device each,
+    or gen sharded over two with an embedding process on each. `embedders`: of several embedding processes, which get
+    work. `default`: it is in a run unless params say otherwise. `*_on_cores`: where cores do, and are called, something
+    else.
+    """
+
+    id: str
+    name: str
+    mark: str
+    notebook: str
+    mechanism: str
+    gen_baseline: str | None
+    embed_baseline: str | None
+    colour: str
+    line: Any
+    layout: Layout = "one"
+    embedders: Literal["all", "second"] = "all"
+    default: bool = False
+    mechanism_on_cores: str = ""
+    name_on_cores: str = ""
+
+    @property
+    def runs_gen(self) -> bool:
+        """Whether gen gets work."""
+        return self.gen_baseline is not None
+
+    @property
+    def runs_embed(self) -> bool:
+        """Whether an embedding process gets work."""
+        return self.embed_baseline is not None
+
+    @property
+    def runs_both(self) -> bool:
+        """Whether both workloads get work."""
+        return self.runs_gen and self.runs_embed
+
+    @property
+    def baselines(self) -> dict[str, str | None]:
+        """Workload -> the step against which its rate is taken."""
+        return {"gen": self.gen_baseline, "embed": self.embed_baseline}
+
+    @property
+    def needs_two(self) -> bool:
+        """Whether it takes two devices."""
+        return self.layout != "one"
+
+    def mechanism_on(self, device: str) -> str:
+        """The mechanism's name on `device` (cpu or cuda)."""
+        return self.mechanism_on_cores or self.mechanism if device == "cpu" else self.mechanism
+
+    def name_on(self, device: str) -> str:
+        """The name for people on `device` (cpu or cuda)."""
+        return self.name_on_cores or self.name if device == "cpu" else self.name
+
+
+# The order of a run's trials, of tables and of figures.
+TABLE: tuple[Step, ...] = (
+    Step("step1", "LLM alone", "1", "11-gen-alone", "none", "step1", None, "#0072B2", "-", default=True),
+    Step("step2", "both under MPS", "2", "12-both-shared", "mps", "step1", "step4", "#E69F00", "--", default=True,
+         mechanism_on_cores="cpu-shared", name_on_cores="both at once"),
+    Step("step3", "both time-sliced", "3", "13-both-alternating", "time-sliced", "step1", "step4", "#009E73", "-.",
+         default=True, mechanism_on_cores="cpu-alternating", name_on_cores="both, alternating"),
+    Step("step4", "embedder alone", "4", "14-embed-alone", "none", None, "step4", "#CC79A7", ":", default=True),
+    # Cores have no MPS: there it is step 1 again, the null.
+    Step("mps-alone", "LLM alone as an MPS client", "1m", "17-mps-alone", "mps", "step1", None, "#D55E00",
+         (0, (1, 1)), mechanism_on_cores="none", name_on_cores="LLM alone, once more"),
+    Step("configA", "dedicated, one GPU each", "A", "21-dedicated", "none", "configA", "configA", "#56B4E9",
+         (0, (5, 1)), "one each", default=True, name_on_cores="dedicated, one core each"),
+    Step("configB", "sharded and co-located", "B", "22-sharded-co-located", "mps", "configA", "configA", "#000000",
+         (0, (3, 1, 1, 1)), "sharded", default=True, mechanism_on_cores="cpu-shared"),
+    # The second embedding process: what one disturbed rank does to the other shows on the first device.
+    Step("configB-one", "sharded, embedding on one GPU", "B1", "23-embed-on-one", "mps", "configA", "configA",
+         "#44AA99", (0, (5, 1, 1, 1, 1, 1)), "sharded", "second", mechanism_on_cores="cpu-shared",
+         name_on_cores="sharded, embedding on one core"),
+    # Of one device's rate: what sharding gains.
+    Step("tp2-mps-alone", "LLM alone, sharded, as an MPS client", "Sm", "24-sharded-mps-alone", "mps", "configA", None,
+         "#AA4499", (0, (2, 1)), "sharded", mechanism_on_cores="none", name_on_cores="LLM alone, sharded, once more"),
+    Step("tp2-alone", "LLM alone, sharded", "S", "25-sharded-alone", "none", "configA", None, "#661100", (0, (6, 2)),
+         "sharded"),
+    # Cores have neither: skipped there, with the reason.
+    Step("mig", "both on MIG instances", "g", "15-mig", "mig", "step1", "step4", "#882255", (0, (7, 2, 1, 2))),
+    Step("sm-partition", "both with the embedder held to its SMs", "p", "16-sm-partition", "sm-partition", "step1",
+         "step4", "#999933", (0, (2, 3))),
+)  # fmt: skip
+
+STEPS: Mapping[str, Step] = {row.id: row for row in TABLE}
+
+STEP_IDS = tuple(STEPS)
+
+DEFAULT_STEPS = tuple(row.id for row in TABLE if row.default)
+
+# The steps in which both workloads share what dedicated devices would give to each.
+CO_LOCATED = tuple(row.id for row in TABLE if row.runs_both and row.mechanism != "none")
+
+# Those of one device, kept fractions of which are taken to each workload alone on it.
+CO_LOCATED_ON_ONE = tuple(name for name in CO_LOCATED if not STEPS[name].needs_two)
+
+SHARDED = tuple(row.id for row in TABLE if row.layout == "sharded")
+
+TWO_DEVICES = tuple(row.id for row in TABLE if row.needs_two)
+
+# The steps that cannot be had without MPS; one that may be absent is skipped with the reason.
+NEED_MPS = tuple(row.id for row in TABLE if row.mechanism in UNDER_MPS and not MECHANISMS[row.mechanism].may_be_absent)
+
+# The steps that have kept fractions: all but those that are one workload alone, the measure of themselves.
+KEPT = tuple(row.id for row in TABLE if row.runs_both or row.id not in row.baselines.values())
+
+# Of these, those that are not 1 by definition; one workload alone under a mechanism stands before both.
+KEPT_AGAINST_OTHERS = tuple(
+    row.id
+    for row in sorted(TABLE, key=lambda row: row.runs_both)
+    if row.id in KEPT and row.id not in row.baselines.values()
+)
+
+# The steps in which a mechanism, or a neighbour by way of it, can cost gen time.
+GEN_CAN_LOSE = tuple(name for name in KEPT_AGAINST_OTHERS if STEPS[name].runs_gen and STEPS[name].mechanism != "none")
+
+# The step that runs a workload alone on one device with nothing shared.
+ALONE: Mapping[str, str] = {
+    "gen": next(row.id for row in TABLE if row.runs_gen and not row.runs_both and row.mechanism == "none"),
+    "embed": next(row.id for row in TABLE if row.runs_embed and not row.runs_both and row.mechanism == "none"),
+}
+
+# The order in which a capture is looked for: both at work before one alone.
+CAPTURES_FIRST = tuple(row.id for row in sorted(TABLE, key=lambda row: row.id not in CO_LOCATED))
+
+
+# Workload -> what people call it.
+WORKLOADS: Mapping[str, str] = {"gen": "LLM", "embed": "embedder"}
+
+
+def names_of(pairs: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """step -> its name for people, from (step, mechanism as recorded, or anything where it is not known).
+
+    On cores if one of the mechanisms is what cores do; else on GPUs. Raises KeyError for what is no step.
+    """
+    known = list(pairs)
+    device = "cpu" if any(_on_cores(step, mechanism) for step, mechanism in known) else "cuda"
+    return {step: STEPS[step].name_on(device) for step, _ in known}
+
+
+def names_in(frame: Any) -> dict[str, str]:
+    """`names_of` the columns step and, where there is one, mechanism of a data frame."""
+    if not len(frame):
+        return {}
+    return names_of(zip(frame["step"], frame.get("mechanism", [None] * len(frame)), strict=True))
+
+
+def mechanisms_in(frame: Any) -> dict[str, object]:
+    """step -> its mechanism, of a data frame with both columns; empty where it has none of mechanisms."""
+    return dict(zip(frame["step"], frame["mechanism"], strict=True)) if "mechanism" in frame else {}
+
+
+def _on_cores(step: str, mechanism: object) -> bool:
+    row = STEPS[step]
+    return mechanism == row.mechanism_on("cpu") and mechanism != row.mechanism
+
+
+def with_id(step: str, name: str = "") -> str:
+    """'both under MPS (step2)': where a reader may have to type the id."""
+    return f"{name or STEPS[step].name} ({step})"
+
+
+def wanted_in_words(*steps: str) -> str:
+    """'LLM alone (step1) and embedder alone (step4)': steps that somebody is to add to params."""
+    return " and ".join(with_id(step) for step in steps)
+
+
+def mechanism_in_words(mechanism: object) -> str:
+    """A mechanism's name for people; as it stands where it is none of ours."""
+    known = MECHANISMS.get(str(mechanism))
+    return known.name if known else str(mechanism)
+
+
+def check_table(rows: Sequence[Step], mechanisms: Sequence[Mechanism]) -> None:
+    """Raises ValueError for a table that contradicts itself: found at import, not by a figure that lacks a step."""
+    known, by_id = {row.id for row in mechanisms}, {row.id: row for row in rows}
+    for what in ("id", "name", "mark", "notebook", "colour", "line"):
+        values = [getattr(row, what) for row in rows]
+        if twice := {value for value in values if values.count(value) > 1}:
+            raise ValueError(f"steps: {what} {twice} is given twice")
+    for row in rows:
+        if not (row.runs_gen or row.runs_embed):
+            raise ValueError(f"steps: {row.id} runs nothing: give it a baseline")
+        if unknown := {row.mechanism, row.mechanism_on("cpu")} - known:
+            raise ValueError(f"steps: {row.id} has unknown mechanisms {unknown}")
+        for workload, name in row.baselines.items():
+            if name is not None and (name not in by_id or by_id[name].baselines[workload] != name):
+                raise ValueError(f"steps: the baseline {name} of {workload} in {row.id} is no step that is its own")
+
+
+check_table(TABLE, tuple(MECHANISMS.values()))

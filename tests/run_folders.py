@@ -14,7 +14,7 @@ from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.examples.simulated_run import planted_rates, start_of_block, write_run
 from colo_lib.examples.simulated_trial import Plan
 from colo_lib.paths import MANIFEST, capture_folder
-from colo_lib.steps import MECHANISMS
+from colo_lib.steps import STEPS
 
 __all__ = ["Plan", "add_capture", "change_manifest", "planted_measures", "reseal", "write_run"]
 
@@ -26,7 +26,7 @@ def planted_measures(plan: Plan, gap_p99_ms: dict[str, float] | None = None) -> 
     rng = np.random.default_rng(plan.seed + 1)
     frame["gap_p99_ms"] = [gaps.get(step, 20.0) * np.exp(rng.normal(0, plan.noise)) for step in frame["step"]]
     frame["gap_count"] = 5000.0
-    frame["mechanism"] = [MECHANISMS[step]["cpu"] for step in frame["step"]]
+    frame["mechanism"] = [STEPS[step].mechanism_on("cpu") for step in frame["step"]]
     frame["status"] = "done"
     for workload in ("gen", "embed"):
         frame[f"{workload}_start"] = [f"{workload}-{start_of_block(plan)[block]}" for block in frame["block"]]
@@ -58,7 +58,7 @@ def add_capture(run: Path, step: str, **changes: Any) -> Path:
     simulated_capture(folder / "trace.sqlite", step)
     session_utc_ns = 1_795_435_813_758_566_457
     facts = {
-        "schema_version": 1, "step": step, "mechanism": {"step2": "mps", "step3": "time-sliced"}.get(step, "none"),
+        "schema_version": 1, "step": step, "mechanism": STEPS[step].mechanism,
         "status": "done", "reason": None, "window_ns": [5_010_000_000, 5_050_000_000],
         "clock": {"monotonic_ns": 5_000_000_000, "utc_ns": session_utc_ns}, "traced": "cuda", "granularity": "node",
         "pids": {"gen": [GEN_PID - 1, GEN_PID], "embed": [EMBED_PID]}, "context_switches": True,

@@ -16,9 +16,10 @@ import pandas as pd
 
 from colo_lib.analysis.statistics import LEAST_STARTS, RATES, Estimate, by_block, rate
 from colo_lib.analysis.trial_metrics import WATTS
-from colo_lib.steps import STEP_TITLES
+from colo_lib.steps import ALONE, CO_LOCATED, CO_LOCATED_ON_ONE, STEPS, names_in, wanted_in_words, with_id
 
-SHARING = ("step2", "step3", "mig", "sm-partition")
+PREDICTED = "configB"  # which layout of two GPUs is predicted where none was measured
+
 TENSOR_PARALLEL_GAIN = (1.0, 2.0)  # what sharding gen over two GPUs may give, until a two-GPU run says
 COLUMNS = ["layout", "title", "shared", "gen_only", "embed_only", "gpus", "gpus_best", "gpus_worst", "power_w",
            "predicted", "breaks"]  # fmt: skip
@@ -52,7 +53,8 @@ class Range:
 class Unit:
     """What `gpus` GPUs in one layout give: tokens/s and sequences/s, and the power they draw together (W, or null).
 
-    `predicted`: not measured, but made of single-GPU runs. `breaks`: the bounds that its trials did not keep.
+    `step`: a step's id, or the key of a workload alone; `title`: for people. `predicted`: not measured, but made of
+    single-GPU runs. `breaks`: the bounds that its trials did not keep.
     """
 
     step: str
@@ -62,6 +64,11 @@ class Unit:
     power_w: float
     predicted: bool = False
     breaks: tuple[str, ...] = ()
+    title: str = ""
+
+    def in_words(self) -> str:
+        """What people read of it."""
+        return self.title or (STEPS[self.step].name if self.step in STEPS else self.step)
 
 
 def range_of(found: Estimate) -> Range:
@@ -80,27 +87,39 @@ def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_g
     if alone is None:
         return []
     gen, embed = alone
-    found = [gen, embed]
-    for step in SHARING:
+    found, names = [gen, embed], names_in(counted)
+    for step in CO_LOCATED_ON_ONE:
         rates = {workload: _rate(counted, step, column) for workload, column in RATES.items()}
         if rates["gen"] is not None and rates["embed"] is not None:
             broken = _breaks(counted, bounds, step, slo_gap_ms)
-            found.append(Unit(step, 1, rates["gen"], rates["embed"], _power(counted, step), False, broken))
-    pair = _measured_pair(counted, kept, gen, embed, bounds, slo_gap_ms) or _predicted_pair(kept, gen, embed)
-    return [*found, pair] if pair else found
+            made = (rates["gen"], rates["embed"], _power(counted, step), False, broken)
+            found.append(Unit(step, 1, *made, title=names[step]))
+    over_two = [name for name in CO_LOCATED if STEPS[name].needs_two]
+    pairs = [_measured_pair(counted, kept, step, gen, embed, bounds, slo_gap_ms) for step in over_two]
+    if PREDICTED not in {pair.step for pair in pairs if pair}:
+        pairs.append(_predicted_pair(kept, gen, embed))
+    return [*found, *(pair for pair in pairs if pair)]
 
 
 def _alone(counted: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float) -> tuple[Unit, Unit] | None:
     zero = Range(0.0, 0.0, 0.0)
-    for gen_step, embed_step in (("step1", "step4"), ("configA", "configA")):
+    for gen_step, embed_step in ((ALONE["gen"], ALONE["embed"]), ("configA", "configA")):
         gen, embed = (_rate(counted, step, RATES[name]) for step, name in ((gen_step, "gen"), (embed_step, "embed")))
         if gen is not None and embed is not None:
             # Config A's power is of both GPUs, one workload each: it is not told apart.
             powers = [np.nan if step == "configA" else _power(counted, step) for step in (gen_step, embed_step)]
             late = [_breaks(counted, bounds, step, slo_gap_ms) for step in (gen_step, embed_step)]
             return (
-                Unit("gen alone", 1, gen, zero, powers[0], breaks=late[0]),
-                Unit("embed alone", 1, zero, embed, powers[1], breaks=late[1] if embed_step == "step4" else ()),
+                Unit("gen alone", 1, gen, zero, powers[0], breaks=late[0], title="LLM alone"),
+                Unit(
+                    "embed alone",
+                    1,
+                    zero,
+                    embed,
+                    powers[1],
+                    breaks=late[1] if embed_step == ALONE["embed"] else (),
+                    title="embedder alone",
+                ),
             )
     return None
 
@@ -128,14 +147,20 @@ def _kept(kept: pd.DataFrame, step: str, quantity: str) -> Range | None:
 
 
 def _measured_pair(
-    counted: pd.DataFrame, kept: pd.DataFrame, gen: Unit, embed: Unit, bounds: pd.DataFrame, slo_gap_ms: float
+    counted: pd.DataFrame,
+    kept: pd.DataFrame,
+    step: str,
+    gen: Unit,
+    embed: Unit,
+    bounds: pd.DataFrame,
+    slo_gap_ms: float,
 ) -> Unit | None:
-    ratios = [_kept(kept, "configB", name) for name in ("gen", "embed")]
+    ratios = [_kept(kept, step, name) for name in ("gen", "embed")]
     if ratios[0] is None or ratios[1] is None:
         return None
-    broken = _breaks(counted, bounds, "configB", slo_gap_ms)
+    broken = _breaks(counted, bounds, step, slo_gap_ms)
     made = (gen.gen.times(ratios[0]), embed.embed.times(ratios[1]))
-    return Unit("configB", 2, *made, _power(counted, "configB"), False, broken)
+    return Unit(step, 2, *made, _power(counted, step), False, broken, names_in(counted)[step])
 
 
 def _predicted_pair(kept: pd.DataFrame, gen: Unit, embed: Unit) -> Unit | None:
@@ -146,7 +171,7 @@ def _predicted_pair(kept: pd.DataFrame, gen: Unit, embed: Unit) -> Unit | None:
     low, high = TENSOR_PARALLEL_GAIN
     one = gen.gen.times(ratios[0])
     made = Range(one.mean * (low + high) / 2, one.low * low, one.high * high, one.starts)
-    return Unit("configB", 2, made, embed.embed.times(ratios[1]).scaled(2.0), np.nan, True)
+    return Unit(PREDICTED, 2, made, embed.embed.times(ratios[1]).scaled(2.0), np.nan, True)
 
 
 def wanted(found: Sequence[Unit], gpus: int, tokens_per_s: float, sequences_per_s: float) -> tuple[float, float]:
@@ -173,7 +198,7 @@ def plan(found: Sequence[Unit], tokens_per_s: float, sequences_per_s: float) -> 
         power += shared * unit.power_w if unit else 0.0
         name = unit.step if unit else "dedicated"
         broken = dict.fromkeys((*found[0].breaks, *found[1].breaks, *(unit.breaks if unit else ())))
-        title = STEP_TITLES.get(name, "a GPU for each workload")
+        title = unit.in_words() if unit else "a GPU for each workload"
         rows.append((name, title, shared, gen_only, embed_only, gpus, counts["high"][3], counts["low"][3], power,
                      bool(unit and unit.predicted), "; ".join(broken)))  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -210,7 +235,9 @@ def _ceil(value: float) -> int:
 def answer(layouts: pd.DataFrame, gpus: int) -> str:
     """The recommendation in a sentence, with what is not settled and what is a prediction."""
     if layouts.empty:
-        return "Nothing to plan with: it needs both workloads alone (steps 1 and 4, or config A) in one run."
+        return (
+            f"Nothing to plan with: it needs {wanted_in_words(*ALONE.values())}, or {with_id('configA')}, in one run."
+        )
     kept = layouts[(layouts["breaks"] == "") & layouts["gpus_worst"].notna()]
     if kept.empty:
         return "No layout keeps its bounds with an interval to plan with: more blocks, or other bounds."
@@ -221,7 +248,7 @@ def answer(layouts: pd.DataFrame, gpus: int) -> str:
         return f"No layout surely does it with {gpus} GPUs. The nearest: {_told(likely)}; {gpus} {possible}."
     best = sure.iloc[0]
     others = kept[(kept["layout"] != best["layout"]) & (kept["gpus_best"] <= best["gpus_worst"])]
-    rivals = ", ".join(f"{row.layout} ({_span(row)})" for row in others.itertuples())
+    rivals = ", ".join(f"'{row.title}' ({_span(row)})" for row in others.itertuples())
     told = f"With {gpus} GPUs: {_told(best)}."
     return told + (
         f" Not settled against {rivals}: the ranges meet." if rivals else " No other layout may need as few."
@@ -230,8 +257,8 @@ def answer(layouts: pd.DataFrame, gpus: int) -> str:
 
 def _told(row: pd.Series) -> str:
     kind = " (a prediction)" if row["predicted"] else ""
-    makeup = f"{row['shared']} shared units, {row['gen_only']} GPUs for gen, {row['embed_only']} for embed"
-    return f"{row['layout']}{kind} needs {_span(row)}: {makeup}"
+    makeup = f"{row['shared']} shared units, {row['gen_only']} GPUs for the LLM, {row['embed_only']} for the embedder"
+    return f"'{row['title']}'{kind} needs {_span(row)}: {makeup}"
 
 
 def _span(row: pd.Series) -> str:
@@ -257,9 +284,9 @@ def assumptions(found: Sequence[Unit]) -> list[str]:
     if any(unit.predicted for unit in found):
         low, high = TENSOR_PARALLEL_GAIN
         told.append(
-            f"Config B is a PREDICTION from step 2 of one GPU: gen sharded over two gains between {low:g} and {high:g} "
-            "times (nothing here measured NVLink), and each GPU gives embed what step 2 gave. A run of config A and B "
-            "replaces it."
+            f"'{STEPS[PREDICTED].name}' is a PREDICTION from '{STEPS['step2'].name}' of one GPU: the LLM sharded over "
+            f"two gains between {low:g} and {high:g} times (nothing here measured NVLink), and each GPU gives the "
+            f"embedder what that one gave. A run of {wanted_in_words('configA', PREDICTED)} replaces it."
         )
     return told
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from colo_lib.analysis.statistics import CONFIDENCE, RATES
-from colo_lib.steps import BASELINES
+from colo_lib.steps import TABLE, mechanisms_in, names_in
 
 LEAST_CHANGE = 0.02  # a trend over the whole run smaller than this is not worth a sentence
 LEAST_OUTLIER = 0.10  # a block's ratio must be off by this much, as a fraction, to be named
@@ -55,8 +55,9 @@ def _trend(trials: pd.DataFrame, column: str) -> tuple[float, float, float] | No
 
 
 def bad_blocks(ratios: pd.DataFrame) -> pd.DataFrame:
-    """Blocks whose ratio lies far from the other blocks' of the same step: step, quantity, block, ratio, others.
+    """Blocks whose ratio lies far from the other blocks' of the same step.
 
+    Columns: step, mechanism, quantity, block, ratio, others.
     `ratios`: `kept.block_ratios`. Needs four blocks: with fewer nothing tells which of them is the odd one. `others`
     is the median of the other blocks.
     """
@@ -70,25 +71,36 @@ def bad_blocks(ratios: pd.DataFrame) -> pd.DataFrame:
             off = abs(logs[place] - np.median(others))
             if off > max(FAR * spread, np.log1p(LEAST_OUTLIER)):
                 row = group.iloc[place]
-                rows.append((step, quantity, int(row["block"]), row["ratio"], float(np.exp(np.median(others)))))
-    return pd.DataFrame(rows, columns=["step", "quantity", "block", "ratio", "others"])
+                rows.append(
+                    (
+                        step,
+                        row["mechanism"],
+                        quantity,
+                        int(row["block"]),
+                        row["ratio"],
+                        float(np.exp(np.median(others))),
+                    )
+                )
+    return pd.DataFrame(rows, columns=["step", "mechanism", "quantity", "block", "ratio", "others"])
 
 
 def moved_clocks(samples: pd.DataFrame) -> pd.DataFrame:
-    """Trials whose mean SM clock is off the median of their step's trials: step, trial, device, clock_mhz, usual_mhz.
+    """Trials whose mean SM clock is off the median of their step's trials.
 
+    Columns: step, trial, device, clock_mhz, usual_mhz, mechanism.
     `samples`: `telemetry.series`. What a step does to the clocks meets each of its trials alike; what meets one of
     them alone (heat, a power cap, a neighbour) is not the step's doing. Over 3 % is named; steps of one trial are not.
     """
     columns = ["step", "trial", "device", "clock_mhz", "usual_mhz"]
     if samples.empty or samples["sm_clock_mhz"].isna().all():
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=[*columns, "mechanism"])
     counted = samples[samples["in_window"] & (samples["status"] == "done") & (samples["scope"] == "device")]
     means = counted.groupby(["step", "trial", "name"], sort=False)["sm_clock_mhz"].mean().dropna().reset_index()
     means["usual_mhz"] = means.groupby(["step", "name"])["sm_clock_mhz"].transform("median")
     off = (means["sm_clock_mhz"] / means["usual_mhz"] - 1).abs() > MOST_CLOCK_CHANGE
     renamed = means[off].rename(columns={"name": "device", "sm_clock_mhz": "clock_mhz"})
-    return renamed[columns].reset_index(drop=True)
+    found = renamed[columns].reset_index(drop=True)
+    return found.assign(mechanism=found["step"].map(mechanisms_in(samples)))
 
 
 def apart(counted: pd.DataFrame) -> list[str]:
@@ -99,22 +111,24 @@ def apart(counted: pd.DataFrame) -> list[str]:
     """
     told = []
     starts = {str(step): group["window_start_ns"] for step, group in counted.groupby("step")}
-    for step, baselines in BASELINES.items():
-        for baseline in dict.fromkeys(name for name in baselines if name not in (None, step)):
-            mine, other = starts.get(step), starts.get(str(baseline))
+    names = names_in(counted)
+    for row in TABLE:
+        for baseline in dict.fromkeys(name for name in row.baselines.values() if name not in (None, row.id)):
+            mine, other = starts.get(row.id), starts.get(str(baseline))
             if mine is None or other is None or min(len(mine), len(other)) < 2:
                 continue
             if mine.min() > other.max() or mine.max() < other.min():
                 when = "after" if mine.min() > other.max() else "before"
                 told.append(
-                    f"{step}: all its trials ran {when} those of {baseline}: a drift between them would pass for a "
-                    "loss or a gain; more 'starts' alternate them"
+                    f"{names[row.id]}: all its trials ran {when} those of {names[str(baseline)]}: a drift between them "
+                    "would pass for a loss or a gain; more 'starts' alternate them"
                 )
     return told
 
 
 def warnings(trend: pd.DataFrame, bad: pd.DataFrame, clocks: pd.DataFrame) -> list[str]:
     """Sentences naming what moved; empty when nothing did."""
+    names = names_in(bad) | names_in(clocks)
     told = [
         f"{row.workload}'s rate changed by {row.change:+.1%} from the run's first trial to its last (95 % interval "
         f"{row.low:+.1%} to {row.high:+.1%}): alternating blocks cancel a steady trend, an uneven one they do not"
@@ -122,13 +136,13 @@ def warnings(trend: pd.DataFrame, bad: pd.DataFrame, clocks: pd.DataFrame) -> li
         if abs(row.change) > LEAST_CHANGE and (row.low > 0 or row.high < 0)
     ]
     told += [
-        f"{row.step}, block {row.block}: {row.quantity} kept {row.ratio:.2f} there and {row.others:.2f} in the other "
-        "blocks; nothing recorded makes that block invalid, so it counts, and widens the interval"
+        f"{names[row.step]}, block {row.block}: {row.quantity} kept {row.ratio:.2f} there and {row.others:.2f} in the "
+        "other blocks; nothing recorded makes that block invalid, so it counts, and widens the interval"
         for row in bad.itertuples()
     ]
     told += [
-        f"{row.step}, trial {row.trial}: device {row.device} ran at {row.clock_mhz:.0f} MHz, in the step's other "
-        f"trials at {row.usual_mhz:.0f}: something other than the step moved its clock"
+        f"{names[row.step]}, trial {row.trial}: device {row.device} ran at {row.clock_mhz:.0f} MHz, in the step's "
+        f"other trials at {row.usual_mhz:.0f}: something other than the step moved its clock"
         for row in clocks.itertuples()
     ]
     return told

@@ -7,29 +7,24 @@ import pandas as pd
 from scipy import stats
 
 from colo_lib.analysis.statistics import CONFIDENCE, POWER, RATES, by_block, estimate, paired_blocks, starts_of
-from colo_lib.steps import BASELINES
-
-SHARED_STEPS = (
-    "mps-alone", "step2", "step3", "configA", "configB", "configB-one", "tp2-mps-alone", "tp2-alone", "mig",
-    "sm-partition",
-)  # fmt: skip
+from colo_lib.steps import KEPT, STEPS
 
 
 def block_ratios(counted: pd.DataFrame) -> pd.DataFrame:
     """step, mechanism, block, start, quantity (gen, embed, aggregate, aggregate_per_device), ratio: one row each.
 
-    The kept fraction is the rate in a step over the rate of the same workload in its baseline (`schema.BASELINES`).
+    The kept fraction is the rate in a step over the rate of the same workload in its baseline (`steps.STEPS`).
     aggregate = gen kept + embed kept, in units of the baseline's devices. Per device: each kept fraction counts for
     as many devices as its baseline had, and the sum is divided by the devices that the step used; config A is 1.0 by
     definition, and cores that together stand in for one device come out as one. `start`: `starts_of` the trials that
     the ratio is made of.
     """
     rows = []
-    for step in SHARED_STEPS:
+    for step in KEPT:
         mine = counted[counted["step"] == step]
         if mine.empty:
             continue
-        baselines = dict(zip(("gen", "embed"), BASELINES[step], strict=True))
+        baselines = STEPS[step].baselines
         ratios = {
             workload: paired_blocks(counted, step, baselines[workload], column) for workload, column in RATES.items()
         }

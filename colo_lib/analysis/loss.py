@@ -20,7 +20,7 @@ import pandas as pd
 
 from colo_lib.analysis.statistics import Estimate, by_block, over_starts
 from colo_lib.analysis.steps_table import with_interval
-from colo_lib.steps import BASELINES
+from colo_lib.steps import GEN_CAN_LOSE, STEPS, names_in, names_of, with_id
 
 CAUSES = ("clock", "contention", "waiting", "host")
 LABELS = {
@@ -40,6 +40,7 @@ class PerToken:
     busy_ns: union of gen's kernels; waiting_ns: gaps between a launch and its kernel's start, or time in which gen was
     not let run; clock_mhz: mean SM clock. None where it is not known. `clipped`: kernel intervals hold no time in which
     their context was switched out (alone, under MPS, or clipped to residency); without it busy time holds waiting too.
+    `mechanism`: as recorded, where a trial tells it.
     """
 
     total_ns: float
@@ -47,6 +48,7 @@ class PerToken:
     waiting_ns: float | None = None
     clock_mhz: float | None = None
     clipped: bool = True
+    mechanism: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for times that cannot be."""
@@ -178,7 +180,7 @@ def loss_sentence(loss: Loss, step: str) -> str:
     """The loss in one sentence: how much, and where it went as far as the data tell."""
     alone_us, shared_us = loss.alone.total_ns / 1e3, loss.shared.total_ns / 1e3
     if loss.total_ns <= 0:
-        return f"{step}: gen lost nothing: {alone_us:,.0f} us per token alone, {shared_us:,.0f} us shared."
+        return f"{step}: the LLM lost nothing: {alone_us:,.0f} us per token alone, {shared_us:,.0f} us shared."
     parts = [f"{row.us:+,.0f} us {row.label} ({row.share:.0%})" for row in waterfall(loss).itertuples()]
     told = f"{step}: a token took {alone_us:,.0f} us alone and {shared_us:,.0f} us shared: {'; '.join(parts)}."
     if loss.merged:
@@ -190,7 +192,7 @@ def loss_sentence(loss: Loss, step: str) -> str:
 
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
-SHARED = ("mps-alone", "step2", "step3", "mig", "sm-partition", "configB")
+
 RATE = "gen_tokens_per_s"
 UNKNOWN_SHARE = 0.02  # of the time may have no recorded launch for the rest to be split
 
@@ -206,9 +208,9 @@ def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFram
         total_ns = 1e9 / float(by_block(trials, str(step), RATE).mean())
         clocks = telemetry[(telemetry["step"] == step) & (telemetry["metric"] == "sm_clock_mhz")]
         clock = float(clocks["mean"].mean()) if len(clocks) else None
-        share = _stopped_share(trials, get_frame) if step in SHARED else 0.0
+        share = _stopped_share(trials, get_frame) if step in GEN_CAN_LOSE else 0.0
         waiting = None if share is None else share * total_ns
-        found[str(step)] = PerToken(total_ns, None, waiting, clock)
+        found[str(step)] = PerToken(total_ns, None, waiting, clock, mechanism=str(trials["mechanism"].iloc[0]))
     return found
 
 
@@ -249,11 +251,14 @@ def captures_sentence(
 ) -> str:
     """Which captures the split uses, each with its profiled / unprofiled rate, and which it does not."""
     ratios = {step: profiled_ratio(found[step], own) for step, own in times.items() if own and step in found}
-    used = ", ".join(f"{step} ({ratio:.2f})" for step, ratio in ratios.items() if _alike(ratio, least_ratio))
-    left = ", ".join(f"{step} ({ratio:.2f})" for step, ratio in ratios.items() if not _alike(ratio, least_ratio))
-    told = f"Busy time and waiting are from the captures of {used or 'no step'} (gen's profiled / unprofiled rate)."
+    names = names_of((step, None) for step in ratios)  # captures are of GPUs
+    used = ", ".join(f"{names[step]} ({ratio:.2f})" for step, ratio in ratios.items() if _alike(ratio, least_ratio))
+    left = ", ".join(f"{names[step]} ({ratio:.2f})" for step, ratio in ratios.items() if not _alike(ratio, least_ratio))
+    told = f"Busy time and waiting are from the captures of {used or 'no step'} (the LLM's profiled / unprofiled rate)."
     if left:
-        told += f" Not used, because gen's rate was another one (less than {least_ratio:.0%}, or its inverse): {left}."
+        told += (
+            f" Not used, because the LLM's rate was another one (less than {least_ratio:.0%}, or its inverse): {left}."
+        )
     if not used:
         told += " What only a capture tells apart is one part: on a GPU host with Nsight Systems, set capture_s."
     return told
@@ -265,7 +270,7 @@ def category_rows(
     """`loss.by_category` of every pair whose two captures are used, with a column step."""
     parts = []
     for step, (alone, shared) in both.items():
-        own, other = times.get(str(BASELINES[step][0])), times.get(step)
+        own, other = times.get(str(STEPS[step].gen_baseline)), times.get(step)
         if own and other and alone.busy_ns is not None and shared.busy_ns is not None:
             clocks = (alone.clock_mhz, shared.clock_mhz) if alone.clock_mhz and shared.clock_mhz else None
             sums = (own["busy_by_category_ns"], other["busy_by_category_ns"])
@@ -276,9 +281,9 @@ def category_rows(
 def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
     """step -> (alone, shared) for every shared step whose baseline was measured too."""
     return {
-        step: (found[str(BASELINES[step][0])], found[step])
-        for step in SHARED
-        if step in found and BASELINES[step][0] in found
+        step: (found[str(STEPS[step].gen_baseline)], found[step])
+        for step in GEN_CAN_LOSE
+        if step in found and STEPS[step].gen_baseline in found
     }
 
 
@@ -316,17 +321,23 @@ def gen_loss(
 
 
 def mechanism_sentence(counted: pd.DataFrame) -> str:
-    """How much of step 2's loss is there with embed idle already: what the mechanism itself costs gen."""
+    """How much of step 2's loss is there with the embedder idle already: what the mechanism itself costs the LLM."""
     whole, own = (loss_estimate(counted, step) for step in ("step2", "mps-alone"))
     if not whole.blocks or not own.blocks:
-        return "Whether the mechanism itself costs gen anything was not measured: it needs the step mps-alone."
+        return (
+            "Whether the mechanism itself costs the LLM anything was not measured: it needs the step "
+            f"{with_id('mps-alone')}."
+        )
     idle, both = (with_interval(one.mean, one.low, one.high, one.starts) for one in (own, whole))
-    return f"With embed idle the mechanism itself costs {idle} us a token, of {both} us that step 2 loses in all."
+    shared = names_in(counted)["step2"]
+    return (
+        f"With the embedder idle the mechanism itself costs {idle} us a token, of {both} us lost in all with {shared}."
+    )
 
 
 def loss_estimate(counted: pd.DataFrame, step: str) -> Estimate:
     """Time per token lost in `step` against its baseline, us: mean over blocks with its 95 % interval."""
-    both = (step, BASELINES[step][0])
+    both = (step, STEPS[step].gen_baseline)
     times = [1e6 / by_block(counted, name, RATE) for name in both]
     lost = (times[0] - times[1]).dropna()
     return over_starts(counted, lost[np.isfinite(lost)], both, ["gen"], positive=False)

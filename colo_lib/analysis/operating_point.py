@@ -18,14 +18,15 @@ from typing import Any
 
 import pandas as pd
 
+from colo_lib import steps as steps_of
 from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import LEAST_STARTS, holm
 from colo_lib.analysis.steps_table import number, with_interval
 from colo_lib.analysis.sweep import SweepMeasures, ratio_gain
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
-from colo_lib.params import Params
-from colo_lib.steps import BASELINES, CO_LOCATED
+from colo_lib.params import PURPOSES, Params
+from colo_lib.steps import MECHANISMS, mechanism_in_words
 
 # parameter -> how a value of it is told; one that is at its default is not told.
 LEVERS: Mapping[str, Callable[[Any], str]] = {
@@ -38,8 +39,9 @@ LEVERS: Mapping[str, Callable[[Any], str]] = {
     "embed_pacing": lambda value: f"paced by {value}",
     "embed_duty": lambda value: f"duty {value:g}",
 }
-STEPS = tuple(step for step in CO_LOCATED if BASELINES[step] == ("step1", "step4"))
-MPS = ("mps", "sm-partition")
+
+STEPS = steps_of.CO_LOCATED_ON_ONE
+
 TELEMETRY = ("sm_clock_mhz", "power_w", "dram_active", "sm_active")
 
 SETTING_COLUMNS = [
@@ -105,7 +107,7 @@ def _setting(
         if gen.across_starts and ratio.estimate.across_starts:
             row["doubt"] = max(gen.doubt(bounds[0], True), ratio.estimate.doubt(1 + bounds[1], False))
     idle = told.get(("mps-alone", "gen_kept"))
-    if idle is not None and mechanism in MPS:
+    if idle is not None and MECHANISMS[mechanism].mps:
         row |= {"idle_neighbour": idle.mean, "idle_low": idle.low, "idle_high": idle.high}
     means = seen[(seen["step"] == step) & (seen["scope"] == "device")].groupby("metric")["mean"].mean()
     return row | {name: means.get(name) for name in TELEMETRY}
@@ -114,8 +116,7 @@ def _setting(
 def levers_in_words(params: Params, step: str) -> str:
     """What a setting does about embed: its levers that are not at their defaults, or 'flat out'."""
     left_out = {"embed_pacing"} if params.embed_pacing == "duty" else {"embed_duty"}
-    left_out |= set() if step == "sm-partition" else {"sm_partition_embed_sms"}
-    left_out |= set() if step in ("step2", "sm-partition") else {name for name in LEVERS if name.startswith("mps_")}
+    left_out |= {name for name in LEVERS if not PURPOSES[name].under(steps_of.STEPS[step].mechanism)}
     told = []
     for name, say in LEVERS.items():
         value = getattr(params, name)
@@ -136,19 +137,19 @@ def operating_sentence(found: pd.DataFrame, min_gen_kept: float, max_gap_growth:
     if found.empty:
         return "No cell measured both kept fractions: nothing can be said."
     good = found[found["meets"]]
-    bounds = f"gen keeps {min_gen_kept:.0%}, its p99 gap grows by {max_gap_growth:.0%} at most"
+    bounds = f"the LLM keeps {min_gen_kept:.0%}, its p99 gap grows by {max_gap_growth:.0%} at most"
     most = found.loc[found["aggregate"].idxmax()]
     work = f" The most work in all, {kept_in_words(most, 'aggregate')}, comes with {setting_in_words(most)}."
     if len(good):
         best = good.loc[good["embed"].idxmax()]
-        head = f"{len(good)} of {len(found)} settings surely meet the bounds ({bounds}); of these embed keeps most, "
-        head += f"{kept_in_words(best, 'embed')}, with {setting_in_words(best)}, "
-        head += f"and gen keeps {kept_in_words(best, 'gen')}."
+        head = f"{len(good)} of {len(found)} settings surely meet the bounds ({bounds}); of these the embedder keeps "
+        head += f"most, {kept_in_words(best, 'embed')}, with {setting_in_words(best)}, "
+        head += f"and the LLM keeps {kept_in_words(best, 'gen')}."
         return f"{head} It was chosen by the trials that it is judged by: a run of its own has to confirm it.{work}"
     near = found.loc[found["gen"].idxmax()]
-    head = f"None of {len(found)} settings surely meets the bounds ({bounds}). Gen keeps most, "
+    head = f"None of {len(found)} settings surely meets the bounds ({bounds}). The LLM keeps most, "
     head += f"{kept_in_words(near, 'gen')}, with {setting_in_words(near)}; "
-    head += f"there embed keeps {kept_in_words(near, 'embed')}."
+    head += f"there the embedder keeps {kept_in_words(near, 'embed')}."
     return head + _ruled_out(found, min_gen_kept) + work
 
 
@@ -162,16 +163,17 @@ def _ruled_out(found: pd.DataFrame, min_gen_kept: float) -> str:
         f"{with_interval(row.idle_neighbour, row.idle_low, row.idle_high, row.starts)} at {row.concurrency}"
         for row in out.itertuples()
     )
-    told = f" As an MPS client with embed idle it keeps {kept} in flight"
+    told = f" As an MPS client with the embedder idle it keeps {kept} in flight"
     if (out["starts"] >= LEAST_STARTS).all():
-        return f"{told}: there no lever on embed under MPS meets the bound."
-    return f"{told}: on these engines no lever on embed under MPS could meet the bound."
+        return f"{told}: there no lever on the embedder under MPS meets the bound."
+    return f"{told}: on these engines no lever on the embedder under MPS could meet the bound."
 
 
 def setting_in_words(row: Any) -> str:
     """A setting in words, its mechanism and concurrency included."""
     many = "1 request" if row["concurrency"] == 1 else f"{row['concurrency']} requests"
-    return f"embed {row['setting']} ({row['mechanism']}, {many} in flight)".replace("embed embed", "embed")
+    words = f"embed {row['setting']}".replace("embed embed", "embed").replace("embed ", "the embedder ", 1)
+    return f"{words} ({mechanism_in_words(row['mechanism'])}, {many} in flight)"
 
 
 def kept_in_words(row: Any, name: str) -> str:
@@ -233,7 +235,7 @@ def batching_sentence(measures: SweepMeasures, slo_gap_ms: float) -> str:
     """The point from which batching more is wasteful, and how far the inter-token SLO lets it go."""
     frame = against_sharing(measures)
     if frame.empty:
-        return "This sweep has no two concurrencies with gen alone and shared: nothing can be said."
+        return "This sweep has no two concurrencies with the LLM alone and shared: nothing can be said."
     start = wasteful_from(frame)
     if start is None:
         told = "Within this sweep there is no concurrency from which on sharing surely adds more than more requests do."
@@ -242,8 +244,8 @@ def batching_sentence(measures: SweepMeasures, slo_gap_ms: float) -> str:
         share = with_interval(row["share_gain"], row["share_low"], row["share_high"], row["starts"])
         batch = with_interval(row["batch_gain"], row["batch_low"], row["batch_high"], row["starts"])
         told = (
-            f"From {start} requests in flight on, batching more is wasteful: at {start}, embed beside gen adds {share} "
-            f"of the device's work, going to {row['next']:.0f} requests adds {batch}."
+            f"From {start} requests in flight on, batching more is wasteful: at {start}, the embedder beside the LLM "
+            f"adds {share} of the device's work, going to {row['next']:.0f} requests adds {batch}."
         )
     kept, names = within_slo(measures, slo_gap_ms), {"step1": "alone", "step2": "shared"}
     limits = [f"{name} {f'up to {max(kept[step])}' if kept[step] else 'nowhere'}" for step, name in names.items()]

@@ -7,9 +7,10 @@ import pandas as pd
 
 from colo_lib.analysis.statistics import LEAST_STARTS
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
-from colo_lib.steps import STEP_TITLES
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, mechanism_in_words, mechanisms_in, names_in, with_id
 
-COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text"]
+COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text", "mechanism"]
+
 KEPT_ROWS = {
     "gen": "Gen kept fraction",
     "embed": "Embed kept fraction",
@@ -37,22 +38,32 @@ def steps_table(
     counted = trials[trials["status"] == "done"]
     rows = _trial_rows(trials) + _rate_rows(throughput) + _kept_rows(kept) + _latency_rows(latencies)
     rows += _stall_rows(counted) + _telemetry_rows(telemetry)
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS[:-1])
+    return table.assign(mechanism=table["step"].map(mechanisms_in(trials)))
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`steps_table` as it is read: a row a measure with its unit, a column a step."""
     labels = [f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()]
-    return by_step(table.assign(label=labels), "label", "text", "Measure")
+    return by_step(table.assign(label=labels), "label", "text", "Measure", ids=True)
 
 
-def by_step(table: pd.DataFrame, rows: str, cells: str, head: str) -> pd.DataFrame:
-    """A tidy frame with a column step as it is read: a row a value of `rows`, a column a step, `cells` in them."""
-    steps = [step for step in STEP_TITLES if step in set(table["step"])]
+def by_step(table: pd.DataFrame, rows: str, cells: str, head: str, ids: bool = False) -> pd.DataFrame:
+    """A tidy frame with a column step as it is read: a row a value of `rows`, a column a step, `cells` in them.
+
+    A column is headed by the step's name; `ids`: with its id, for those who have to type it.
+    """
+    steps, names = [step for step in STEPS if step in set(table["step"])], names_in(table)
     order = list(dict.fromkeys(table[rows]))
     wide = table.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
     wide = wide.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
-    return wide.rename(columns={rows: head, **{step: f"{step}: {STEP_TITLES[step]}" for step in steps}})
+    heads = {step: capital(with_id(step, names[step]) if ids else names[step]) for step in steps}
+    return wide.rename(columns={rows: head, **heads})
+
+
+def capital(name: str) -> str:
+    """A name at the head of a row or column."""
+    return name[0].upper() + name[1:]
 
 
 def number(value: float) -> str:
@@ -92,14 +103,14 @@ def _row(
     text: str,
     starts: float = np.nan,
 ) -> dict[str, object]:
-    return dict(zip(COLUMNS, (row, unit, step, *values, count, starts, text), strict=True))
+    return dict(zip(COLUMNS[:-1], (row, unit, step, *values, count, starts, text), strict=True))
 
 
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
     rows, none = [], (np.nan, np.nan, np.nan)
     for step, group in trials.groupby("step"):
         mechanism = next((str(name) for name in group["mechanism"] if name), "—")
-        rows.append(_row("Mechanism", "", step, none, len(group), mechanism))
+        rows.append(_row("Mechanism", "", step, none, len(group), mechanism_in_words(mechanism)))
     for step, group in trials.groupby("step"):
         good = int((group["status"] == "done").sum())
         rows.append(
@@ -123,8 +134,8 @@ def _kept_rows(kept: pd.DataFrame) -> list[dict[str, object]]:
     for quantity, label in KEPT_ROWS.items():
         for item in kept[kept["quantity"] == quantity].itertuples():
             values = (item.mean, item.low, item.high)
-            # Config A is the baseline of config B: 1 by definition, not by measurement.
-            own = item.step == "configA"
+            # Its own baseline (config A): 1 by definition, not by measurement.
+            own = item.step not in KEPT_AGAINST_OTHERS
             text = (
                 ("2" if quantity == "aggregate" else "1") + " (baseline)"
                 if own

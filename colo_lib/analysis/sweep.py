@@ -20,7 +20,7 @@ from colo_lib.analysis.steps_table import with_interval
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
 from colo_lib.params import Params
-from colo_lib.steps import BASELINES
+from colo_lib.steps import MECHANISMS, STEPS, mechanism_in_words, with_id
 
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
 COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks", "starts", "estimate"]
@@ -68,7 +68,7 @@ def _measure_cell(analysis: RunAnalysis) -> tuple[pd.DataFrame, int]:
     found: list[tuple[str, str, str, Estimate]] = []
     for step, mechanism in mechanisms.items():
         found += [(step, mechanism, name, rate(counted, step, name)) for name in RATES]
-        baseline = BASELINES[step][0]
+        baseline = STEPS[step].gen_baseline
         if baseline not in (None, step):
             found.append((step, mechanism, "gap_p99_ratio", ratio(counted, step, baseline, "gap_p99_ms")))
     for (step, quantity), group in analysis.ratios.groupby(["step", "quantity"], sort=False):
@@ -137,17 +137,21 @@ def threads(measures: SweepMeasures, min_gen_kept: float) -> str:
     gen, embed = measures.of("step2", "gen_kept"), measures.of("step2", "embed_kept").set_index("cell")
     gen = gen[gen["cell"].isin(embed.index)]
     if gen.empty:
-        return "No cell measured both kept fractions of step 2: nothing can be said."
-    others = sorted(set(gen["mechanism"]) - {"mps"})
-    if others and not any(name.startswith("cpu-") for name in others):
-        return f"These runs shared by {', '.join(others)}, which heeds no thread percentage: nothing can be said."
+        return f"No cell measured both kept fractions of {with_id('step2')}: nothing can be said."
+    others = sorted(name for name in set(gen["mechanism"]) if not MECHANISMS[name].mps)
+    named = ", ".join(map(mechanism_in_words, others))
+    if others and not any(MECHANISMS[name].cores for name in others):
+        return f"These runs shared by {named}, which heeds no thread percentage: nothing can be said."
     safe = gen[surely(gen, min_gen_kept)]
     if safe.empty:
         best = _row(gen, gen["mean"].idxmax())
-        told = f"At no setting does gen surely keep {min_gen_kept:.0%}; it keeps most, {interval(best)}, at "
+        told = f"At no setting does the LLM surely keep {min_gen_kept:.0%}; it keeps most, {interval(best)}, at "
     else:
         best = _row(safe, embed.loc[safe["cell"], "mean"].to_numpy().argmax(), by_place=True)
-        told = f"Gen surely keeps {min_gen_kept:.0%} at {len(safe)} of {len(gen)} settings; there embed keeps most at "
+        told = (
+            f"The LLM surely keeps {min_gen_kept:.0%} at {len(safe)} of {len(gen)} settings; there the embedder keeps "
+        )
+        told += "most at "
     other = embed.loc[best.cell]
     kept = with_interval(other["mean"], other["low"], other["high"], other["starts"])
     note = " Cores stood in for the GPU, where thread percentages do nothing: differences are noise." if others else ""
@@ -163,7 +167,7 @@ def surely(rows: pd.DataFrame, least: float) -> list[bool]:
 def trend(measures: SweepMeasures, x: str, what: str) -> str:
     """How step 2's kept fractions differ between the smallest and the largest value of `x`."""
     told = []
-    for name, label in (("gen_kept", "gen"), ("embed_kept", "embed")):
+    for name, label in (("gen_kept", "the LLM"), ("embed_kept", "the embedder")):
         rows = measures.of("step2", name).sort_values(x, kind="stable")
         if len(rows) < 2:
             continue
@@ -179,11 +183,11 @@ def eager(measures: SweepMeasures) -> str:
     kept = measures.of("step2", "gen_kept").set_index("gen_enforce_eager")
     rates = measures.of("step2", "gen_tokens_per_s").set_index("gen_enforce_eager")
     if not {True, False} <= set(kept.index) or not {True, False} <= set(rates.index):
-        return "The sweep lacks eager or CUDA graphs with step 2 and its baseline: nothing can be said."
+        return f"The sweep lacks eager or CUDA graphs with {with_id('step2')} and its baseline: nothing can be said."
     pairs = [[_item(frame.loc[value]) for value in (False, True)] for frame in (kept, rates)]
     found = [difference(*pair) for pair in pairs]
     return (
-        f"With CUDA graphs gen keeps {interval(pairs[0][0])} beside embed, eager {interval(pairs[0][1])} "
+        f"With CUDA graphs the LLM keeps {interval(pairs[0][0])} beside the embedder, eager {interval(pairs[0][1])} "
         f"({_settled(found[0])}); in tokens/s that is {interval(pairs[1][0])} with graphs and {interval(pairs[1][1])} "
         f"eager ({_settled(found[1])})."
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analysis.trial_metrics import NS_PER_S, inside
-from colo_lib.params import STEPS
+from colo_lib.steps import STEP_IDS, mechanisms_in
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
 # column -> (label, unit, factor from the frame's unit to the shown one)
@@ -38,7 +38,7 @@ METRICS = {
 
 
 def telemetry_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
-    """Every sample of every measured trial: `frames.TELEMETRY` and step, trial, status, in_window, run_s.
+    """Every sample of every measured trial: `frames.TELEMETRY` and step, mechanism, trial, status, in_window, run_s.
 
     run_s: seconds since the first sample of the run.
     """
@@ -47,7 +47,7 @@ def telemetry_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
         frame = get_frame(trial["step"], trial["trial"], "telemetry")
         if frame is None or frame.empty or pd.isna(trial["window_start_ns"]) or pd.isna(trial["window_end_ns"]):
             continue
-        own = frame.assign(step=trial["step"], trial=trial["trial"], status=trial["status"])
+        own = frame.assign(**{name: trial.get(name) for name in ("step", "mechanism", "trial", "status")})
         own["in_window"] = inside(own["t_ns"], int(trial["window_start_ns"]), int(trial["window_end_ns"]))
         parts.append(own)
     if not parts:
@@ -60,11 +60,11 @@ def telemetry_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
 def telemetry_summary(samples: pd.DataFrame) -> pd.DataFrame:
     """Means by step, scope and name inside the windows that count: a row each metric of `METRICS` that was sampled.
 
-    Columns: step, scope, name, metric, label, unit, mean, low (5th percentile), high (95th), samples.
+    Columns: step, scope, name, metric, label, unit, mean, low (5th percentile), high (95th), samples, mechanism.
     """
     columns = ["step", "scope", "name", "metric", "label", "unit", "mean", "low", "high", "samples"]
     if samples.empty:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=[*columns, "mechanism"])
     counted = samples[samples["in_window"] & (samples["status"] == "done")]
     rows = []
     for (step, scope, name), group in counted.groupby(["step", "scope", "name"], sort=False):
@@ -73,7 +73,11 @@ def telemetry_summary(samples: pd.DataFrame) -> pd.DataFrame:
             if len(values):
                 low, high = values.quantile([0.05, 0.95])
                 rows.append((step, scope, name, metric, label, unit, values.mean(), low, high, len(values)))
-    return pd.DataFrame(rows, columns=columns)
+    return _with_mechanism(pd.DataFrame(rows, columns=columns), samples)
+
+
+def _with_mechanism(frame: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(mechanism=frame["step"].map(mechanisms_in(source)))
 
 
 def absent(samples: pd.DataFrame) -> list[str]:
@@ -121,7 +125,7 @@ def budget_frame(budget: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def parts_frame(trials: pd.DataFrame) -> pd.DataFrame:
-    """step, workload, part, gib: the median over the trials that count of what the engines themselves told.
+    """step, workload, part, gib, mechanism: the median over the trials that count of what the engines themselves told.
 
     `rest` is what NVML counts beyond those parts: activations and context of gen, the context of embed. Empty where
     nothing was told (cores that stand in for GPUs, runs of an earlier version).
@@ -133,11 +137,13 @@ def parts_frame(trials: pd.DataFrame) -> pd.DataFrame:
             workload, _, part = name.removesuffix("_memory_gib").partition("_")
             if group[name].notna().any():
                 rows.append((str(step), workload, part.replace("_", " "), float(group[name].median())))
-    return pd.DataFrame(rows, columns=["step", "workload", "part", "gib"])
+    return _with_mechanism(pd.DataFrame(rows, columns=["step", "workload", "part", "gib"]), trials)
 
 
 def measured_frame(trials: pd.DataFrame) -> pd.DataFrame:
-    """step, gen_gib, embed_gib, free_gib, trials: the most of each (the least of free) over the trials that count."""
+    """step, gen_gib, embed_gib, free_gib, trials, mechanism: the most of each (the least of free) over the trials that
+    count.
+    """
     counted = trials[trials["status"] == "done"]
     grouped = counted.groupby("step", sort=False)
     frame = pd.DataFrame(
@@ -148,8 +154,8 @@ def measured_frame(trials: pd.DataFrame) -> pd.DataFrame:
             "trials": grouped.size(),
         }
     )
-    frame = frame.reset_index()
-    return frame.sort_values("step", key=lambda steps: steps.map(STEPS.index), ignore_index=True)
+    frame = _with_mechanism(frame.reset_index(), trials)
+    return frame.sort_values("step", key=lambda steps: steps.map(STEP_IDS.index), ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,9 @@ def memory_of(budget: Sequence[dict[str, Any]], trials: pd.DataFrame) -> Memory:
 
 
 def pacing_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
-    """Every tick of every trial that was paced by gen's gaps: `schema.PACING` and step, trial, in_window, trial_s.
+    """Every tick of every trial that was paced by gen's gaps: `frames.PACING` and the trial's place.
 
+    That is: step, mechanism, trial, in_window, trial_s.
     trial_s: seconds since the trial's window began (negative: warm-up). Empty where nothing was paced so.
     """
     parts = []
@@ -177,7 +184,7 @@ def pacing_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
         if frame is None or frame.empty or pd.isna(trial["window_start_ns"]) or pd.isna(trial["window_end_ns"]):
             continue
         start_ns, end_ns = int(trial["window_start_ns"]), int(trial["window_end_ns"])
-        own = frame.assign(step=trial["step"], trial=trial["trial"])
+        own = frame.assign(**{name: trial.get(name) for name in ("step", "mechanism", "trial")})
         own["in_window"] = inside(own["t_ns"], start_ns, end_ns)
         own["trial_s"] = (own["t_ns"] - start_ns) / NS_PER_S
         parts.append(own)
@@ -185,12 +192,15 @@ def pacing_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
 
 
 def pacing_summary(ticks: pd.DataFrame) -> pd.DataFrame:
-    """By step and trial, inside the windows: gaps, late_fraction, duty (mean asked), embed_duty (mean worked)."""
+    """By step and trial, inside the windows: gaps, late_fraction, duty (mean asked), embed_duty (mean worked).
+
+    And mechanism.
+    """
     columns = ["step", "trial", "gaps", "late_fraction", "duty", "embed_duty"]
     if ticks.empty:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=[*columns, "mechanism"])
     grouped = ticks[ticks["in_window"]].groupby(["step", "trial"], sort=False)
     sums = grouped[["gaps", "late"]].sum()
     means = grouped[["duty", "embed_duty"]].mean()
     frame = means.assign(gaps=sums["gaps"], late_fraction=sums["late"] / sums["gaps"].where(sums["gaps"] > 0))
-    return frame.reset_index()[columns]
+    return _with_mechanism(frame.reset_index()[columns], ticks)

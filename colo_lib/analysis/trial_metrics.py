@@ -20,6 +20,7 @@ import pandas as pd
 
 from colo_lib import rates
 from colo_lib.params import Params
+from colo_lib.steps import mechanisms_in
 
 NS_PER_S = 1_000_000_000
 
@@ -65,12 +66,13 @@ def describe_ms(values_ms: np.ndarray) -> dict[str, float]:
 
 
 def by_step(samples: pd.DataFrame) -> pd.DataFrame:
-    """A row a step and kind: count, p50_ms, p99_ms, max_ms, pooled over trials; `samples` as in `Measured`."""
+    """A row a step and kind: count, p50_ms, p99_ms, max_ms, mechanism, pooled over trials; `samples` of `Measured`."""
     rows = [
         {"step": step, "kind": kind, **describe_ms(group["ms"].to_numpy())}
         for (step, kind), group in samples.groupby(["step", "kind"], sort=False)
     ]
-    return pd.DataFrame(rows, columns=["step", "kind", "count", "p50_ms", "p99_ms", "max_ms"])
+    frame = pd.DataFrame(rows, columns=["step", "kind", "count", "p50_ms", "p99_ms", "max_ms"])
+    return frame.assign(mechanism=frame["step"].map(mechanisms_in(samples)))
 
 
 def longest_silence_ms(events_ns: pd.Series, start_ns: int, end_ns: int) -> float:
@@ -172,7 +174,7 @@ NUMBERS = [
 class Measured:
     """`trials`: the run's trials with the columns of `NUMBERS` added, null where a trial has none or failed.
 
-    `samples`: step, trial, kind (gap, ttft, batch), ms; a row an event of a trial that counts.
+    `samples`: step, mechanism, trial, kind (gap, ttft, batch), ms; a row an event of a trial that counts.
     """
 
     trials: pd.DataFrame
@@ -193,7 +195,7 @@ def measure_trials(trials: pd.DataFrame, get_frame: GetFrame, params: Params) ->
         if trial["status"] == "done":
             samples += own
     numbers = pd.DataFrame(rows, columns=NUMBERS, index=trials.index).astype("float64")
-    empty = pd.DataFrame({"step": [], "trial": [], "kind": [], "ms": np.array([], dtype="float64")})
+    empty = pd.DataFrame({"step": [], "mechanism": [], "trial": [], "kind": [], "ms": np.array([], dtype="float64")})
     return Measured(trials.join(numbers), pd.concat(samples, ignore_index=True) if samples else empty)
 
 
@@ -220,7 +222,7 @@ def _measure_trial(
         measured["batches_within"] = share_within(kinds["batch"], params.slo_embed_batch_ms)
     for kind, values in kinds.items():
         measured |= {f"{kind}_{name}": value for name, value in describe_ms(values).items()}
-    place = {"step": trial["step"], "trial": trial["trial"]}
+    place = {name: trial.get(name) for name in ("step", "mechanism", "trial")}
     return measured, [pd.DataFrame({**place, "kind": kind, "ms": values}) for kind, values in kinds.items()]
 
 

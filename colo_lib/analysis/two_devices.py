@@ -11,16 +11,24 @@ from colo_lib.analysis.capacity import Unit
 from colo_lib.analysis.statistics import LEAST_STARTS, RATES, by_block, rate, ratio, sides_of_one
 from colo_lib.analysis.steps_table import within_starts
 from colo_lib.analysis.trace.collectives import TOKEN_PARTS
+from colo_lib.steps import CO_LOCATED, STEPS, TWO_DEVICES, mechanisms_in, names_of, wanted_in_words, with_id
 
 GEN = RATES["gen"]
 # what -> (its step, the step it is measured against): a chain from one device to both shared, by gen's rate.
 CHAIN: Mapping[str, tuple[str, str]] = {
     "sharding over two devices gains": ("tp2-alone", "configA"),
     "MPS itself leaves of that": ("tp2-mps-alone", "tp2-alone"),
-    "embed on one device leaves of that": ("configB-one", "tp2-mps-alone"),
-    "embed on both devices leaves of that": ("configB", "tp2-mps-alone"),
-    "in all: config B against config A": ("configB", "configA"),
+    "the embedder on one device leaves of that": ("configB-one", "tp2-mps-alone"),
+    "the embedder on both devices leaves of that": ("configB", "tp2-mps-alone"),
+    "in all: sharded and co-located against dedicated": ("configB", "configA"),
 }
+
+# Both at work over two devices.
+SHARED = tuple(name for name in CO_LOCATED if STEPS[name].needs_two)
+
+# From one device to both shared; a step that is no link of the chain stands at the end.
+ORDER = tuple(dict.fromkeys(("configA", *(step for step, _ in CHAIN.values()), *TWO_DEVICES)))
+
 NEAR_LINEAR = 1.8  # of two devices: nine tenths of what perfect scaling would give
 
 
@@ -37,7 +45,7 @@ def chain(counted: pd.DataFrame) -> pd.DataFrame:
 def over_config_a(counted: pd.DataFrame) -> pd.DataFrame:
     """step, ratio, low, high, starts: gen's rate over config A's, by block; config A itself is 1 by definition."""
     rows = [("configA", 1.0, 1.0, 1.0, LEAST_STARTS)] if len(by_block(counted, "configA", GEN)) else []
-    for step in dict.fromkeys(step for step, _ in CHAIN.values()):
+    for step in ORDER[1:]:
         found = ratio(counted, step, "configA", GEN)
         if found.blocks:
             rows.append((step, found.mean, found.low, found.high, found.starts))
@@ -56,14 +64,16 @@ def mechanisms(counted: Mapping[int, pd.DataFrame]) -> dict[str, str]:
 
 
 def activity(summary: pd.DataFrame) -> pd.DataFrame:
-    """step, device, and the means of SM activity, DRAM, tensor cores, NVLink and power: a row a step and device.
+    """step, mechanism, device, and the means of SM activity, DRAM, tensor cores, NVLink and power: a row a step and
+    device.
 
     `summary`: `telemetry.summary`; a metric that was not sampled is null.
     """
     metrics = ["sm_active", "dram_active", "tensor_active", "nvlink_gib_s", "power_w"]
     mine = summary[(summary["scope"] == "device") & summary["metric"].isin(metrics)]
     table = mine.pivot_table(index=["step", "name"], columns="metric", values="mean").reindex(columns=metrics)
-    return table.reset_index().rename(columns={"name": "device"})
+    table = table.reset_index().rename(columns={"name": "device"})
+    return table.assign(mechanism=table["step"].map(mechanisms_in(summary)))
 
 
 def prediction(predicted: Unit | None, counted: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +118,8 @@ def outcomes(
 def _scaling(ratios: Mapping[str, Any]) -> str:
     row = ratios.get("sharding over two devices gains")
     if row is None:
-        return "Does sharding scale nearly linearly? Not measured: it needs the steps configA and tp2-alone."
+        needed = wanted_in_words("configA", "tp2-alone")
+        return f"Does sharding scale nearly linearly? Not measured: it needs the steps {needed}."
     answer = "Yes" if row.low >= NEAR_LINEAR else "No" if row.high < NEAR_LINEAR else "Open"
     answer = answer if row.starts >= LEAST_STARTS else "Open"
     told = f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
@@ -119,44 +130,49 @@ def _scaling(ratios: Mapping[str, Any]) -> str:
 def _exchange(met: Mapping[str, Mapping[str, float]]) -> str:
     alone = met.get("tp2-alone") or met.get("tp2-mps-alone")
     if not alone:
-        return "What do the collectives cost? Not measured: it needs a capture of tp2-alone or tp2-mps-alone."
+        return (
+            "What do the collectives cost? Not measured: it needs a capture of "
+            f"{with_id('tp2-alone')} or {with_id('tp2-mps-alone')}."
+        )
     told = (
         f"What do the collectives cost? {alone['collectives_per_token']:.0f} a token, {alone['exchange_p50_us']:.1f} "
         f"us each once both ranks are there: {alone['exchange_us_per_token'] / 1e3:.2f} ms a token; the ranks arrive "
         f"{alone['skew_p50_us']:.1f} us apart (median)"
     )
     beside = met.get("configB")
-    return told + (f", with embed on both {beside['skew_p50_us']:.1f} us." if beside else ".")
+    return told + (f", with the embedder on both {beside['skew_p50_us']:.1f} us." if beside else ".")
 
 
 def _neighbours(ratios: Mapping[str, Any]) -> str:
-    row = ratios.get("embed on both devices leaves of that")
+    row = ratios.get("the embedder on both devices leaves of that")
     if row is None:
-        return "Is headroom left for embed? Not measured: it needs the steps configB and tp2-mps-alone."
-    one = ratios.get("embed on one device leaves of that")
-    beside = f"; embed on one device alone leaves {_told(one)}" if one is not None else ""
+        needed = wanted_in_words("configB", "tp2-mps-alone")
+        return f"Is headroom left for the embedder? Not measured: it needs the steps {needed}."
+    one = ratios.get("the embedder on one device leaves of that")
+    beside = f"; the embedder on one device alone leaves {_told(one)}" if one is not None else ""
     return (
-        f"Is headroom left for embed? Beside embed on both devices gen keeps {_told(row)} of its sharded rate{beside}."
+        f"Is headroom left for the embedder? Beside it on both devices the LLM keeps {_told(row)} of its sharded "
+        f"rate{beside}."
     )
 
 
 def _beside(met: Mapping[str, Mapping[str, float]]) -> str:
-    asked = "Where does a token's time go beside embed?"
+    asked = "Where does a token's time go beside the embedder?"
     alone = next((met[step] for step in ("tp2-mps-alone", "tp2-alone") if "own_ms" in met.get(step, {})), None)
-    step = next((step for step in ("configB", "configB-one") if "own_ms" in met.get(step, {})), None)
+    step = next((step for step in SHARED if "own_ms" in met.get(step, {})), None)
     if alone is None or step is None:
-        return f"{asked} Not measured: it needs captures of gen sharded without and with embed."
+        return f"{asked} Not measured: it needs captures of the LLM sharded without and with the embedder."
     told = [f"{words} {alone[name]:.2f} to {met[step][name]:.2f}" for name, words in TOKEN_PARTS.items()]
-    return f"{asked} From embed idle to {step}, means of the two ranks: {', '.join(told)} ms."
+    return f"{asked} From an idle embedder to '{STEPS[step].name}', means of the two ranks: {', '.join(told)} ms."
 
 
 def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
-    asked = "More work per device than dedicated ones, config A, which is 1?"
+    asked = "More work per device than dedicated ones, which is 1?"
     asked_rows = [
         (concurrency, row)
         for concurrency, found in per_device.items()
         for row in found[found["quantity"] == "aggregate_per_device"].itertuples()
-        if row.step in ("configB", "configB-one")
+        if row.step in SHARED
     ]
     # All at once: one of six that are equal to 1 would look settled in a quarter of sweeps.
     sides = sides_of_one([row.doubt_more for _, row in asked_rows], [row.doubt_less for _, row in asked_rows])
@@ -164,7 +180,8 @@ def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
     for (concurrency, row), answer in zip(asked_rows, sides, strict=True):
         span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
         told.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
-    words = "; ".join(f"{step} {', '.join(values)}" for step, values in told.items())
+    names = names_of((row.step, row.mechanism) for _, row in asked_rows)
+    words = "; ".join(f"{names[step]} {', '.join(values)}" for step, values in told.items())
     return f"{asked} {words or 'Not measured'}."
 
 

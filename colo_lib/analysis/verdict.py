@@ -28,7 +28,7 @@ from colo_lib.analysis.statistics import LEAST_STARTS, RATES, Estimate, holm, ra
 from colo_lib.analysis.steps_table import within_starts
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 from colo_lib.params import PURPOSES, Params
-from colo_lib.steps import CO_LOCATED, STEP_TITLES
+from colo_lib.steps import CO_LOCATED, STEP_IDS, mechanisms_in, names_in
 
 
 def thresholds(run: Params, notebook: Params) -> Params:
@@ -82,7 +82,7 @@ def clauses_asked(counted: pd.DataFrame, params: Params) -> list[Clause]:
                True),
     ]  # fmt: skip
     for workload, column in RATES.items():
-        text = f"{workload} is slower in step 3 (taking turns) than in step 2 (both at once)"
+        text = f"{workload} is slower where both take turns (step 3) than where both run at once (step 2)"
         worse = ratio(counted, "step3", "step2", column)
         asked.append(Clause(text, worse, 1.0, False, need="steps 2 and 3 in the same block"))
     return asked
@@ -200,18 +200,18 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
     return row
 
 
-SLO_COLUMNS = ["step", "what", "worst", "bound", "unit", "within", "trials"]
+SLO_COLUMNS = ["step", "what", "worst", "bound", "unit", "within", "trials", "mechanism"]
 
 
 def pays(kept: pd.DataFrame) -> pd.DataFrame:
-    """step, mean, low, high, blocks, starts, answer: does a shared step do more work a device than dedicated ones?
+    """step, mechanism, mean, low, high, blocks, starts, answer: does a shared step do more work a device?
 
     Dedicated devices are 1.0 per device by definition. All steps are judged at once, over starts of the engines.
     """
     rows = kept[(kept["quantity"] == "aggregate_per_device") & kept["step"].isin(CO_LOCATED)].copy()
     sides = sides_of_one(list(rows["doubt_more"]), list(rows["doubt_less"]))
     rows["answer"] = [side if side == "not settled" else f"{side} than dedicated" for side in sides]
-    return rows[["step", "mean", "low", "high", "blocks", "starts", "answer"]].reset_index(drop=True)
+    return rows[["step", "mechanism", "mean", "low", "high", "blocks", "starts", "answer"]].reset_index(drop=True)
 
 
 def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
@@ -227,8 +227,12 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     refuted = verdict.clauses[verdict.clauses["status"] == REFUTED]
     if len(refuted):
         parts.append("What fails: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
+    names = names_in(paying)
     for row in paying[paying["step"] != "step3"].itertuples():
-        title, mean = STEP_TITLES[row.step].capitalize(), f"{row.mean:.2f} devices' worth of work per device"
+        title, mean = (
+            f"{names[row.step][0].upper()}{names[row.step][1:]}",
+            f"{row.mean:.2f} devices' worth of work per device",
+        )
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
         interval += within_starts(row.starts)
         blocks = f"{row.blocks} block{'' if row.blocks == 1 else 's'}"
@@ -249,7 +253,8 @@ def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
     `within` is a fraction of requests or batches; for a stall it is the fraction of trials without a longer one.
     """
     rows = []
-    for step in [step for step in STEP_TITLES if step in set(counted["step"])]:
+    mechanisms = mechanisms_in(counted)
+    for step in [step for step in STEP_IDS if step in set(counted["step"])]:
         group = counted[counted["step"] == step]
         for what, column, bound, share in (
             ("gen: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
@@ -260,22 +265,23 @@ def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
             values = group[column].dropna()
             if len(values):
                 within = group[share].mean() if share else (values <= bound).mean()
-                rows.append((step, what, values.max(), bound, "ms", within, len(values)))
+                rows.append((step, what, values.max(), bound, "ms", within, len(values), mechanisms.get(step)))
     return pd.DataFrame(rows, columns=SLO_COLUMNS)
 
 
 def starved(bounds: pd.DataFrame) -> list[str]:
     """Sentences naming every step in which a workload went longer without progress than its bound allows."""
     stalls = bounds[bounds["what"].str.contains("without") & (bounds["worst"] > bounds["bound"])]
+    names = names_in(bounds)
     return [
-        f"{row.step}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms"
+        f"{names[row.step]}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms"
         for row in stalls.itertuples()
     ]
 
 
 def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
     """Sentences naming every trial whose recorded rate is off the one that its frames give by over `tolerance`."""
-    told = []
+    told, names = [], names_in(trials)
     for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
         recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
         off = (recorded / computed - 1).abs() > tolerance
@@ -284,8 +290,8 @@ def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
         seconds = (trials["window_end_ns"] - trials["window_start_ns"]) / 1e9
         off &= (recorded * seconds / whole - 1).abs() > tolerance
         told += [
-            f"{row.step}, trial {row.trial}: its record says {recorded[row.Index]:.4g} {unit.replace('_per_', '/')} of "
-            f"{workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
+            f"{names[row.step]}, trial {row.trial}: its record says {recorded[row.Index]:.4g} "
+            f"{unit.replace('_per_', '/')} of {workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
             for row in trials[off].itertuples()
         ]
     return told
@@ -296,6 +302,7 @@ def unsteady(null: dict[str, float]) -> list[str]:
     if not (null["low"] > 1 or null["high"] < 1):
         return []
     return [
-        f"step 1 in odd blocks over step 1 in even blocks is {null['ratio']:.3f} (95 % interval {null['low']:.3f} to "
-        f"{null['high']:.3f}), not 1: the run drifted or the order mattered, so its intervals may be too narrow"
+        f"the LLM alone in odd blocks over itself in even blocks is {null['ratio']:.3f} (95 % interval "
+        f"{null['low']:.3f} to {null['high']:.3f}), not 1: the run drifted or the order mattered, "
+        "so its intervals may be too narrow"
     ]

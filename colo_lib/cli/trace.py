@@ -68,8 +68,9 @@ def carry_out(options: argparse.Namespace) -> int:
 def mechanism_of(text: str) -> str | None:
     """A mechanism's name, checked."""
     from colo_lib.errors import InputError
+    from colo_lib.steps import MECHANISMS
 
-    known = ("mps", "time-sliced", "mig", "sm-partition", "none")
+    known = [row.id for row in MECHANISMS.values() if not row.cores]
     if text and text not in known:
         raise InputError(f"mechanism {text!r}: known are {', '.join(known)}")
     return text or None

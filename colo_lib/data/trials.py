@@ -23,7 +23,7 @@ from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, REACH_S, ROWS, column_limits
 from colo_lib.paths import TRIAL, frame_file
 from colo_lib.records import Trial, damaged
-from colo_lib.steps import BASELINES
+from colo_lib.steps import STEPS
 
 # Parts of a workload's device memory, GiB a process; the rest of gen is activations and context, of embed the context.
 MEMORY_PARTS = (
@@ -228,7 +228,7 @@ def check_frames(folder: Path, record: Trial, there: Collection[str]) -> None:
 
 def expected_frames(record: Trial) -> list[str]:
     """Names of the frames that a measured trial left."""
-    runs = {name: step is not None for name, step in zip(WORK, BASELINES[record.step], strict=True)}
+    runs = {name: step is not None for name, step in zip(WORK, STEPS[record.step].baselines.values(), strict=True)}
     found = [frame for name, frames in WORK.items() if runs[name] for frame in frames]
     found += ["telemetry"] if record.telemetry_cost is not None else []
     found += ["slices"] if record.mechanism == "cpu-alternating" else []

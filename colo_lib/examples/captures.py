@@ -1,4 +1,4 @@
-"""Captures to look at where none was recorded: a small real one of an H100, and a simulated one of four steps.
+"""Captures to look at where none was recorded: a small real one of an H100, and a simulated one of every step.
 
 The simulated one is planted: gen decodes with small kernels and gaps, embed runs large products. Its files say so.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from colo_lib.examples.planted_export import global_pid, switches, write_export
+from colo_lib.steps import MECHANISMS, STEP_IDS, STEPS
 
 H100_PAIR = tuple(Path(__file__).parent / "captures" / f"h100-mps-{name}.sqlite" for name in ("gen", "embed"))
 GEN_PID, EMBED_PID, SERVER_PID = 777, 774, 770
@@ -35,23 +36,21 @@ BATCH = (
     ("void at::native::vectorized_layer_norm_kernel<c10::BFloat16, float>(int)", 14.0, 4096, 1.0),
     ("void at::native::vectorized_elementwise_kernel<4, GeluFunctor>(int)", 22.0, 8192, 1.0),
 )
-# step -> what runs, and how much longer gen's and embed's kernels take than alone
-STEPS: dict[str, tuple[bool, bool, float, float]] = {
-    "step1": (True, False, 1.0, 1.0),
-    "step2": (True, True, 1.35, 1.12),
-    "step3": (True, True, 1.02, 1.02),
-    "step4": (False, True, 1.0, 1.0),
-}
+
+# How much longer gen's and embed's kernels take beside each other than alone: at once, and in turns.
+AT_ONCE, IN_TURNS = (1.35, 1.12), (1.02, 1.02)
 
 
 def simulated_capture(file: Path, step: str, length_ms: float = 60.0, seed: int = 1) -> Path:
     """Write the simulated export of `step` to `file`; gives it."""
-    gen, embed, gen_slower, embed_slower = STEPS[step]
-    rng = np.random.default_rng([seed, int(step[-1])])
+    row = STEPS[step]
+    gen, embed = row.runs_gen, row.runs_embed
+    turns = row.runs_both and not MECHANISMS[row.mechanism].concurrent
+    gen_slower, embed_slower = (1.0, 1.0) if not row.runs_both else IN_TURNS if turns else AT_ONCE
+    rng = np.random.default_rng([seed, STEP_IDS.index(step) + 1])
     rows: list[tuple[Any, ...]] = []
     residency: dict[tuple[int, int], list[tuple[int, int]]] = {}
     end_ns = int(length_ms * MS)
-    turns = step == "step3"
     if gen:
         token = [*LAYER * 4, SAMPLE]
         rows += _stream(GEN_PID, token, gen_slower, end_ns, rng, (0, turns))

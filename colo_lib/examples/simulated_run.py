@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 
 from colo_lib import frames as colo_frames
 from colo_lib import paths
-from colo_lib import steps as colo_steps
 from colo_lib.examples.simulated_trial import Plan, telemetry_frame, workload_frames
-from colo_lib.params import Params
+from colo_lib.params import Params, check
+from colo_lib.placement import placement_of
+from colo_lib.steps import STEPS
 
 PREFIX = "colo-example-"
 _kept: list[tempfile.TemporaryDirectory[str]] = []
@@ -69,7 +70,7 @@ def planted_rates(plan: Plan) -> pd.DataFrame:
     rows = []
     rounds = start_of_block(plan)
     effects = np.random.default_rng([plan.seed, 1]).normal(0, plan.start_noise, (max(rounds.values()), 99))
-    planted = [step for step in colo_steps.BASELINES if step in plan.gen_kept or step in plan.embed_kept]
+    planted = [step for step in STEPS if step in plan.gen_kept or step in plan.embed_kept]
     for place, (step, block) in enumerate(order_of_trials(planted, plan.blocks)):
         slowed = (1 - plan.drift_per_trial) ** place * (plan.bad_block.get(block, 1.0) if step == "step2" else 1.0)
         gen, embed = plan.gen_kept.get(step), plan.embed_kept.get(step)
@@ -113,7 +114,7 @@ def write_run(runs_dir: Path, plan: Plan) -> Path:
 
 def _rates_of(step: str) -> list[str]:
     """Columns of the rates that a step has."""
-    return [rate for rate, base in zip(RATE.values(), colo_steps.BASELINES[step], strict=True) if base]
+    return [rate for rate, base in zip(RATE.values(), STEPS[step].baselines.values(), strict=True) if base]
 
 
 def _write_trial(folder: Path, plan: Plan, params: Params, rates: dict[str, Any], now_ns: int) -> dict[str, Any]:
@@ -146,10 +147,7 @@ def _record(
     tokens = None if gen is None else int(gen["arrival_ns"].between(start_ns, end_ns, inclusive="left").sum())
     done = None if embed is None else embed["done_ns"].between(start_ns, end_ns, inclusive="left")
     sequences = None if embed is None else int(embed.loc[done, "sequences"].sum())
-    both = ["0", "1"]
-    per_step = {"configA": (["0"], [["1"]]), "configB": (both, [["0"], ["1"]])}
-    gen_devices, embed_devices = per_step.get(step, (both, [both]))
-    devices = {"gen": gen_devices, "embed": embed_devices}
+    devices = placement_of(step, check({}, "the simulated run")).devices_record()
     window_s = (end_ns - start_ns) / S
     reason = plan.invalid.get((step, trial))
     return {
@@ -157,7 +155,7 @@ def _record(
         "step": step,
         "trial": trial,
         "block": trial,
-        "mechanism": colo_steps.MECHANISMS[step][plan.device],
+        "mechanism": STEPS[step].mechanism_on(plan.device),
         "status": "invalid" if reason else "done",
         "reason": reason,
         "window_start_ns": start_ns,

@@ -14,6 +14,7 @@ import pandas as pd
 
 from colo_lib.frames import TELEMETRY
 from colo_lib.params import Params
+from colo_lib.steps import STEPS
 
 GEN_KEPT = {"step1": 1.0, "step2": 0.80, "step3": 0.52, "configA": 1.0, "configB": 1.35}
 EMBED_KEPT = {"step2": 0.71, "step3": 0.47, "step4": 1.0, "configA": 1.0, "configB": 0.62}
@@ -74,7 +75,7 @@ def workload_frames(
         frames["requests"] = pd.concat([rows for _, rows in streams]).sort_values("submitted_ns", ignore_index=True)
     if rates["embed_sequences_per_s"] > 0:
         frames["embed"] = _batches(params, rates["embed_sequences_per_s"], now_ns, end_ns, rng)
-    if step == "step3":
+    if STEPS[step].mechanism_on("cpu") == "cpu-alternating":
         frames["slices"] = _turns(params, now_ns, end_ns)
     return frames
 

@@ -15,7 +15,7 @@ from colo_lib.models.architecture import GIB, activation_bytes, kv_bytes_per_tok
 from colo_lib.models.catalog import Model, models_of
 from colo_lib.params import Params, split_list
 from colo_lib.records import BUDGET_PARTS, BudgetRow
-from colo_lib.steps import SHARDED, TWO_DEVICES
+from colo_lib.steps import SHARDED, STEPS, TWO_DEVICES
 
 # What a process holds beside its model. CPU: measured, proportional set size of an idle API server, engine core and
 # worker of vLLM 0.32 with torch 2.13 (0.6-0.7 GiB each), of a transformers process 0.45 GiB. GPU: a CUDA context
@@ -125,7 +125,7 @@ def _placements(params: Params, index: int) -> list[tuple[bool, bool, int]]:
     found = []
     if index == 0 and any(name not in TWO_DEVICES for name in steps):
         found.append((True, True, 1))
-    if "configA" in steps and index < 2:
+    if any(STEPS[name].layout == "one each" for name in steps) and index < 2:
         found.append((index == 0, index == 1, 1))
     if _sharded(params) and index < 2:
         found.append((True, True, 2))

@@ -36,7 +36,8 @@ from colo_lib.launch.rpc import Handle, runtime_folder
 from colo_lib.launch.vllm_server import GenHandle, GenServer
 from colo_lib.mechanism_records import Evidence, MechanismFacts, MpsEvidence, MpsFacts
 from colo_lib.params import PURPOSES, Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
+from colo_lib.steps import MECHANISMS
 
 ENGINES_FILE = "COLO_ENGINES"
 Tick = Callable[[str], None]
@@ -291,9 +292,9 @@ def identity_of(params: Params, placement: Placement) -> EngineIdentity:
 
 def settings_of(params: Params, placement: Placement, workload: str) -> dict[str, object]:
     """What the mechanism below a workload's processes is started with; workload '': below those of both."""
-    mechanism = placement.engine_key()[-1]
+    mechanism = placement.mechanism
     # A partition is verified against what embed is held to: other limits of embed want another partition.
-    whose = {workload, "embed"} if mechanism == "sm-partition" and not workload else {workload}
+    whose = {workload, "embed"} if MECHANISMS[mechanism].holds_embed and not workload else {workload}
     return {
         name: getattr(params, name)
         for name, purpose in PURPOSES.items()

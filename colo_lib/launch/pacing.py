@@ -24,8 +24,8 @@ from typing import Any
 
 from colo_lib.launch.rpc import Handle, call
 from colo_lib.params import Params
+from colo_lib.placement import Placement
 from colo_lib.records import PacingFacts
-from colo_lib.steps import Placement
 
 # Aimed at are half of the late gaps that a p99 allows, so that the p99 itself is kept with room to spare.
 LATE_FRACTION = 0.005

@@ -8,7 +8,8 @@ from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.launch.mechanisms.base import MPS_REFUSES, PLAIN_REFUSES, device_uuids
 from colo_lib.launch.mechanisms.time_slicing import DEFAULT_PIPE
 from colo_lib.params import Params, split_list
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
+from colo_lib.steps import MECHANISMS
 from colo_lib.telemetry.other_processes import process_in_words
 
 # NVML's clock event reasons that are limits, not idleness (nvml.h, nvmlClocksEventReasons).
@@ -45,10 +46,10 @@ def refuse_modes(params: Params, look: GpuLook) -> None:
     """Raises InputError naming the step, the GPU's mode and the command that leaves it."""
     for step in params.step_names():
         placement = placement_of(step, params)
-        if placement.mechanism in ("mig", "sm-partition"):
+        if MECHANISMS[placement.mechanism].may_be_absent:
             continue  # skipped with the reason where they do not apply
         try:
-            device_uuids(placement, look, MPS_REFUSES if placement.mechanism == "mps" else PLAIN_REFUSES)
+            device_uuids(placement, look, MPS_REFUSES if MECHANISMS[placement.mechanism].mps else PLAIN_REFUSES)
         except StepFailed as error:
             raise InputError(f"{step}: {error}") from None
 

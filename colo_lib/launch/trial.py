@@ -24,8 +24,8 @@ from colo_lib.launch.under_load import begin_load, connect, settle
 from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
+from colo_lib.placement import Placement
 from colo_lib.records import MeasuredTrial, Trial, TrialEvidence
-from colo_lib.steps import Placement
 from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
 from colo_lib.telemetry.readings import Telemetry, convert
 

@@ -22,7 +22,7 @@ from colo_lib.launch.load import CLIENT_TIMEOUT_S, Loads, package_environment, s
 from colo_lib.launch.pacing import shares, start_order
 from colo_lib.launch.rpc import call
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 ALTERNATOR, PACER = "alternator", "pacer"
 

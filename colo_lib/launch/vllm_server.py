@@ -20,7 +20,7 @@ from colo_lib.child_environment import engine_environment
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.child import Child, ProfilerLaunch
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 SERVED_NAME = "gen"
 KEY_NAME = "COLO_GEN_KEY"

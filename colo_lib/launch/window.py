@@ -11,8 +11,8 @@ from colo_lib import rates
 from colo_lib.launch.vllm_server import ServerCounters
 from colo_lib.params import Params
 from colo_lib.paths import frame_file
+from colo_lib.placement import Placement
 from colo_lib.records import WindowFacts
-from colo_lib.steps import Placement
 
 LEAST_EVENTS = 10
 

@@ -26,8 +26,8 @@ from colo_lib.nsys.commands import missing_workloads
 from colo_lib.nsys.session import JointFailed, Session, recorded_names
 from colo_lib.params import Params
 from colo_lib.paths import CAPTURE, PARTIAL
+from colo_lib.placement import Placement
 from colo_lib.records import CaptureFacts, Clock, ProfiledRates
-from colo_lib.steps import Placement
 
 EXPORT_SUFFIX, REPORT_SUFFIX = ".sqlite", ".nsys-rep"
 # A report of this size or less is kept beside its export, for Nsight's own window.

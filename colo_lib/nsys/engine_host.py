@@ -22,8 +22,8 @@ from colo_lib.launch.child import NOTES, ProfilerLaunch
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.exec_under_profiler import LEFT_BEHIND
 from colo_lib.params import check
+from colo_lib.placement import placement_of
 from colo_lib.records import write_json
-from colo_lib.steps import placement_of
 
 
 def hand_on_injection(known: list[str], originals: dict[str, str | None]) -> list[str]:

@@ -31,7 +31,7 @@ from colo_lib.launch.load import package_environment
 from colo_lib.launch.vllm_server import KEY_NAME, run_key
 from colo_lib.nsys import commands
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 HOST = "colo_lib.nsys.engine_host"
 # Of our environment, what nsys or we change for its sake.

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from colo_lib.analysis.loss import LABELS, Loss, waterfall
-from colo_lib.plot.run import STEP_COLOURS, STEP_LINES
+from colo_lib.analysis.two_devices import ORDER
 from colo_lib.plot.style import (
     BOTH_COLOUR,
     BOUND_COLOUR,
@@ -35,7 +35,10 @@ from colo_lib.plot.style import (
     WIDTH_IN,
     WORKLOAD_COLOURS,
     apply_style,
+    wrapped,
 )
+from colo_lib.steps import STEPS as STEPS_BY_ID
+from colo_lib.steps import WORKLOADS, mechanism_in_words, names_of
 
 CAUSE_COLOURS = {"clock": "#E69F00", "contention": "#CC79A7", "waiting": "#56B4E9", "host": "#009E73"}
 MERGED_COLOUR = "#9A9A9A"
@@ -92,14 +95,11 @@ def _cause_legend(losses: Mapping[str, Loss]) -> list[Patch]:
     return handles
 
 
-LAYOUT_COLOURS = {
-    "dedicated": "#4D4D4D",
-    "step2": "#E69F00",
-    "step3": "#009E73",
-    "mig": "#CC79A7",
-    "sm-partition": "#56B4E9",
-    "configB": "#0072B2",
-}
+DEDICATED_COLOUR = "#4D4D4D"  # a layout without shared units
+
+
+def _layout_colour(layout: str) -> str:
+    return STEPS_BY_ID[layout].colour if layout in STEPS_BY_ID else DEDICATED_COLOUR
 
 
 def plan(layouts: pd.DataFrame, reach: pd.DataFrame, gpus: int, wanted: tuple[float, float]) -> Figure:
@@ -108,16 +108,15 @@ def plan(layouts: pd.DataFrame, reach: pd.DataFrame, gpus: int, wanted: tuple[fl
     `layouts`: `capacity.plan`; `reach`: `reachable`; `wanted`: (tokens/s, sequences/s).
     """
     apply_style()
-    figure = Figure(figsize=(WIDTH_IN, max(3.6, 1.8 + 0.5 * len(layouts))), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, max(3.6, 2.2 + 0.55 * len(layouts))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
     _needed(left, layouts, gpus)
     for layout, rows in reach.groupby("layout", sort=False):
-        colour = LAYOUT_COLOURS.get(str(layout), "#999999")
-        predicted = bool(layouts.set_index("layout")["predicted"].get(layout, False))
-        line, label = "--" if predicted else "-", _name(str(layout), predicted)
+        colour, told = _layout_colour(str(layout)), layouts.set_index("layout").loc[str(layout)]
+        line, label = "--" if told["predicted"] else "-", _name(told["title"], told["predicted"])
         right.plot(rows["tokens_per_s"], rows["sequences_per_s"], color=colour, marker=".", ls=line, label=label)
     right.plot(*wanted, marker="*", markersize=13, color=BOUND_COLOUR, linestyle="", label="wanted")
-    right.set(title=f"What {gpus} GPUs give", xlabel="gen (tokens/s)", ylabel="embed (sequences/s)")
+    right.set(title=f"What {gpus} GPUs give", xlabel="LLM (tokens/s)", ylabel="embedder (sequences/s)")
     right.set_xlim(left=0)
     right.set_ylim(bottom=0)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
@@ -129,7 +128,7 @@ def _needed(axes: Axes, layouts: pd.DataFrame, gpus: int) -> None:
         if not np.isfinite(row.gpus):
             axes.annotate("no rate to plan with", (0.2, place), va="center", fontsize=9)
             continue
-        colour = LAYOUT_COLOURS.get(row.layout, "#999999")
+        colour = _layout_colour(row.layout)
         hatch = "//" if row.predicted else ""
         axes.barh(place, row.gpus, 0.6, facecolor=colour, alpha=0.45, edgecolor=colour, hatch=hatch)
         ends = np.array([[row.gpus - row.gpus_best], [row.gpus_worst - row.gpus]])
@@ -142,17 +141,15 @@ def _needed(axes: Axes, layouts: pd.DataFrame, gpus: int) -> None:
     axes.axvline(gpus, color=BOUND_COLOUR, linestyle="--")
     axes.annotate(f"{gpus} at hand", (gpus, 0), xytext=(-3, 22), textcoords="offset points", ha="right",
                   color=BOUND_COLOUR, fontsize=9)  # fmt: skip
-    names = [
-        _name(row.layout, row.predicted) + "\nbreaks its bounds" * bool(row.breaks) for row in layouts.itertuples()
-    ]
+    names = [_name(row.title, row.predicted) + "\nbreaks its bounds" * bool(row.breaks) for row in layouts.itertuples()]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.9)
     axes.set(title="GPUs needed", xlabel="GPUs (range: interval ends)")
     axes.grid(axis="y", visible=False)
 
 
-def _name(layout: str, predicted: bool) -> str:
-    return f"{layout}\n(prediction)" if predicted else layout
+def _name(title: str, predicted: bool) -> str:
+    return wrapped(title, 20) + "\n(prediction)" * bool(predicted)
 
 
 SETTING_SHADES = ("#4D4D4D", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -181,8 +178,8 @@ def operating_points(found: pd.DataFrame, min_gen_kept: float) -> Figure:
         idle = group["idle_neighbour"].dropna()
         if len(idle):
             axes.plot([idle.iloc[0]] * 2, [0, 0.06], color=colours[concurrency], linestyle=":", linewidth=2)
-    axes.set(title="What each setting leaves to both", xlabel="gen: kept fraction of tokens/s",
-             ylabel="embed: kept fraction of sequences/s", xlim=(0, 1.05), ylim=(0, 1.05))  # fmt: skip
+    axes.set(title="What each setting leaves to both", xlabel="LLM: kept fraction of tokens/s",
+             ylabel="embedder: kept fraction of sequences/s", xlim=(0, 1.05), ylim=(0, 1.05))  # fmt: skip
     figure.legend(handles=_setting_legend(found, colours), loc="outside lower center", ncols=3)
     figure.canvas.draw()  # the layout is settled by drawing: numbers are placed on it
     _numbers(axes, found)
@@ -226,18 +223,32 @@ def _setting_legend(found: pd.DataFrame, colours: dict[int, str]) -> list[Line2D
 
     handles = [Line2D([], [], color=colour, linewidth=3, label=words(count)) for count, colour in colours.items()]
     handles += [
-        Line2D([], [], color=BOTH_COLOUR, marker=MECHANISM_MARKERS.get(name, "o"), linestyle="", label=name)
+        Line2D(
+            [],
+            [],
+            color=BOTH_COLOUR,
+            marker=MECHANISM_MARKERS.get(name, "o"),
+            linestyle="",
+            label=mechanism_in_words(name),
+        )
         for name in dict.fromkeys(found["mechanism"])
     ]
     return [
         *handles,
-        Line2D([], [], color=GEN_COLOUR, linestyle=":", linewidth=2, label="gen with embed idle"),
-        Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of gen (verdict)"),
+        Line2D([], [], color=GEN_COLOUR, linestyle=":", linewidth=2, label="LLM with the embedder idle"),
+        Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of the LLM (verdict)"),
     ]
 
 
 LABEL_CHARACTERS = 16  # of a line of a run's name
-OFFSETS = {"step2": -0.14, "step3": 0.14}
+
+REACH = 0.14  # of a run's row, above and below its middle: a place for each step
+
+
+def _offsets(points: pd.DataFrame) -> dict[str, float]:
+    """step -> its place in a run's row, in the order of the table of steps."""
+    shown = [step for step in STEPS_BY_ID if step in set(points["step"])]
+    return dict(zip(shown, np.linspace(-REACH, REACH, len(shown)) if len(shown) > 1 else [0.0], strict=True))
 
 
 def kept_by_run(
@@ -252,9 +263,12 @@ def kept_by_run(
     figure = Figure(figsize=(WIDTH_IN, 1.9 + 0.55 * len(runs)), layout="constrained")
     for axes, workload in zip(figure.subplots(1, 2, sharey=True), WORKLOAD_COLOURS, strict=True):
         _kept_panel(axes, points[points["metric"] == f"{workload}_kept"], runs, workload, mechanisms)
-    used = dict.fromkeys(mechanisms[key] for key in mechanisms if key[1] in OFFSETS)
+    kept = points[points["metric"].isin([f"{workload}_kept" for workload in WORKLOAD_COLOURS])]
+    used = dict.fromkeys(mechanisms[key] for key in zip(kept["run"], kept["step"], strict=True) if key in mechanisms)
     handles = [
-        Line2D([], [], marker=MECHANISM_MARKERS.get(name, "o"), color="black", linestyle="", label=name)
+        Line2D(
+            [], [], marker=MECHANISM_MARKERS.get(name, "o"), color="black", linestyle="", label=mechanism_in_words(name)
+        )
         for name in used
     ]
     handles.append(Line2D([], [], color="black", marker="|", label=reach))
@@ -265,8 +279,9 @@ def kept_by_run(
 def _kept_panel(
     axes: Axes, points: pd.DataFrame, runs: list[str], workload: str, mechanisms: dict[tuple[str, str], str]
 ) -> None:
+    offsets = _offsets(points)
     for row in points.itertuples():
-        place = runs.index(row.run) + OFFSETS.get(row.step, 0.0)
+        place = runs.index(row.run) + offsets[row.step]
         colour = WORKLOAD_COLOURS[workload]
         if np.isfinite([row.low, row.high]).all() and row.high > row.low:
             axes.plot([row.low, row.high], [place, place], color="black", linewidth=1.3, marker="|")
@@ -282,21 +297,16 @@ def _kept_panel(
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_xlim(0, max(1.1, float(points["high"].max() if len(points) else 0.0) * 1.05))
     axes.grid(axis="y", visible=False)
-    axes.set(title=f"{workload}: kept", xlabel="kept fraction (alone = 1)")
+    axes.set(title=f"{WORKLOADS[workload]}: kept", xlabel="kept fraction (alone = 1)")
 
 
-STEPS = ("configA", "tp2-alone", "tp2-mps-alone", "configB-one", "configB")
+STEPS = ORDER
 
 STEP_SHADES = (1.0, 0.6, 0.3)
 
-STEP_LABELS = {
-    "configA": "one GPU\n(config A)", "tp2-alone": "sharded", "tp2-mps-alone": "sharded,\nMPS client",
-    "configB-one": "embed\non one", "configB": "embed on both\n(config B)",
-}  # fmt: skip
-
 
 def two_devices(rates: pd.DataFrame, mechanisms: Mapping[str, str], skews_us: Mapping[str, np.ndarray]) -> Figure:
-    """Left: gen's tokens/s over config A's with 95 % intervals, a bar a step and concurrency; right: arrivals.
+    """Left: the LLM's tokens/s over config A's with 95 % intervals, a bar a step and concurrency; right: arrivals.
 
     `rates`: step, concurrency, ratio, low, high (config A itself is 1); `skews_us`: step -> |difference of the ranks'
     arrivals| of each collective, empty where nothing was captured.
@@ -312,6 +322,7 @@ def two_devices(rates: pd.DataFrame, mechanisms: Mapping[str, str], skews_us: Ma
 def _bars(axes: Axes, rates: pd.DataFrame, mechanisms: Mapping[str, str]) -> None:
     concurrencies = sorted(rates["concurrency"].unique())
     shown = [step for step in STEPS if step in set(rates["step"])]
+    names = names_of((step, mechanisms.get(step)) for step in shown)
     width = 0.8 / max(1, len(concurrencies))
     for place, concurrency in enumerate(concurrencies):
         mine = rates[rates["concurrency"] == concurrency].set_index("step")
@@ -329,14 +340,18 @@ def _bars(axes: Axes, rates: pd.DataFrame, mechanisms: Mapping[str, str]) -> Non
     axes.axhline(1.0, color="#999999", linestyle="--", linewidth=0.9)
     axes.axhline(2.0, color="#999999", linestyle=":", linewidth=0.9)
     axes.annotate("perfect scaling", (len(shown) - 0.5, 2.0), ha="right", va="bottom", fontsize=8, color="#666666")
-    axes.set_xticks(range(len(shown)), [STEP_LABELS[step] for step in shown], fontsize=8)
+    axes.set_xticks(range(len(shown)), [wrapped(names[step], 11) for step in shown], fontsize=8)
     axes.grid(axis="x", visible=False)
-    axes.set(title="gen's rate, one GPU's = 1", ylabel="tokens/s over config A's", ylim=(0, 2.2))
+    axes.set(title="The LLM's rate, one GPU's = 1", ylabel="tokens/s over those on a GPU of its own", ylim=(0, 2.2))
     handles = [
         Patch(facecolor=(*_rgb(GEN_COLOUR), shade * 0.7), edgecolor=GEN_COLOUR, label=f"{count} in flight")
         for count, shade in zip(concurrencies, STEP_SHADES, strict=False)
     ]
-    handles.append(Patch(facecolor="white", edgecolor=GEN_COLOUR, hatch=MECHANISM_HATCHES["mps"], label="under MPS"))
+    handles += [
+        Patch(facecolor="white", edgecolor=GEN_COLOUR, hatch=MECHANISM_HATCHES[name], label=mechanism_in_words(name))
+        for name in dict.fromkeys(mechanisms.get(step, "none") for step in shown)
+        if name != "none"
+    ]
     axes.legend(handles=handles, loc="upper right", bbox_to_anchor=(1.0, 0.92), fontsize=8)
 
 
@@ -345,13 +360,14 @@ def _arrivals(axes: Axes, skews_us: Mapping[str, np.ndarray]) -> None:
     if not any(len(values) for values in skews_us.values()):
         axes.text(0.5, 0.5, "no capture of both ranks", transform=axes.transAxes, ha="center", color="#666666")
         return
+    names = names_of((step, None) for step in skews_us)  # captures are of GPUs
     for step, values in skews_us.items():
         ordered = np.sort(np.maximum(values, 0.01))
         share = np.arange(1, len(ordered) + 1) / len(ordered) * 100
         (line,) = axes.step(
-            ordered, share, where="post", color=STEP_COLOURS[step], label=f"{step} (n={len(ordered):,})"
+            ordered, share, where="post", color=STEPS_BY_ID[step].colour, label=f"{names[step]} (n={len(ordered):,})"
         )
-        line.set_linestyle(STEP_LINES[step])
+        line.set_linestyle(STEPS_BY_ID[step].line)
     axes.set_xscale("log")
     axes.set_ylim(0, 101)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)

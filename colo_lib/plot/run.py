@@ -7,8 +7,6 @@ Latencies by step: inter-token gaps and embedding batches as distributions, stal
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,10 +24,15 @@ from colo_lib.plot.style import (
     WIDTH_IN,
     WORKLOAD_COLOURS,
     apply_style,
+    wrapped,
 )
-from colo_lib.steps import CO_LOCATED
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, mechanism_in_words, names_in, names_of
 
 BAR_WIDTH = 0.36
+
+BESIDE = 4  # steps up to which both panels stand side by side
+
+LINE_CHARACTERS = 44  # of a line of names below half a figure
 
 
 def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, float] | None = None) -> Figure:
@@ -38,20 +41,22 @@ def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, f
     `kept`: `kept.kept_fractions`; `ratios`: `block_ratios`; `bounds`: workload -> least kept fraction.
     """
     apply_style()
-    figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
-    steps = [step for step in ("mps-alone", *CO_LOCATED) if step in set(kept["step"])]
+    steps = [step for step in KEPT_AGAINST_OTHERS if step in set(kept["step"])]
+    many = len(steps) > BESIDE
+    figure = Figure(figsize=(WIDTH_IN, 7.6 if many else 4.3), layout="constrained")
+    left, right = figure.subplots(2, 1) if many else figure.subplots(1, 2, width_ratios=[1.5, 1])
     offsets = {"gen": -BAR_WIDTH / 2, "embed": BAR_WIDTH / 2}
     for workload, offset in offsets.items():
         _bars(left, kept, ratios, steps, workload, offset, WORKLOAD_COLOURS[workload])
     for workload, bound in (bounds or {}).items():
         left.axhline(bound, color=WORKLOAD_COLOURS[workload], linestyle=":", linewidth=1.3)
     left.set(title="Kept of each workload's own rate", ylabel="kept fraction (alone = 1)")
-    _bars(right, kept, ratios, steps, "aggregate_per_device", 0.0, BOTH_COLOUR)
+    both = [step for step in steps if STEPS[step].runs_both]
+    _bars(right, kept, ratios, both, "aggregate_per_device", 0.0, BOTH_COLOUR)
     right.axhline(1.0, color=BOUND_COLOUR, linestyle="--", linewidth=1.3)
     right.set(title="Work per device", ylabel="devices' worth (dedicated = 1)")
-    for axes in (left, right):
-        _finish(axes, kept, steps)
+    _finish(left, kept, steps, LINE_CHARACTERS * (2 if many else 1))
+    _finish(right, kept, both, LINE_CHARACTERS * (2 if many else 1))
     figure.legend(handles=_legend(kept, steps, bool(bounds)), loc="outside lower center", ncols=4)
     return figure
 
@@ -93,12 +98,13 @@ def _bars(
         )
 
 
-def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str]) -> None:
-    labels = []
+def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str], characters: int) -> None:
+    labels, names = [], names_in(kept)
     for step in steps:
         mine = kept[kept["step"] == step]
         blocks, starts = int(mine["blocks"].max()), int(mine["starts"].min())
-        labels.append(f"{step}\nn={blocks} block{'s' if blocks > 1 else ''}\n{starts} start{'s' if starts > 1 else ''}")
+        name = wrapped(names[step], max(10, characters // len(steps)))
+        labels.append(f"{name}\nn={blocks} block{'s' if blocks > 1 else ''}\n{starts} start{'s' if starts > 1 else ''}")
     axes.set_xticks(range(len(steps)), labels)
     axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
     axes.set_ylim(bottom=0)
@@ -109,12 +115,13 @@ def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str]) -> None:
 
 def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool) -> list[object]:
     handles: list[object] = [
-        Patch(facecolor=colour, alpha=0.5, edgecolor=colour, label=workload)
+        Patch(facecolor=colour, alpha=0.5, edgecolor=colour, label=WORKLOADS[workload])
         for workload, colour in WORKLOAD_COLOURS.items()
     ]
-    handles.append(Patch(facecolor=BOTH_COLOUR, alpha=0.5, edgecolor=BOTH_COLOUR, label="gen + embed"))
+    handles.append(Patch(facecolor=BOTH_COLOUR, alpha=0.5, edgecolor=BOTH_COLOUR, label="both"))
     for name in dict.fromkeys(kept.loc[kept["step"].isin(steps), "mechanism"]):
-        handles.append(Patch(facecolor="white", edgecolor="black", hatch=MECHANISM_HATCHES.get(name, ""), label=name))
+        handles.append(Patch(facecolor="white", edgecolor="black", hatch=MECHANISM_HATCHES.get(name, ""),
+                             label=mechanism_in_words(name)))  # fmt: skip
     handles.append(Line2D([], [], color="black", marker="|", linewidth=1.4, label="95 % interval"))
     handles.append(Line2D([], [], color="#777777", marker="o", linestyle="", markersize=5, label="one block"))
     if with_bounds:
@@ -123,52 +130,25 @@ def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool) -> list[obj
     return handles
 
 
-STEP_COLOURS = {
-    "step1": "#0072B2",
-    "step2": "#E69F00",
-    "step3": "#009E73",
-    "step4": "#CC79A7",
-    "mps-alone": "#D55E00",
-    "configA": "#56B4E9",
-    "configB": "#000000",
-    "configB-one": "#44AA99",
-    "tp2-mps-alone": "#AA4499",
-    "tp2-alone": "#661100",
-    "mig": "#882255",
-    "sm-partition": "#999933",
-}
-STEP_LINES: dict[str, Any] = {
-    "step1": "-",
-    "step2": "--",
-    "step3": "-.",
-    "step4": ":",
-    "mps-alone": (0, (1, 1)),
-    "configA": (0, (5, 1)),
-    "configB": (0, (3, 1, 1, 1)),
-    "configB-one": (0, (5, 1, 1, 1, 1, 1)),
-    "tp2-mps-alone": (0, (2, 1)),
-    "tp2-alone": (0, (6, 2)),
-    "mig": (0, (7, 2, 1, 2)),
-    "sm-partition": (0, (2, 3)),
-}
 MOST_POINTS = 2000  # of one curve: quantiles keep its shape, and its ends
 
 
 def distributions(samples: pd.DataFrame) -> Figure:
     """Share of inter-token gaps (left) and of embedding batches (right) at or under each time, a curve a step.
 
-    `samples`: step, kind ('gap', 'batch'), ms; pooled over the trials that count.
+    `samples`: step, mechanism, kind ('gap', 'batch'), ms; pooled over the trials that count.
     """
     apply_style()
-    figure = Figure(figsize=(WIDTH_IN, 3.9), layout="constrained")
+    names = names_in(samples)
+    figure = Figure(figsize=(WIDTH_IN, 3.6 + 0.2 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _curves(left, samples[samples["kind"] == "gap"], "gen: gap between tokens", "inter-token gap (ms)")
-    _curves(right, samples[samples["kind"] == "batch"], "embed: time of a batch", "batch time (ms)")
+    _curves(left, samples[samples["kind"] == "gap"], names, "LLM: gap between tokens", "inter-token gap (ms)")
+    _curves(right, samples[samples["kind"] == "batch"], names, "embedder: time of a batch", "batch time (ms)")
     return figure
 
 
-def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
-    for step in [step for step in STEP_COLOURS if step in set(samples["step"])]:
+def _curves(axes: Axes, samples: pd.DataFrame, names: dict[str, str], title: str, label: str) -> None:
+    for step in [step for step in STEPS if step in set(samples["step"])]:
         values = samples.loc[samples["step"] == step, "ms"]
         # A burst brings tokens in one chunk, gap 0: a log axis starts at a microsecond.
         ordered = np.sort(np.maximum(values.to_numpy(), 1e-3))
@@ -177,9 +157,9 @@ def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
             np.quantile(ordered, share, method="inverted_cdf"),
             share * 100,
             where="post",
-            color=STEP_COLOURS[step],
-            linestyle=STEP_LINES[step],
-            label=f"{step} (n={len(ordered):,})",
+            color=STEPS[step].colour,
+            linestyle=STEPS[step].line,
+            label=f"{names[step]} (n={len(ordered):,})",
             gid=step,
         )
     axes.set(title=title, xlabel=label, ylabel="events at or under (%)", ylim=(0, 101))
@@ -191,7 +171,7 @@ def _curves(axes: Axes, samples: pd.DataFrame, title: str, label: str) -> None:
         low = min(np.quantile(group["ms"], 0.02) for _, group in samples.groupby("step"))
         _log_axis(axes, max(float(low) / 2, 1e-3), None)
     axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1)
 
 
 def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
@@ -201,8 +181,9 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
     """
     apply_style()
     shown = bounds[bounds["what"].str.contains("without")]
-    steps = [step for step in STEP_COLOURS if step in set(shown["step"])]
-    figure = Figure(figsize=(WIDTH_IN, 1.4 + 0.5 * max(len(steps), 2)), layout="constrained")
+    steps = [step for step in STEPS if step in set(shown["step"])]
+    names = names_of((step, mechanisms.get(step)) for step in steps)
+    figure = Figure(figsize=(WIDTH_IN, 1.4 + 0.6 * max(len(steps), 2)), layout="constrained")
     for axes, workload in zip(figure.subplots(1, 2, sharey=True), WORKLOAD_COLOURS, strict=True):
         mine = shown[shown["what"].str.startswith(workload)]
         for row in mine.itertuples():
@@ -214,7 +195,7 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
                 bbox=GROUND,
             )  # fmt: skip
         what = "token" if workload == "gen" else "finished batch"
-        axes.set(title=f"{workload}: longest stall", xlabel=f"time without a {what} (ms)")
+        axes.set(title=f"{WORKLOADS[workload]}: longest stall", xlabel=f"time without a {what} (ms)")
         if len(mine):
             axes.axvline(
                 mine["bound"].iloc[0],
@@ -223,8 +204,10 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
                 label=f"bound: {mine['bound'].iloc[0]:,.0f} ms",
             )
             _log_axis(axes, mine["worst"].min() / 3, max(mine["worst"].max(), mine["bound"].max()) * 4)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
-        axes.set_yticks(range(len(steps)), [f"{step}\nn={_count(shown, step)} trials" for step in steps])
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5 / figure.get_figheight()))
+        axes.set_yticks(
+            range(len(steps)), [f"{wrapped(names[step], 20)}\nn={_count(shown, step)} trials" for step in steps]
+        )
         axes.set_ylim(len(steps) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
     return figure

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib as mpl
+
+from colo_lib.steps import MECHANISMS
 
 GEN_COLOUR = "#0072B2"
 EMBED_COLOUR = "#D55E00"
 BOTH_COLOUR = "#4D4D4D"
 BOUND_COLOUR = "#A3195B"
 WORKLOAD_COLOURS = {"gen": GEN_COLOUR, "embed": EMBED_COLOUR}
-MECHANISM_HATCHES = {
-    "none": "",
-    "mps": "///",
-    "cpu-shared": "///",
-    "time-sliced": "...",
-    "cpu-alternating": "...",
-    "mig": "xxx",
-    "sm-partition": "+++",
-}
-MECHANISM_MARKERS = {
-    "none": "o",
-    "mps": "s",
-    "cpu-shared": "s",
-    "time-sliced": "^",
-    "cpu-alternating": "^",
-    "mig": "D",
-    "sm-partition": "P",
-}
+
+MECHANISM_HATCHES = {row.id: row.hatch for row in MECHANISMS.values()}
+
+MECHANISM_MARKERS = {row.id: row.marker for row in MECHANISMS.values()}
+
 GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # of words that a line may pass behind
 WIDTH_IN = 8.0  # a figure at report size: 8 in at 100 dpi on the page
 DPI = 150
+
+
+def wrapped(name: str, characters: int) -> str:
+    """A step's name in lines that fit where it stands."""
+    return textwrap.fill(name, characters, break_long_words=False, break_on_hyphens=False)
 
 
 def apply_style() -> None:

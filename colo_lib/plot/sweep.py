@@ -29,12 +29,13 @@ from colo_lib.plot.style import (
     WIDTH_IN,
     apply_style,
 )
+from colo_lib.steps import CO_LOCATED, STEPS, mechanism_in_words, names_in
 
-KEPT = (("gen_kept", "gen", GEN_COLOUR), ("embed_kept", "embed", EMBED_COLOUR), ("aggregate", "aggregate", BOTH_COLOUR))
+KEPT = (("gen_kept", "LLM", GEN_COLOUR), ("embed_kept", "embedder", EMBED_COLOUR), ("aggregate", "both", BOTH_COLOUR))
 
 
 def kept_against(measures: SweepMeasures, x: str, label: str, min_gen_kept: float, log: bool = False) -> Figure:
-    """Step 2's kept fractions and aggregate against the varied parameter `x`, with 95 % intervals."""
+    """Kept fractions of step 2 and aggregate against the varied parameter `x`, with 95 % intervals."""
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -59,7 +60,7 @@ def thread_frontier(measures: SweepMeasures, x: str, min_gen_kept: float) -> Fig
                 f"{words} %", (row.mean, other["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=9
             )
     right.axvline(min_gen_kept, color=BOUND_COLOUR, linestyle="--")
-    right.set(title="What the setting trades", xlabel="gen: kept fraction", ylabel="embed: kept fraction")
+    right.set(title="What the setting trades", xlabel="LLM: kept fraction", ylabel="embedder: kept fraction")
     right.margins(0.12)
     right.set_ylim(bottom=0)
     figure.legend(handles=_legend(measures), loc="outside lower center", ncols=4)
@@ -78,7 +79,7 @@ def eager_bars(measures: SweepMeasures) -> Figure:
     left.set(title="Kept beside the other", ylabel="kept fraction (alone = 1)")
     for place, (step, label) in enumerate((("step1", "alone"), ("step2", "shared"))):
         _bars(right, measures.of(step, "gen_tokens_per_s"), x, place, GEN_COLOUR, label, step == "step2")
-    right.set(title="Gen throughput", ylabel="tokens/s")
+    right.set(title="The LLM's throughput", ylabel="tokens/s")
     for axes in (left, right):
         axes.grid(axis="x", visible=False)
         axes.set_ylim(bottom=0)
@@ -100,7 +101,7 @@ def memory_grid(measures: SweepMeasures) -> Figure:
         place = (columns.index(getattr(cell, kv)), rows.index(getattr(cell, batch)))
         if cell.cell in embed.index:
             shades[place[1], place[0]] = embed[cell.cell]
-            text = f"embed {embed[cell.cell]:,.0f} seq/s\ngen {gen.get(cell.cell, np.nan):,.0f} tok/s"
+            text = f"embedder {embed[cell.cell]:,.0f} seq/s\nLLM {gen.get(cell.cell, np.nan):,.0f} tok/s"
         else:
             text = {"refused": "did not fit", "done": "no trial counts"}.get(cell.status, cell.status)
             axes.add_patch(_hatched(place))
@@ -109,14 +110,19 @@ def memory_grid(measures: SweepMeasures) -> Figure:
         )
     if np.isfinite(shades).any():
         image = axes.imshow(shades, cmap="Oranges", aspect="auto", vmin=0)
-        figure.colorbar(image, ax=axes, label="embed in step 2 (sequences/s)")
+        figure.colorbar(image, ax=axes, label=f"embedder, {_shared_name(measures)} (sequences/s)")
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(-0.5, len(rows) - 0.5)
     axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
     axes.set_yticks(range(len(rows)), [str(value) for value in rows])
     axes.grid(visible=False)
-    axes.set(xlabel="KV cache of gen (GiB)", ylabel="embed batch (sequences)")
+    axes.set(xlabel="KV cache of the LLM (GiB)", ylabel="embedding batch (sequences)")
     return figure
+
+
+def _shared_name(measures: SweepMeasures) -> str:
+    """What step 2 is called on the sweep's devices."""
+    return names_in(measures.values).get("step2", STEPS["step2"].name)
 
 
 def _hatched(place: tuple[int, int]) -> Rectangle:
@@ -132,7 +138,7 @@ def _kept_lines(axes: Axes, measures: SweepMeasures, x: str, label: str, bound: 
         marker = MECHANISM_MARKERS.get(rows["mechanism"].iloc[0], "o")
         axes.errorbar(rows[x], rows["mean"], yerr=reach(rows), color=colour, marker=marker, capsize=3)
     axes.axhline(bound, color=BOUND_COLOUR, linestyle="--", linewidth=1.2)
-    axes.set(title="Kept in step 2", xlabel=label, ylabel="kept fraction (alone = 1)")
+    axes.set(title=f"Kept, {_shared_name(measures)}", xlabel=label, ylabel="kept fraction (alone = 1)")
     axes.set_ylim(bottom=0)
     values = sorted(measures.of("step2", "gen_kept")[x].unique())
     if log:
@@ -173,13 +179,12 @@ def _legend(measures: SweepMeasures) -> Sequence[Line2D]:
     used = dict.fromkeys(measures.of("step2", "gen_kept")["mechanism"])
     handles = [Line2D([], [], color=colour, label=label) for _, label, colour in KEPT]
     handles += [
-        Line2D([], [], color="black", marker=MECHANISM_MARKERS.get(name, "o"), linestyle="", label=name)
+        Line2D(
+            [], [], color="black", marker=MECHANISM_MARKERS.get(name, "o"), linestyle="", label=mechanism_in_words(name)
+        )
         for name in used
     ]
-    return [*handles, Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of gen (verdict)")]
-
-
-STEP_COLOURS = {"step2": "#E69F00", "step3": "#009E73"}
+    return [*handles, Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of the LLM (verdict)")]
 
 
 def batch_more(measures: SweepMeasures, gains: pd.DataFrame, slo_gap_ms: float) -> Figure:
@@ -206,10 +211,12 @@ def _frontier(axes: Axes, measures: SweepMeasures, slo_gap_ms: float) -> None:
             axes.plot([row.mean, 0], [0, embed[c]], color="#AAAAAA", linestyle="--", linewidth=0.9, zorder=1)
         axes.annotate(f"{c}", (row.mean, 0), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
     axes.scatter(alone["mean"], [0.0] * len(alone), color=GEN_COLOUR, marker="o", zorder=3, clip_on=False)
-    alone_label = "gen alone (numbers: requests in flight)"
+    alone_label = "LLM alone (numbers: requests in flight)"
     handles = [Line2D([], [], color=GEN_COLOUR, marker="o", linestyle="", label=alone_label),
                Line2D([], [], color="#AAAAAA", linestyle="--", label="in turns, at best")]  # fmt: skip
-    for step, colour in STEP_COLOURS.items():
+    names = names_in(measures.values)
+    for step in [name for name in CO_LOCATED if name in names]:
+        colour = STEPS[step].colour
         tokens = measures.of(step, "gen_tokens_per_s").set_index("cell")
         sequences = measures.of(step, "embed_sequences_per_s").set_index("cell")
         both = [cell for cell in tokens.index if cell in sequences.index]
@@ -223,7 +230,7 @@ def _frontier(axes: Axes, measures: SweepMeasures, slo_gap_ms: float) -> None:
         for cell in both:
             axes.annotate(f"{across.loc[cell, X]}", (across.loc[cell, "mean"], up.loc[cell, "mean"]), xytext=(5, 5),
                           textcoords="offset points", fontsize=8)  # fmt: skip
-        handles.append(Line2D([], [], color=colour, marker=marker, label=f"{step} ({mechanism})"))
+        handles.append(Line2D([], [], color=colour, marker=marker, label=names[step]))
         late = _late(measures, step, slo_gap_ms) & set(both)
         points = (across["mean"].loc[sorted(late)], up["mean"].loc[sorted(late)])
         axes.scatter(*points, facecolor="white", edgecolor=colour, marker=marker, zorder=5)
@@ -232,7 +239,7 @@ def _frontier(axes: Axes, measures: SweepMeasures, slo_gap_ms: float) -> None:
                  clip_on=False)  # fmt: skip
     handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="white", linestyle="",
                           label=f"hollow: p99 gap over the SLO of {slo_gap_ms:g} ms"))  # fmt: skip
-    axes.set(title="The frontier", xlabel="gen (tokens/s)", ylabel="embed (sequences/s)")
+    axes.set(title="The frontier", xlabel="LLM (tokens/s)", ylabel="embedder (sequences/s)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
@@ -247,7 +254,7 @@ def _late(measures: SweepMeasures, step: str, slo_gap_ms: float) -> set[str]:
 def _gains(axes: Axes, gains: pd.DataFrame) -> None:
     for name, colour, marker, label in (
         ("batch", GEN_COLOUR, "o", "more requests"),
-        ("share", BOTH_COLOUR, "s", "embed beside gen"),
+        ("share", BOTH_COLOUR, "s", "embedder beside the LLM"),
     ):
         rows = gains.rename(columns={f"{name}_gain": "mean", f"{name}_low": "low", f"{name}_high": "high"})
         axes.errorbar(rows["concurrency"], rows["mean"], yerr=reach(rows), color=colour, marker=marker, capsize=3,
@@ -264,7 +271,10 @@ def _gains(axes: Axes, gains: pd.DataFrame) -> None:
 
 
 def _gaps(axes: Axes, measures: SweepMeasures, slo_gap_ms: float) -> None:
-    for step, colour, label in (("step1", GEN_COLOUR, "gen alone"), ("step2", STEP_COLOURS["step2"], "step2, shared")):
+    for step, colour, label in (
+        ("step1", GEN_COLOUR, STEPS["step1"].name),
+        ("step2", STEPS["step2"].colour, _shared_name(measures)),
+    ):
         rows = measures.of(step, "gap_p99_ms").sort_values(X)
         axes.errorbar(rows[X], rows["mean"], yerr=reach(rows), color=colour, marker="o" if step == "step1" else "s",
                       capsize=3, label=label)  # fmt: skip

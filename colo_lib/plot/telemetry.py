@@ -10,6 +10,7 @@ The controller that paces embed, at work: gen's gaps against their SLO, and the 
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,14 @@ from colo_lib.plot.style import (
     WIDTH_IN,
     WORKLOAD_COLOURS,
     apply_style,
+    wrapped,
 )
+from colo_lib.steps import STEPS, WORKLOADS, names_in
 
-# Names of steps under their windows, where their own would not fit.
-SHORT = {"mps-alone": "1m", "mig": "g", "sm-partition": "p"}
 DEVICE_LOOKS = [("#4D4D4D", "-"), ("#A6761D", "--"), ("#7570B3", "-."), ("#66A61E", ":")]
+
+KEY_CHARACTERS = 100  # of a line of the marks' key
+
 MOST_POINTS = 1500  # of one line on the page
 
 
@@ -53,7 +57,9 @@ def telemetry_over_time(samples: pd.DataFrame, metrics: Mapping[str, tuple[str, 
         axes.set(title=label, ylabel=unit, ylim=(0, None))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _step_names(panels[0], samples)
-    panels[-1].set_xlabel("time since the run's first sample (s); shaded: windows that count")
+    key = "; ".join(f"{STEPS[step].mark}: {name}" for step, name in names_in(samples).items())
+    key = textwrap.fill(f"At the windows' feet, {key}", KEY_CHARACTERS)
+    panels[-1].set_xlabel(f"time since the run's first sample (s); shaded: windows that count\n{key}")
     return figure
 
 
@@ -63,7 +69,7 @@ def _lines(axes: Axes, samples: pd.DataFrame, name: str, factor: float) -> None:
         if group[name].notna().sum() == 0:
             continue
         colour, line = (WORKLOAD_COLOURS.get(entity, BOTH_COLOUR), "-") if scope == "workload" else next(devices)
-        label = entity if scope == "workload" else f"device {entity}"
+        label = WORKLOADS.get(entity, entity) if scope == "workload" else f"device {entity}"
         seconds, values = [], []
         every = max(1, len(group) // MOST_POINTS)
         for _, trial in group.sort_values("t_ns").groupby(["step", "trial"], sort=False):
@@ -83,9 +89,13 @@ def _windows(axes: Axes, samples: pd.DataFrame) -> None:
 def _step_names(axes: Axes, samples: pd.DataFrame) -> None:
     for (step, _), trial in samples.groupby(["step", "trial"]):
         middle = (trial["run_s"].min() + trial["run_s"].max()) / 2
-        short = SHORT.get(step) or step.replace("step", "").replace("config", "")
         axes.annotate(
-            short, (middle, 0.03), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color="#333333"
+            STEPS[step].mark,
+            (middle, 0.03),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            fontsize=8,
+            color="#333333",
         )
 
 
@@ -108,16 +118,17 @@ def budget_and_use(budget: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     apply_style()
     devices = list(dict.fromkeys(budget["device"]))
     labels = [f"budget, device {device}" for device in devices]
-    labels += [f"{row.step} (n={row.trials} trials)" for row in measured.itertuples()]
-    figure = Figure(figsize=(WIDTH_IN, 1.9 + 0.36 * max(len(labels), 2)), layout="constrained")
+    names = names_in(measured)
+    labels += [f"{wrapped(names[row.step], 24)} (n={row.trials} trials)" for row in measured.itertuples()]
+    figure = Figure(figsize=(WIDTH_IN, 1.9 + 0.42 * max(len(labels), 2)), layout="constrained")
     axes = figure.subplots()
     drawn: dict[str, Any] = {}
     for place, device in enumerate(devices):
         _budget_bar(axes, place, budget[budget["device"] == device], drawn)
     for place, row in enumerate(measured.itertuples(), start=len(devices)):
         gen, embed = np.nan_to_num([row.gen_gib, row.embed_gib])
-        drawn["gen, measured"] = axes.barh(place, gen, 0.62, facecolor=GEN_COLOUR, alpha=0.85)
-        drawn["embed, measured"] = axes.barh(place, embed, 0.62, left=gen, facecolor=EMBED_COLOUR, alpha=0.85)
+        drawn["LLM, measured"] = axes.barh(place, gen, 0.62, facecolor=GEN_COLOUR, alpha=0.85)
+        drawn["embedder, measured"] = axes.barh(place, embed, 0.62, left=gen, facecolor=EMBED_COLOUR, alpha=0.85)
         _annotate(axes, gen + embed, place)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
@@ -133,7 +144,8 @@ def _budget_bar(axes: Axes, place: int, parts: pd.DataFrame, drawn: dict[str, An
     left = 0.0
     for row in parts.itertuples():
         colour, hatch = PART_LOOK.get(row.part, ("#DDDDDD", ""))
-        drawn[row.part] = axes.barh(
+        words = " ".join(WORKLOADS.get(word, word) for word in row.part.split(" "))
+        drawn[words] = axes.barh(
             place, row.gib, 0.62, left=left, facecolor=colour, alpha=0.45, edgecolor=colour, hatch=hatch
         )
         left += row.gib
@@ -161,12 +173,13 @@ def pacing_over_time(ticks: pd.DataFrame, slo_gap_ms: float) -> Figure:
     figure = Figure(figsize=(WIDTH_IN, 0.6 + 3.6 * max(len(trials), 1)), layout="constrained")
     panels = figure.subplots(2 * max(len(trials), 1), 1, squeeze=False)[:, 0]
     if not trials:
-        panels[0].text(0.5, 0.5, "no trial was paced by gen's gaps", transform=panels[0].transAxes, ha="center")
+        panels[0].text(0.5, 0.5, "no trial was paced by the LLM's gaps", transform=panels[0].transAxes, ha="center")
         return figure
+    names = names_in(ticks)
     for number, ((step, trial), own) in enumerate(trials):
         upper, lower = panels[2 * number], panels[2 * number + 1]
         _gaps(upper, own, slo_gap_ms)
-        upper.set_title(f"{step}, trial {trial}: gen's gaps between tokens")
+        upper.set_title(f"{names[step]}, trial {trial}: the LLM's gaps between tokens")
         _duty(lower, own)
         for axes in (upper, lower):
             axes.axvspan(*_window(own), color="#F0E442", alpha=0.22, linewidth=0)
@@ -192,4 +205,4 @@ def _gaps(axes: Axes, own: pd.DataFrame, slo_gap_ms: float) -> None:
 def _duty(axes: Axes, own: pd.DataFrame) -> None:
     axes.plot(own["trial_s"], own["duty"] * 100, color=EMBED_COLOUR, drawstyle="steps-post", label="asked", gid="duty")
     axes.plot(own["trial_s"], own["embed_duty"] * 100, color=EMBED_COLOUR, linestyle=":", label="worked", gid="worked")
-    axes.set(title="embed's duty", ylabel="% of the time", ylim=(0, 105))
+    axes.set(title="the embedder's duty", ylabel="% of the time", ylim=(0, 105))

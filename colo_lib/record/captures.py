@@ -19,10 +19,10 @@ from colo_lib.nsys.commands import conflicting_words, find_nsys
 from colo_lib.nsys.session import JointFailed, Session
 from colo_lib.params import Params, split_list
 from colo_lib.paths import CAPTURE, capture_folder
+from colo_lib.placement import Placement, placement_of
 from colo_lib.record.plan import Progress
 from colo_lib.record.run_folder import trial_status
 from colo_lib.records import CaptureFacts
-from colo_lib.steps import Placement, placement_of
 
 Say = Callable[[str], None]
 LOGS = Path("logs") / "captures"

@@ -29,13 +29,13 @@ from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import PURPOSES, Params
 from colo_lib.paths import PARTIAL, START, TRIAL, cell_folder, cell_runs, trial_folder
+from colo_lib.placement import Placement, placement_of
 from colo_lib.record.captures import record_captures
 from colo_lib.record.plan import rounds_of
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
 from colo_lib.record.run_folder import begin_run, counts, resume, run_lock, seal, trial_status
 from colo_lib.record.sweep import Order, finished_run
 from colo_lib.records import CellRecord, Trial
-from colo_lib.steps import Placement, placement_of
 from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
 
 

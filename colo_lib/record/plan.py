@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from colo_lib.params import Params
-from colo_lib.steps import Placement, placement_of
+from colo_lib.placement import Placement, placement_of
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import START, TRIAL, trial_folder
+from colo_lib.placement import Placement
 from colo_lib.record.captures import record_captures
 from colo_lib.record.notebook_host import NotebookHost, notebook_host
 from colo_lib.record.plan import PlannedTrial, Progress, plan_trials, seconds_left
 from colo_lib.record.run_folder import counts, run_lock, seal, trial_records, trial_status
 from colo_lib.records import Start, Trial
-from colo_lib.steps import STEP_NOTEBOOKS, STEP_TITLES, Placement
+from colo_lib.steps import STEPS, with_id
 
 Say = Callable[[str], None]
 
@@ -100,10 +101,11 @@ def carry_out_trial(
 ) -> str | None:
     """One trial through its step's notebook; None when it left a record that counts, else the cause."""
     complaint: str | None = None
+    step = STEPS[trial.step]
     try:
-        say(f"{trial.step} ({STEP_TITLES[trial.step]}), block {trial.block}: {trial.placement.mechanism}")
+        say(f"{with_id(trial.step, step.name_on(params.device))}, block {trial.block}: {trial.placement.mechanism}")
         keeper.ready_for(params, trial.placement, sharing, say)
-        notebook = STEP_NOTEBOOKS[trial.step]
+        notebook = step.notebook
         out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
         told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
         limit_s = params.cell_timeout_s + 120.0

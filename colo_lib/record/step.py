@@ -12,11 +12,11 @@ from colo_lib.launch.engines import engines_for
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
+from colo_lib.placement import placement_of
 from colo_lib.record.captures import record_captures, refuse_conflicts
 from colo_lib.record.plan import Progress, to_stderr
 from colo_lib.record.run_folder import begin_run, counts, run_lock, seal, trial_records, trial_status
 from colo_lib.records import Trial
-from colo_lib.steps import placement_of
 
 if TYPE_CHECKING:
     import pandas as pd

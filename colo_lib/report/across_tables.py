@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analysis import operating_point, two_devices
-from colo_lib.analysis.capacity import Unit
+from colo_lib.analysis.capacity import PREDICTED, Unit
 from colo_lib.analysis.loss import Loss, loss_sentence, waterfall
 from colo_lib.analysis.published import SHARED_METRICS, STEPS, UNTOLD
 from colo_lib.analysis.statistics import Estimate
@@ -27,35 +27,43 @@ from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep
 from colo_lib.params import Params
 from colo_lib.select import alike
+from colo_lib.steps import STEPS as STEPS_BY_ID
+from colo_lib.steps import mechanism_in_words, names_in, names_of, wanted_in_words
 
 NONE = "—"
 
 
 def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.DataFrame:
     """A row a step and part; the step's whole loss with its interval over blocks stands first."""
-    rows = []
+    rows, names = [], loss_names(found)
     for step, loss in found.items():
         whole = estimates.get(step)
         told = number(float(loss.total_ns) / 1e3)
         told = with_interval(whole.mean, whole.low, whole.high, whole.starts) if whole else told
-        rows.append((step, "whole loss per token", told, "100%"))
+        rows.append((names[step], "whole loss per token", told, "100%"))
         rows += [
-            (step, row.label, number(row.us), f"{row.share:.0%}" if row.share == row.share else NONE)
+            (names[step], row.label, number(row.us), f"{row.share:.0%}" if row.share == row.share else NONE)
             for row in waterfall(loss).itertuples()
         ]
     return pd.DataFrame(rows, columns=["Step", "Part", "us per token [95 % interval]", "Share"])
 
 
 def by_mechanism(found: Mapping[str, Loss], trials: pd.DataFrame) -> dict[str, Loss]:
-    """The losses under titles that name the mechanism: 'step2 (mps)'."""
-    names = dict(zip(trials["step"], trials["mechanism"], strict=True))
-    return {f"{step} ({names.get(step, 'mechanism not recorded')})": loss for step, loss in found.items()}
+    """The losses under what the steps are called on the run's devices."""
+    names = names_in(trials) | {key: key for key in found if key not in STEPS_BY_ID}
+    return {names[step]: loss for step, loss in found.items()}
+
+
+def loss_names(found: Mapping[str, Loss]) -> dict[str, str]:
+    """A loss's key -> its name: a step's for a step, else as it stands."""
+    known = names_of((key, loss.shared.mechanism) for key, loss in found.items() if key in STEPS_BY_ID)
+    return {key: known.get(key, key) for key in found}
 
 
 def categories(frame: pd.DataFrame) -> pd.DataFrame:
     """`loss_inputs.category_rows` as shown: us per token; without clocks the whole change is one column."""
     rows = [
-        (row.step, row.category, number(row.alone_us), number(row.shared_us), number(row.clock_us),
+        (STEPS_BY_ID[row.step].name, row.category, number(row.alone_us), number(row.shared_us), number(row.clock_us),
          number(row.contention_us))
         for row in frame.itertuples()
         if max(abs(row.alone_us), abs(row.shared_us)) > 0
@@ -66,7 +74,11 @@ def categories(frame: pd.DataFrame) -> pd.DataFrame:
 
 def loss_words(found: Mapping[str, Loss]) -> str:
     """The waterfalls in words."""
-    return " ".join(loss_sentence(loss, name) for name, loss in found.items()) or "No shared step with its baseline."
+    names = loss_names(found)
+    return (
+        " ".join(loss_sentence(loss, names[name]) for name, loss in found.items())
+        or "No shared step with its baseline."
+    )
 
 
 def explanations(frame: pd.DataFrame) -> pd.DataFrame:
@@ -83,15 +95,15 @@ def runs_beside(points: pd.DataFrame) -> pd.DataFrame:
         for step in STEPS:
             values = [cells.get((metric, step, run), NONE) for run in runs]
             if any(value != NONE for value in values):
-                rows.append((f"{label}{f' ({unit})' if unit else ''}, {step}", *values))
+                rows.append((f"{label}{f' ({unit})' if unit else ''}, {STEPS_BY_ID[step].name}", *values))
     return pd.DataFrame(rows, columns=["Metric and step", *runs])
 
 
 def kept_words(points: pd.DataFrame) -> str:
     """Kept fractions of every run in words."""
-    names = {"gen_kept": "gen", "embed_kept": "embed"}
+    names = {"gen_kept": "the LLM", "embed_kept": "the embedder"}
     shown = points[points["metric"].isin(names)]
-    told = [f"{row.run} {row.step} {names[row.metric]} {_cell(row)}" for row in shown.itertuples()]
+    told = [f"{row.run}, {STEPS_BY_ID[row.step].name}: {names[row.metric]} {_cell(row)}" for row in shown.itertuples()]
     return "Kept fractions by run: " + ("; ".join(told) or "none") + "."
 
 
@@ -146,9 +158,9 @@ def layouts(frame: pd.DataFrame) -> pd.DataFrame:
     """`capacity.plan` as shown."""
     rows = [
         (
-            f"{row.layout}{' (PREDICTION)' if row.predicted else ''}: {row.title}",
+            f"{row.title}{' (PREDICTION)' if row.predicted else ''}",
             f"{row.gpus:.0f} [{row.gpus_best:.0f}, {row.gpus_worst:.0f}]" if row.gpus == row.gpus else NONE,
-            f"{row.shared} shared, {row.gen_only} gen, {row.embed_only} embed",
+            f"{row.shared} shared, {row.gen_only} for the LLM, {row.embed_only} for the embedder",
             number(row.power_w),
             row.breaks or ("not measured" if row.predicted else "keeps them"),
         )
@@ -163,7 +175,7 @@ def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
     cost = costs.set_index("unit")
     rows = [
         (
-            f"{unit.step}{' (PREDICTION)' if unit.predicted else ''}",
+            f"{unit.in_words()}{' (PREDICTION)' if unit.predicted else ''}",
             str(unit.gpus),
             with_interval(unit.gen.mean, unit.gen.low, unit.gen.high, unit.gen.starts) if unit.gen.mean else NONE,
             with_interval(unit.embed.mean, unit.embed.low, unit.embed.high, unit.embed.starts)
@@ -175,7 +187,7 @@ def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
         )
         for unit in found
     ]
-    columns = ["Unit", "GPUs", "gen, tokens/s", "embed, sequences/s", "Power (W)", "J per token", "J per sequence"]
+    columns = ["Unit", "GPUs", "LLM, tokens/s", "embedder, sequences/s", "Power (W)", "J per token", "J per sequence"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -191,31 +203,31 @@ def listed(sentences: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame([(str(number), text) for number, text in enumerate(sentences, 1)], columns=["", "Assumption"])
 
 
-SHOWN = {
-    ("step1", "gen_tokens_per_s"): "gen alone, tokens/s",
-    ("step2", "gen_tokens_per_s"): "gen in step 2, tokens/s",
-    ("step2", "gen_kept"): "gen kept",
-    ("step4", "embed_sequences_per_s"): "embed alone, sequences/s",
-    ("step2", "embed_sequences_per_s"): "embed in step 2, sequences/s",
-    ("step2", "embed_kept"): "embed kept",
-    ("step2", "aggregate"): "aggregate",
-}
+MEASURES = {
+    "gen_tokens_per_s": "LLM, tokens/s", "embed_sequences_per_s": "embedder, sequences/s", "gen_kept": "LLM kept",
+    "embed_kept": "embedder kept", "aggregate": "aggregate",
+}  # fmt: skip
 
 
 def cells(measures: SweepMeasures) -> pd.DataFrame:
-    """A row a cell: what it varied, its status, and the measures of `SHOWN` [95 % interval]."""
+    """A row a cell and step: what the cell varied, its status, and the step's `MEASURES` [95 % interval]."""
     told = {
         (row.cell, row.step, row.measure): with_interval(row.mean, row.low, row.high, row.starts)
         for row in measures.values.itertuples()
         if row.mean == row.mean
     }
-    rows = []
+    rows, names = [], names_in(measures.values)
+    steps = {str(cell): [step for step in STEPS_BY_ID if step in set(mine["step"])]
+             for cell, mine in measures.values.groupby("cell")}  # fmt: skip
     for cell in measures.cells.itertuples():
         status = f"{cell.counted} of {cell.trials} trials count" if cell.status == "done" else cell.status
         status += f": {cell.reason}" if isinstance(cell.reason, str) else ""
-        values = [told.get((cell.cell, *key), NONE) for key in SHOWN]
-        rows.append((*(str(getattr(cell, name)) for name in measures.names), status, *values))
-    return pd.DataFrame(rows, columns=[*measures.names, "Status", *SHOWN.values()])
+        place = (*(str(getattr(cell, name)) for name in measures.names), status)
+        for step in steps.get(cell.cell, []):
+            rows.append((*place, names[step], *(told.get((cell.cell, step, name), NONE) for name in MEASURES)))
+        if cell.cell not in steps:
+            rows.append((*place, NONE, *(NONE for _ in MEASURES)))
+    return pd.DataFrame(rows, columns=[*measures.names, "Status", "Step", *MEASURES.values()])
 
 
 def settings(found: pd.DataFrame) -> pd.DataFrame:
@@ -223,14 +235,14 @@ def settings(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "No.": found["number"].astype(str),
-            "Embed": found["setting"],
-            "Mechanism": found["mechanism"],
+            "Embedder": found["setting"].str.removeprefix("embed "),
+            "Mechanism": [mechanism_in_words(name) for name in found["mechanism"]],
             "In flight": found["concurrency"].astype(str),
-            "gen kept": [operating_point.kept_in_words(row, "gen") for _, row in found.iterrows()],
-            "embed kept": [operating_point.kept_in_words(row, "embed") for _, row in found.iterrows()],
+            "LLM kept": [operating_point.kept_in_words(row, "gen") for _, row in found.iterrows()],
+            "embedder kept": [operating_point.kept_in_words(row, "embed") for _, row in found.iterrows()],
             "aggregate": [operating_point.kept_in_words(row, "aggregate") for _, row in found.iterrows()],
             "p99 gap grows by": [_growth(row) for row in found.itertuples()],
-            "gen kept, embed idle": [_idle(row) for row in found.itertuples()],
+            "LLM kept, embedder idle": [_idle(row) for row in found.itertuples()],
             "SM clock (MHz)": [number(value) for value in found["sm_clock_mhz"].astype("float64")],
             "Power (W)": [number(value) for value in found["power_w"].astype("float64")],
             "DRAM in use (%)": [number(value) for value in found["dram_active"].astype("float64")],
@@ -284,8 +296,10 @@ def prediction_beside(params: Params, analysis: SweepAnalysis) -> Beside:
     single = alike(params, pair, NEEDED)
     found = analysis.prediction(single)
     if single is None:
-        return Beside(found, f"No run of one such GPU with these models and concurrency has {', '.join(NEEDED)}.")
-    told = f"Config B predicted from {single.run_id}, and measured."
+        return Beside(
+            found, f"No run of one such GPU with these models and concurrency has {wanted_in_words(*NEEDED)}."
+        )
+    told = f"'{STEPS_BY_ID[PREDICTED].name}' predicted from {single.run_id}, and measured."
     if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
         told += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
     return Beside(found, told)

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from colo_lib import __version__
 from colo_lib.data.run import Run
 from colo_lib.report import blocks, provenance, sections, templating
-from colo_lib.steps import STEP_TITLES
+from colo_lib.steps import DEVICES, TABLE
 
 
 def write_page(target: Path, text: str) -> None:
@@ -135,13 +135,21 @@ def page_summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def merged(warnings: list[str]) -> list[str]:
-    """'step2: x', 'step3: x' -> 'step2, step3: x', in the order in which each was first told."""
+    """'both under MPS: x', 'LLM alone: x' -> 'both under MPS, LLM alone: x', in the order in which each was first told.
+
+    Names of steps may hold commas themselves: several are set in quotes.
+    """
+    known = {row.name_on(device) for row in TABLE for device in DEVICES}
     steps: dict[str, list[str]] = {}
     for warning in warnings:
         step, colon, words = warning.partition(": ")
-        own = (step, words) if colon and step in STEP_TITLES else ("", warning)
+        own = (step, words) if colon and step in known else ("", warning)
         steps.setdefault(own[1], []).extend([own[0]] if own[0] else [])
-    return [f"{', '.join(names)}: {words}" if names else words for words, names in steps.items()]
+    return [f"{_together(names)}: {words}" if names else words for words, names in steps.items()]
+
+
+def _together(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(f"'{name}'" for name in names)
 
 
 def _clocks(run: Run) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analysis.steps_table import by_step, number, with_interval
+from colo_lib.analysis.steps_table import by_step, capital, number, with_interval
 from colo_lib.analysis.trace.collectives import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
-from colo_lib.steps import STEP_TITLES
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, names_in
 
 NONE = "—"
 
@@ -37,9 +37,10 @@ def _size(row: Any) -> str:
 
 def paying(frame: pd.DataFrame) -> pd.DataFrame:
     """`verdict.pays` as shown."""
+    names = names_in(frame)
     rows = [
         (
-            f"{row.step}: {STEP_TITLES[row.step]}",
+            capital(names[row.step]),
             with_interval(row.mean, row.low, row.high, row.starts),
             _size(row),
             row.answer,
@@ -62,10 +63,10 @@ def bounds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
     """Trials that are kept and shown, and counted in no estimate."""
-    out = trials[trials["status"] != "done"]
+    out, names = trials[trials["status"] != "done"], names_in(trials)
     rows = [
         (
-            f"{row.step}, trial {row.trial}",
+            f"{names[row.step]}, trial {row.trial}",
             str(row.block),
             str(row.status),
             str(row.reason or "no reason recorded"),
@@ -74,14 +75,16 @@ def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
         )
         for row in out.itertuples()
     ]
-    columns = ["Trial", "Block", "Status", "Reason", "Gen tokens/s", "Embed sequences/s"]
+    columns = ["Trial", "Block", "Status", "Reason", "LLM, tokens/s", "Embedder, sequences/s"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
     """`telemetry_summary` as shown: a row an entity and metric, a column a step."""
     shown = summary.assign(
-        row=[f"{row.scope} {row.name}, {row.label} ({row.unit})" for row in summary.itertuples()],
+        row=[
+            f"{row.scope} {WORKLOADS.get(row.name, row.name)}, {row.label} ({row.unit})" for row in summary.itertuples()
+        ],
         text=[f"{number(row.mean)} ({number(row.low)}–{number(row.high)})" for row in summary.itertuples()],
     )
     return by_step(shown, "row", "text", "Mean (5th–95th percentile)")
@@ -89,8 +92,9 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
 
 def pacing(summary: pd.DataFrame) -> pd.DataFrame:
     """`pacing_summary` as shown."""
+    names = names_in(summary)
     rows = [
-        (row.step, row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
+        (names[row.step], row.trial, row.gaps, f"{row.late_fraction:.2%}", f"{row.duty:.0%}", f"{row.embed_duty:.0%}")
         for row in summary.itertuples()
     ]
     return pd.DataFrame(rows, columns=["Step", "Trial", "Gaps", "Late", "Duty asked (mean)", "Duty worked (mean)"])
@@ -102,9 +106,10 @@ def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
         (f"budget, device {row.device}: {row.part}", number(row.gib), number(row.available_gib))
         for row in budget.itertuples()
     ]
+    names = names_in(measured)
     for row in measured.itertuples():
         rows += [
-            (f"{row.step}: most used by {name}", number(value), number(row.free_gib))
+            (f"{names[row.step]}: most used by the {WORKLOADS[name]}", number(value), number(row.free_gib))
             for name, value in (("gen", row.gen_gib), ("embed", row.embed_gib))
             if value == value
         ]
@@ -115,12 +120,12 @@ def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
     """`telemetry.parts_frame` as shown: a row a part, a column a step."""
     if parts.empty:
         return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
-    shown = parts.assign(row=[f"{row.workload}: {row.part}" for row in parts.itertuples()])
+    shown = parts.assign(row=[f"{WORKLOADS[row.workload]}: {row.part}" for row in parts.itertuples()])
     shown["cell"] = [number(gib) for gib in shown["gib"]]
     return by_step(shown, "row", "cell", "Part (GiB a process)")
 
 
-def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
+def null_sentence(null: dict[str, float], step: str = "the LLM alone") -> str:
     """The null in words: a step against itself."""
     blocks = f"{null['odd']:.0f} odd and {null['even']:.0f} even blocks"
     spread = f"; between blocks it spreads by {null['spread']:.1%}" if null["spread"] == null["spread"] else ""
@@ -129,7 +134,7 @@ def null_sentence(null: dict[str, float], step: str = "step 1") -> str:
         interval = f"95 % interval {number(null['low'])} to {number(null['high'])}, which {holds}"
     else:
         interval = "no interval: it needs two odd and two even blocks"
-    told = f"{step} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
+    told = f"{capital(step)} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
     least = null.get("smallest_detectable", float("nan"))
     return told + (
         f" The smallest difference that these blocks show 4 times in 5: {least:.1%}." if least == least else ""
@@ -146,9 +151,10 @@ def time_sentence(manifest: Mapping[str, Any]) -> str:
 
 def kept_words(kept: pd.DataFrame) -> str:
     """The kept fractions in words, for readers who do not see the picture."""
-    shown = kept[(kept["step"] != "configA") & (kept["quantity"] != "aggregate")]
+    shown = kept[kept["step"].isin(KEPT_AGAINST_OTHERS) & (kept["quantity"] != "aggregate")]
+    names = names_in(shown)
     words = [
-        f"{row.step} {row.quantity.replace('_', ' ')} {with_interval(row.mean, row.low, row.high, row.starts)}"
+        f"{names[row.step]}, {quantity_in_words(row.quantity)} {with_interval(row.mean, row.low, row.high, row.starts)}"
         for row in shown.itertuples()
     ]
     return "Kept fractions by step with 95 % intervals: " + ("; ".join(words) or "none measured") + "."
@@ -156,25 +162,31 @@ def kept_words(kept: pd.DataFrame) -> str:
 
 def latency_words(latencies: pd.DataFrame) -> str:
     """The latencies in words."""
-    names = {"gap": "inter-token gap", "batch": "embed batch"}
+    kinds, names = {"gap": "inter-token gap", "batch": "embedding batch"}, names_in(latencies)
     words = [
-        f"{row.step} {names[row.kind]} p50 {number(row.p50_ms)}, p99 {number(row.p99_ms)} ms of {row.count:,}"
+        f"{names[row.step]}, {kinds[row.kind]} p50 {number(row.p50_ms)}, p99 {number(row.p99_ms)} ms of {row.count:,}"
         for row in latencies.itertuples()
-        if row.kind in names
+        if row.kind in kinds
     ]
     return "Distributions of latency by step: " + ("; ".join(words) or "none measured") + "."
 
 
+def quantity_in_words(quantity: str) -> str:
+    """'the LLM', 'aggregate per device': a quantity of `kept.block_ratios` for people."""
+    return f"the {WORKLOADS[quantity]}" if quantity in WORKLOADS else quantity.replace("_", " ")
+
+
 def kept(frame: pd.DataFrame) -> pd.DataFrame:
     """`kept.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
+    names = names_in(frame)
     rows = [
         (
-            f"{row.step} ({row.mechanism}): {row.quantity.replace('_', ' ')}",
+            f"{capital(names[row.step])}: {quantity_in_words(row.quantity)}",
             with_interval(row.mean, row.low, row.high, row.starts),
             _size(row),
             number(row.smallest_detectable),
         )
-        for row in frame[frame["step"] != "configA"].itertuples()
+        for row in frame[frame["step"].isin(KEPT_AGAINST_OTHERS)].itertuples()
     ]
     seen = "Smallest shift seen in 80 % of such runs"
     columns = ["Step and quantity", "Kept [95 % interval]", "Blocks / starts", seen]
@@ -195,7 +207,7 @@ TOKEN = {
     "token_ms": "In the capture (ms)", "own_ms": "Its own kernels (ms)",
     "waiting_ms": "Waiting for the other rank (ms)",
     "exchange_ms": "Rest of the collectives (ms)",
-    "idle_ms": "Nothing of gen runs (ms)",
+    "idle_ms": "Nothing of the LLM runs (ms)",
 }  # fmt: skip
 
 
@@ -203,7 +215,10 @@ def chain(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """A row a ratio of `two_devices.CHAIN`, a column a concurrency: mean [95 % interval]."""
     rows = []
     for what, (step, baseline) in CHAIN.items():
-        row: dict[str, str] = {"What": what[0].upper() + what[1:], "Ratio of gen's tokens/s": f"{step} / {baseline}"}
+        row: dict[str, str] = {
+            "What": what[0].upper() + what[1:],
+            "Ratio of the LLM's tokens/s": f"{STEPS[step].name} / {STEPS[baseline].name}",
+        }
         for concurrency, table in found.items():
             mine = table[table["what"] == what]
             told = NONE if mine.empty else with_interval(*mine[["ratio", "low", "high", "starts"]].iloc[0])
@@ -215,14 +230,14 @@ def chain(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
 def rates(found: Mapping[int, pd.DataFrame], steps: list[str]) -> pd.DataFrame:
     """A row a step and concurrency: gen's tokens/s, gaps, embed's sequences/s, means over the trials that count."""
     columns = {
-        "gen_tokens_per_s": "gen, tokens/s", "gap_p50_ms": "gap p50 (ms)", "gap_p99_ms": "gap p99 (ms)",
-        "embed_sequences_per_s": "embed, sequences/s",
+        "gen_tokens_per_s": "LLM, tokens/s", "gap_p50_ms": "gap p50 (ms)", "gap_p99_ms": "gap p99 (ms)",
+        "embed_sequences_per_s": "embedder, sequences/s",
     }  # fmt: skip
     rows = []
     for concurrency, counted in found.items():
-        means = counted.groupby("step")[list(columns)].mean()
+        means, names = counted.groupby("step")[list(columns)].mean(), names_in(counted)
         rows += [
-            {"Step": step, "In flight": str(concurrency)}
+            {"Step": names[step], "In flight": str(concurrency)}
             | {title: number(means.loc[step, name]) for name, title in columns.items()}
             for step in steps
             if step in means.index
@@ -233,6 +248,7 @@ def rates(found: Mapping[int, pd.DataFrame], steps: list[str]) -> pd.DataFrame:
 def activity(table: pd.DataFrame) -> pd.DataFrame:
     """`two_devices.activity` with its units in the heads."""
     shown = table[["step", "device"]].rename(columns={"step": "Step", "device": "GPU"}).astype(str)
+    shown["Step"] = shown["Step"].map(names_in(table))
     for name, title in ACTIVITY.items():
         shown[title] = [number(value) for value in table[name]]
     return shown
@@ -243,7 +259,7 @@ def meetings(met: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     rows = []
     for step, told in met.items():
         share = told["rank0_waits"]
-        row = {"Step": step} | {title: number(told[name]) for name, title in MEETINGS.items()}
+        row = {"Step": STEPS[step].name} | {title: number(told[name]) for name, title in MEETINGS.items()}
         rows.append(row | {"Rank 0 is there first": NONE if share != share else f"{share:.0%}"})
     return pd.DataFrame(rows)
 
@@ -255,7 +271,7 @@ def token_times(captured: Mapping[str, StepCollectives], counted: Mapping[int, p
         own = counted[one.concurrency]
         trials_ms = 1e3 / own.loc[own["step"] == step, "gen_tokens_per_s"].mean()
         for rank in one.ranks:
-            row = {"Step": step, "GPU": f"{rank['device']:g}", "A token in trials (ms)": f"{trials_ms:.2f}"}
+            row = {"Step": STEPS[step].name, "GPU": f"{rank['device']:g}", "A token in trials (ms)": f"{trials_ms:.2f}"}
             rows.append(row | {title: f"{rank[name]:.2f}" for name, title in TOKEN.items()})
     return pd.DataFrame(rows, columns=["Step", "GPU", "A token in trials (ms)", *TOKEN.values()])
 
@@ -265,7 +281,7 @@ def prediction(table: pd.DataFrame) -> pd.DataFrame:
     units = {"gen": "tokens/s", "embed": "sequences/s"}
     rows: list[dict[str, Any]] = [
         {
-            "Workload": f"{row.workload}, {units[row.workload]}",
+            "Workload": f"{WORKLOADS[row.workload]}, {units[row.workload]}",
             "Predicted from one GPU": with_interval(row.predicted, row.low, row.high, row.starts),
             "Measured on two": with_interval(row.measured, row.measured_low, row.measured_high, row.measured_starts),
             "Measured / predicted - 1": f"{row.error:+.0%}",

@@ -29,8 +29,9 @@ from colo_lib.report import page, provenance
 from colo_lib.report.blocks import table_part
 from colo_lib.report.index import write_index
 from colo_lib.report.page import write_page
+from colo_lib.report.run_tables import quantity_in_words
 from colo_lib.report.sections import SIDE_BY_SIDE
-from colo_lib.steps import STEP_TITLES
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, names_of, with_id
 
 LONGEST_LABEL = 48  # characters of a device's name that head a column
 
@@ -82,9 +83,9 @@ def picture(found: Sequence[Compared]) -> dict[str, Any]:
     buffer = io.BytesIO()
     kept_by_run(points, mechanisms, reach="95 % interval").savefig(buffer, format="png", metadata={"Software": None})
     shown = points[points["metric"].isin(["gen_kept", "embed_kept"])]
-    words = [
-        f"{row.run}, {row.step}, {row.metric.removesuffix('_kept')} {_interval(row)}" for row in shown.itertuples()
-    ]
+    names = names_of((row.step, mechanisms.get((row.run, row.step))) for row in shown.itertuples())
+    said = {f"{name}_kept": quantity_in_words(name) for name in ("gen", "embed")}
+    words = [f"{row.run}, {names[row.step]}, {said[row.metric]} {_interval(row)}" for row in shown.itertuples()]
     return {
         "name": "kept-by-run",
         "caption": "Rate in a shared step over the rate alone in the same run, with its 95 % interval.",
@@ -98,11 +99,12 @@ def kept_rows(found: Sequence[Compared]) -> pd.DataFrame:
     cells = {
         (str(row.step), str(row.quantity), item.label): _interval(row)
         for item in found
-        for row in item.analysis.kept.query("step != 'configA'").itertuples()
+        for row in item.analysis.kept[item.analysis.kept["step"].isin(KEPT_AGAINST_OTHERS)].itertuples()
     }
-    keys = [(step, name) for step in STEP_TITLES for name in ("gen", "embed", "aggregate_per_device")]
+    names = names_of((row.step, row.mechanism) for item in found for row in item.analysis.kept.itertuples())
+    keys = [(step, name) for step in STEPS for name in ("gen", "embed", "aggregate_per_device")]
     rows = [
-        (f"{step} ({STEP_TITLES[step]}): {name.replace('_', ' ')}",
+        (f"{with_id(step, names[step])}: {quantity_in_words(name)}",
          *(cells.get((step, name, item.label), "—") for item in found))
         for step, name in keys
         if any((step, name, item.label) in cells for item in found)
@@ -144,7 +146,7 @@ def _conditions(run: Run) -> dict[str, str]:
         for name in ("name", "architecture", "parameters", "weights", "dtype")
     }
     mechanisms = dict(zip(run.trials["step"], run.trials["mechanism"], strict=True))
-    facts |= {f"mechanism of {step}": mechanisms[step] for step in STEP_TITLES if step in mechanisms}
+    facts |= {f"mechanism of {step}": mechanisms[step] for step in STEPS if step in mechanisms}
     skipped = names_touching("storing", "reading")
     facts |= {f"parameter: {name}": value for name, value in run.manifest["params"].items() if name not in skipped}
     return {name: "not told" if value is None else "none" if value == "" else str(value)
@@ -206,7 +208,9 @@ def render(found: Sequence[Compared]) -> str:
 def _verdicts(found: Sequence[Compared]) -> dict[str, Any]:
     """A row a run, as a table part."""
     rows = [(item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found]
-    shown = pd.DataFrame(rows, columns=["Run", "Hypothesis", "Step 2: devices' worth per device", "On what"])
+    shown = pd.DataFrame(
+        rows, columns=["Run", "Hypothesis", f"{with_id('step2', 'Both at once')}: devices' worth per device", "On what"]
+    )
     return table_part(shown, "The verdict of each run on the hypothesis; dedicated devices do 1 each.")
 
 
@@ -229,5 +233,5 @@ def _kind(item: Compared) -> str:
 
 def _work(item: Compared) -> str:
     rows = kept_rows([item])
-    found = rows[rows["Step and quantity"].str.match(r"step2 .*: aggregate per device")]
+    found = rows[rows["Step and quantity"].str.contains("(step2): aggregate per device", regex=False)]
     return "not measured" if found.empty else str(found.iloc[0][item.label])

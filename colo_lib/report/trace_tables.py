@@ -15,6 +15,7 @@ import pandas as pd
 from colo_lib.analysis.trace.processes import printable
 from colo_lib.analysis.trace.residency import Basis
 from colo_lib.report.trace_text import clocks_moved, percent, without_overlap
+from colo_lib.steps import STEPS
 
 NONE = "—"
 NAME_WIDTH = 90
@@ -200,7 +201,7 @@ COLUMNS = ["Cell", "Step", "In flight", "Tokens seen", "A token in trials (ms)",
 def token_times(found: pd.DataFrame) -> pd.DataFrame:
     """`SweepAnalysis.token_times` as shown: a row a captured step that ran gen on one device, ms per token."""
     rows = [
-        {"Cell": row["cell"], "Step": row["step"], "In flight": str(row["concurrency"]),
+        {"Cell": row["cell"], "Step": STEPS[row["step"]].name, "In flight": str(row["concurrency"]),
          "Tokens seen": f"{row['tokens']:.1f}", "A token in trials (ms)": f"{row['trials_ns'] / 1e6:.2f}"}
         | {title: f"{row[part] / 1e6:.2f}" for part, title in PARTS.items()}
         for row in found.to_dict("records")

@@ -64,9 +64,9 @@ def test_a_layout_gives_what_is_wanted_and_one_gpu_less_does_not(
 def test_wide_intervals_settle_nothing_and_narrow_ones_do() -> None:
     wide = dataclasses.replace(BOTH, gen=Range(80, 50, 110), embed=Range(40, 20, 60))
     told = capacity.answer(capacity.plan([GEN, EMBED, wide], 400, 100), 8)
-    assert "Not settled against step2" in told or "Not settled against dedicated" in told
+    assert "Not settled against 'both under MPS'" in told or "Not settled against 'a GPU for each workload'" in told
     told = capacity.answer(capacity.plan([GEN, EMBED, BOTH], 400, 100), 8)
-    assert told.startswith("With 8 GPUs: step2 needs 5 GPUs, 5 to 5")
+    assert told.startswith("With 8 GPUs: 'both under MPS' needs 5 GPUs, 5 to 5")
     assert "No other" in told
 
 
@@ -74,7 +74,7 @@ def test_too_few_gpus_and_broken_bounds_are_told() -> None:
     assert "No layout surely does it with 4 GPUs" in capacity.answer(capacity.plan([GEN, EMBED, BOTH], 400, 100), 4)
     broken = dataclasses.replace(BOTH, breaks=("gen: longest time without a token 900 ms, bound 500",))
     told = capacity.answer(capacity.plan([GEN, EMBED, broken], 400, 100), 8)
-    assert told.startswith("With 8 GPUs: dedicated needs 6")
+    assert told.startswith("With 8 GPUs: 'a GPU for each workload' needs 6")
     nothing = capacity.plan([dataclasses.replace(GEN, breaks=("late",)), EMBED], 400, 100)
     assert "No layout keeps its bounds" in capacity.answer(nothing, 8)
 
@@ -113,7 +113,7 @@ def test_without_both_alone_there_is_nothing_to_plan_with() -> None:
     found = units_of(Plan(gen_kept={}, embed_kept={"step4": 1}))
     assert found == []
     layouts = capacity.plan(found, *capacity.wanted(found, 8, 0, 0))
-    assert "steps 1 and 4" in capacity.answer(layouts, 8)
+    assert "LLM alone (step1) and embedder alone (step4)" in capacity.answer(layouts, 8)
     assert capacity.reachable(found, 8).empty
     assert capacity.energy_costs(found).empty
 

@@ -91,8 +91,8 @@ def test_a_baseline_of_another_time_is_named() -> None:
     assert drift.apart(counted) == []
     late = counted.assign(window_start_ns=counted["window_start_ns"].where(counted["step"] != "step2", 10**15))
     told = drift.apart(late)
-    assert [sentence.split(":")[0] for sentence in told] == ["step2", "step2"]
-    assert "after those of step1" in told[0]
+    assert [sentence.split(":")[0] for sentence in told] == ["both at once", "both at once"]
+    assert "after those of LLM alone" in told[0]
     assert drift.apart(counted[counted["block"] == 1]) == []
 
 

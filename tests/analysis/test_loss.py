@@ -135,8 +135,8 @@ def test_a_capture_of_another_load_is_not_used_and_told() -> None:
     assert told["step2"].busy_ns is None, "gen ran at half its rate while it was captured"
     assert with_captures(found, {"step2": captured(60e3)}, 0.8)["step2"].busy_ns is None, "or at twice its rate"
     words = captures_sentence(found, times, 0.8)
-    assert "step1 (0.95)" in words
-    assert "step2 (0.50)" in words.split("Not used")[1]
+    assert "LLM alone (0.95)" in words
+    assert "both under MPS (0.50)" in words.split("Not used")[1]
     assert "one part" in captures_sentence(found, {}, 0.8)
 
 

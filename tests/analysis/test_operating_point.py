@@ -63,7 +63,7 @@ def test_only_a_setting_that_keeps_both_bounds_with_its_interval_meets_them(cell
 def test_the_sentence_names_the_best_or_the_nearest(cells: list[SweepCell]) -> None:
     good = operating_point.operating_sentence(settings(cells), 0.95, 0.10)
     assert "1 of 3 settings surely meet" in good
-    assert "embed capped at 25 % of the SMs" in good
+    assert "the embedder capped at 25 % of the SMs" in good
     none = operating_point.operating_sentence(settings(cells, least=0.99), 0.99, 0.10)
     assert "None of 3 settings surely meets" in none
     assert "The most work in all" in none

@@ -33,7 +33,7 @@ def test_planted_kept_fractions_come_out(measured: dict[str, SweepMeasures]) -> 
 def test_the_thread_sentence_takes_only_what_surely_keeps_enough(measured: dict[str, SweepMeasures]) -> None:
     told = analysis_sweep.threads(measured["threads"], 0.80)
     assert "mps_embed_thread_percentage = 50" in told or "mps_embed_thread_percentage = 75" in told
-    assert analysis_sweep.threads(measured["threads"], 1.5).startswith("At no setting does gen surely keep 150%")
+    assert analysis_sweep.threads(measured["threads"], 1.5).startswith("At no setting does the LLM surely keep 150%")
     assert "thread percentages do nothing" in analysis_sweep.threads(measured["batch-more"], 0.8)
 
 

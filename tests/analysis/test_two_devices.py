@@ -34,8 +34,12 @@ def counted(rates: dict[str, float] = RATES, blocks: int = 4) -> pd.DataFrame:
 def test_the_chain_leads_from_one_gpu_to_both_shared() -> None:
     found = two_devices.chain(counted()).set_index("what")["ratio"]
     assert found.round(6).tolist() == [1.5, 0.9, 0.8, 0.6, 0.81]
-    steps = ["sharding over two devices gains", "MPS itself leaves of that", "embed on both devices leaves of that"]
-    assert np.prod(found[steps]) == pytest.approx(found["in all: config B against config A"])
+    steps = [
+        "sharding over two devices gains",
+        "MPS itself leaves of that",
+        "the embedder on both devices leaves of that",
+    ]
+    assert np.prod(found[steps]) == pytest.approx(found["in all: sharded and co-located against dedicated"])
 
 
 def test_outcomes_are_answered_by_their_intervals() -> None:
@@ -47,16 +51,16 @@ def test_outcomes_are_answered_by_their_intervals() -> None:
     assert "? No: 1.50" in scaling
     assert "leaves 0.90" in scaling
     assert "65 a token, 3.6 us each once both ranks are there: 0.23 ms a token" in exchange
-    assert "gen keeps 0.60" in headroom
+    assert "the LLM keeps 0.60" in headroom
     assert "Not measured" in beside
     parts = {"own_ms": 4.29, "idle_ms": 0.69, "waiting_ms": 0.37, "exchange_ms": 0.25}
     met = {"tp2-mps-alone": met["tp2-mps-alone"] | parts, "configB": {"skew_p50_us": 12.8} | parts | {"own_ms": 5.61}}
     assert (
-        "configB, means of the two ranks: own kernels 4.29 to 5.61"
+        "'sharded and co-located', means of the two ranks: own kernels 4.29 to 5.61"
         in two_devices.outcomes(two_devices.chain(frame), {1: kept}, met)[4]
     )
     # config B: (0.81 + 1.0) / 2 of a dedicated GPU's worth, 0.905
-    assert "configB 0.91 [0.91, 0.91] at 1 in flight (less)" in work
+    assert "sharded and co-located 0.91 [0.91, 0.91] at 1 in flight (less)" in work
     linear = counted(RATES | {"tp2-alone": 190.0})
     assert "? Yes: 1.90" in two_devices.outcomes(two_devices.chain(linear), {1: kept}, met)[1]
 

@@ -18,7 +18,7 @@ import psutil
 
 from colo_lib.launch.engines import engines_for
 from colo_lib.params import load
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 from tests.sockets import listening
 
 NEW_HOST_NAME = 0x04000000  # CLONE_NEWUTS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from colo_lib.launch.embed_worker import Pacing
 from colo_lib.launch.pacing import StartOrder, pacing_record, start_order
 from colo_lib.params import check
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 
 
 @dataclass

@@ -27,7 +27,7 @@ from colo_lib.launch.load import ANSWER_S, Loads, read_counters
 from colo_lib.launch.rpc import Handle, call, runtime_folder
 from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params, check
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 from tests.conftest import MODELS
 from tests.processes import token_carriers, wait_until
 

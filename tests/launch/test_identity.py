@@ -8,7 +8,7 @@ import pytest
 
 from colo_lib.launch.engines import identity_of
 from colo_lib.params import PURPOSES, STEPS, Params, check
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 from tests.conftest import MODELS
 
 BASE: dict[str, Any] = {

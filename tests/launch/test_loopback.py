@@ -15,7 +15,7 @@ import pytest
 from colo_lib.launch import vllm_server
 from colo_lib.params import check
 from colo_lib.paths import REPOSITORY
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 from tests.conftest import MODELS
 from tests.sockets import beyond_loopback, listening
 

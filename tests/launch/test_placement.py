@@ -9,7 +9,7 @@ import pytest
 from colo_lib.errors import InputError
 from colo_lib.launch.vllm_server import command, environment, free_port
 from colo_lib.params import STEPS, check
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 
 CPU = check({"devices": "0,1"}, "test")
 CUDA = check({"device": "cuda", "devices": "0,1", "gen_quantization": "fp8", "gen_enforce_eager": False}, "test")

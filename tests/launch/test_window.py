@@ -16,9 +16,9 @@ from colo_lib.frames import write_frame
 from colo_lib.launch.vllm_server import ServerCounters
 from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import check
+from colo_lib.placement import placement_of
 from colo_lib.rates import tokens
 from colo_lib.records import WindowFacts
-from colo_lib.steps import placement_of
 
 SECOND = 1_000_000_000
 

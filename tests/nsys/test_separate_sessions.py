@@ -23,8 +23,8 @@ from colo_lib.nsys.commands import events_by_pid
 from colo_lib.nsys.session import recorded_names
 from colo_lib.params import check
 from colo_lib.paths import CAPTURE, capture_folder
+from colo_lib.placement import placement_of
 from colo_lib.record.captures import record_captures
-from colo_lib.steps import placement_of
 from tests.launch.test_faults import nano
 from tests.nsys.test_captures import engine_env, folder, nsys_process, params, put_nsys, run
 from tests.nsys.test_nsys_itself import leftovers

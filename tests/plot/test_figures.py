@@ -18,7 +18,7 @@ from colo_lib.data.run import open_run
 from colo_lib.plot import run as plot_latency
 from colo_lib.plot import telemetry as plot_memory
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR, MECHANISM_HATCHES, MECHANISM_MARKERS
-from colo_lib.steps import CO_LOCATED, MECHANISMS
+from colo_lib.steps import CO_LOCATED, STEPS
 from tests.run_folders import Plan, write_run
 
 
@@ -134,7 +134,7 @@ def test_nothing_measured_still_gives_figures(data: dict) -> None:
 
 
 def test_every_mechanism_has_its_look() -> None:
-    names = {name for step in MECHANISMS.values() for name in step.values()} | {"mig", "sm-partition"}
+    names = {row.mechanism_on(device) for row in STEPS.values() for device in ("cpu", "cuda")}
     assert names <= set(MECHANISM_HATCHES) & set(MECHANISM_MARKERS)
 
 

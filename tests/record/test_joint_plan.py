@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from colo_lib.launch.engines import identity_of
 from colo_lib.params import STEPS, Params, check
+from colo_lib.placement import placement_of
 from colo_lib.record.joint_sweep import plan_joint, sharing, what_matters
-from colo_lib.steps import placement_of
 from tests.conftest import MODELS
 
 GPU: dict[str, Any] = {

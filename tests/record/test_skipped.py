@@ -18,7 +18,7 @@ from colo_lib.record.plan import plan_trials
 from colo_lib.record.run import EngineKeeper
 from colo_lib.record.run_folder import begin_run, trial_status
 from colo_lib.record.step import record_step
-from colo_lib.steps import MECHANISMS
+from colo_lib.steps import STEPS
 from tests.conftest import MODELS
 
 NANO = {"gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "blocks": 2}
@@ -80,7 +80,7 @@ def test_trials_with_and_without_a_window_stand_in_one_frame() -> None:
 def test_every_step_can_be_drawn() -> None:
     rows = [
         {"step": step, "what": f"{workload} without a token", "worst": 5.0, "bound": 9.0, "within": 1.0, "trials": 1}
-        for step in MECHANISMS for workload in ("gen", "embed")
+        for step in STEPS for workload in ("gen", "embed")
     ]  # fmt: skip
-    figure = stalls(pd.DataFrame(rows), {step: names["cuda"] for step, names in MECHANISMS.items()})
-    assert len(figure.axes[0].patches) == len(MECHANISMS)
+    figure = stalls(pd.DataFrame(rows), {step: row.mechanism for step, row in STEPS.items()})
+    assert len(figure.axes[0].patches) == len(STEPS)

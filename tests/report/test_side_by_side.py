@@ -107,5 +107,9 @@ def test_a_run_cannot_take_the_index_s_place(tmp_path: Path) -> None:
 
 
 def test_a_warning_of_several_steps_is_told_once() -> None:
-    warnings = ["step2: late", "gen drifted: much", "step3: late", "step2: hot"]
-    assert page.merged(warnings) == ["step2, step3: late", "gen drifted: much", "step2: hot"]
+    warnings = ["both under MPS: late", "gen drifted: much", "both time-sliced: late", "both under MPS: hot"]
+    assert page.merged(warnings) == [
+        "'both under MPS', 'both time-sliced': late",
+        "gen drifted: much",
+        "both under MPS: hot",
+    ]

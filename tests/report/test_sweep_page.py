@@ -53,7 +53,7 @@ def test_the_answer_stands_first_and_hostile_strings_are_text(tmp_path: Path, mo
     html = page.read_text(encoding="utf-8")
     assert page.name == f"{LEVERS.name}.html"
     assert html.index("None of 3 settings surely meets the bounds") < html.index("<img ") < html.index("What was run")
-    assert "mps-alone: all its trials ran after those of step1" in html
+    assert "LLM alone as an MPS client&#39;: all its trials ran after those of LLM alone" in html
     assert "were measured, cells share those that are the same for them" in html
     assert HOSTILE not in html
     assert "&lt;script&gt;alert(1)" in html

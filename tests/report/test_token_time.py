@@ -14,12 +14,13 @@ from colo_lib.report import trace_tables
 def test_beside_embed_gen_waits_and_as_an_mps_client_alone_it_does_not() -> None:
     sweep = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
     told = trace_tables.token_times(SweepAnalysis(sweep, Params()).token_times).set_index("Step")
-    assert {*told.index} == {"step2", "mps-alone"}
+    shared, alone = "both under MPS", "LLM alone as an MPS client"
+    assert {*told.index} == {shared, alone}
     numbers = told[list(trace_tables.PARTS.values())].astype(float)
     whole, *rest = trace_tables.PARTS.values()
     assert numbers[rest].sum(axis=1).to_numpy() == pytest.approx(numbers[whole].to_numpy(), abs=0.03)
     waiting = numbers["Waiting for the device (ms)"]
-    assert waiting["step2"] > 0.5 * numbers.loc["step2", whole] > 10 * waiting["mps-alone"]
+    assert waiting[shared] > 0.5 * numbers.loc[shared, whole] > 10 * waiting[alone]
 
 
 def test_beside_embed_on_both_each_rank_s_own_kernels_take_longer() -> None:

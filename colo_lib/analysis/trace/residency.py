@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from colo_lib.analysis.trace import intervals
+from colo_lib.steps import MECHANISMS
 from colo_lib.trace import UNKNOWN, Capture, Ints, Switches, Union
 
 LEAST_COVERAGE = 0.9  # of a process's kernels must start inside a context for it to be theirs
@@ -186,7 +187,7 @@ def host_pids(capture: Capture, pids: set[int]) -> set[int]:
 
 RESIDENCY, INTERVALS = "residency", "kernel intervals"
 # Mechanisms under which no context is switched out for the other workload's; "none": a workload alone on its device.
-CONCURRENT = {"mps", "sm-partition", "mig"}
+CONCURRENT = {row.id for row in MECHANISMS.values() if row.concurrent}
 ALONE, TIME_SLICED = "none", "time-sliced"
 Matches = Mapping[int, tuple[Residency | None, str]]  # process -> its residency, else why it has none
 

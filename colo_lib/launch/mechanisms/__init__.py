@@ -7,17 +7,17 @@ any process of the run can prove with `verify` that the mechanism was in force.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from colo_lib.errors import StepSkipped
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
-from colo_lib.mechanism_records import Evidence, MechanismFacts, MigFacts, MpsFacts, TimeSlicedFacts
+from colo_lib.mechanism_records import Evidence, MechanismFacts
 from colo_lib.params import Params
-from colo_lib.steps import Placement
-
-# What travels with the engines' handles, by the proof that applies.
-FACTS: dict[str, type[MechanismFacts]] = {"mps": MpsFacts, "mig": MigFacts, "time-sliced": TimeSlicedFacts}
+from colo_lib.placement import Placement
+from colo_lib.steps import MECHANISMS
 
 
 def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mechanism | None:
@@ -26,29 +26,17 @@ def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: P
     Raises StepFailed with the remedy when it cannot be started, StepSkipped when the machine does not offer it.
     """
     if placement.device == "cpu":
-        if placement.mechanism in ("mig", "sm-partition"):
+        if MECHANISMS[placement.mechanism].may_be_absent:
             raise StepSkipped(f"{placement.mechanism}: cores stand in for GPUs here, and a core has no such thing")
         return None
-    if placement.mechanism == "mps":
-        from colo_lib.launch.mechanisms.mps import Mps
-
-        return Mps(params, placement, runtime, logs)
-    if placement.mechanism == "mig":
-        from colo_lib.launch.mechanisms.mig import Mig
-
-        return Mig(params, placement)
-    if placement.mechanism == "sm-partition":
-        from colo_lib.launch.mechanisms.sm_partition import start_partition
-
-        return start_partition(params, placement, runtime, logs)
-    from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
-
-    return TimeSlicing(placement, runtime)
+    found: Mechanism = module_of(placement.mechanism).start(params, placement, runtime, logs)
+    return found
 
 
 def facts_of(told: Mapping[str, Any]) -> MechanismFacts:
     """A mechanism's facts as they were before they became plain values."""
-    return FACTS[told["witness"]].model_validate(told)
+    kind: type[MechanismFacts] = module_of(told["witness"]).FACTS
+    return kind.model_validate(told)
 
 
 def verify(facts: MechanismFacts | None, tenants: EngineProcesses) -> Evidence | None:
@@ -58,19 +46,20 @@ def verify(facts: MechanismFacts | None, tenants: EngineProcesses) -> Evidence |
     """
     if facts is None:
         return None
-    from colo_lib.launch.mechanisms import mig, mps, time_slicing
-
-    if isinstance(facts, MpsFacts):
-        return mps.prove(facts, tenants)
-    if isinstance(facts, MigFacts):
-        return mig.prove(facts, tenants)
-    assert isinstance(facts, TimeSlicedFacts)
-    return time_slicing.prove(facts, tenants)
+    evidence: Evidence = module_of(facts.witness).prove(facts, tenants)
+    return evidence
 
 
 def check_mechanism(facts: MechanismFacts | None) -> None:
     """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
-    if isinstance(facts, MpsFacts):
-        from colo_lib.launch.mechanisms import mps
+    check = None if facts is None else getattr(module_of(facts.witness), "check_server", None)
+    if check is not None:
+        check(facts)
 
-        mps.check_server(facts)
+
+def module_of(mechanism: str) -> ModuleType:
+    """The module that `steps.MECHANISMS` names: `start(params, placement, runtime, logs)` and, for a proof of its own,
+    `FACTS` (the kind of facts that it takes), `prove(facts, tenants)` and, where a process has to live,
+    `check_server(facts)`.
+    """
+    return import_module(f"{__name__}.{MECHANISMS[mechanism].module}")

@@ -24,7 +24,7 @@ from colo_lib.hardware.nvml import GpuLook
 from colo_lib.launch.child import Child
 from colo_lib.mechanism_records import MechanismFacts
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 # A process's start time is read in clock ticks: two readings of the same process differ by less than this.
 SAME_START_S = 0.5

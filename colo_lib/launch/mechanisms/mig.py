@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.hardware.nvml import GpuLook, GpuRow, MigDevice, look_at_gpus
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.mechanism_records import MigEvidence, MigFacts, MigInstance
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 # vLLM refuses a share of 1; what its context and graphs take lies outside it.
 MOST_OF_AN_INSTANCE = 0.92
@@ -48,6 +49,14 @@ class Mig(Mechanism):
             for name, one in self.chosen.items()
         }
         return MigFacts(mechanism=self.name, witness="mig", instances=told)
+
+
+FACTS = MigFacts
+
+
+def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mig:
+    """Ready at once: the instances are there. Raises StepSkipped, with the commands that make some, where not."""
+    return Mig(params, placement)
 
 
 def gpu_with_instances(device: str, look: GpuLook) -> tuple[GpuRow, tuple[MigDevice, ...]]:

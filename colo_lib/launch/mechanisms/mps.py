@@ -34,9 +34,17 @@ from colo_lib.launch.mechanisms.base import (
 from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check_pipe, program
 from colo_lib.mechanism_records import MpsEvidence, MpsFacts, MpsLimits
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the daemon's user"
+
+
+FACTS = MpsFacts
+
+
+def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mps:
+    """A daemon of ours and its first client. Raises StepFailed with the remedy."""
+    return Mps(params, placement, runtime, logs)
 
 
 def check_server(facts: MpsFacts) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
+from colo_lib.steps import NEED_MPS
 
 PROGRAM = "nvidia-cuda-mps-control"
 CONTROL_TIMEOUT_S = 10.0
@@ -99,7 +100,7 @@ def program() -> str:
     if found is None:
         raise StepFailed(
             f"mps: no {PROGRAM} on PATH: it comes with the NVIDIA driver (Debian: nvidia-cuda-mps, Ubuntu: "
-            "nvidia-compute-utils); without it leave step2 and configB out of 'steps'"
+            f"nvidia-compute-utils); without it leave {', '.join(NEED_MPS)} out of 'steps'"
         )
     return found
 

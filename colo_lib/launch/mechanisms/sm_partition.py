@@ -26,7 +26,7 @@ from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.mps_control import ControlFailed
 from colo_lib.mechanism_records import MpsFacts, Partition
 from colo_lib.params import Params
-from colo_lib.steps import Placement
+from colo_lib.placement import Placement
 
 HOLD = Path(__file__).with_name("sm_hold.py")
 VERIFY_TIMEOUT_S = 180.0
@@ -176,7 +176,7 @@ class StaticPartitions(Partitioned):
 BACKENDS: dict[str, type[Partitioned]] = {one.backend: one for one in (Partitioned, StaticPartitions, Masked)}
 
 
-def start_partition(params: Params, placement: Placement, runtime: Path, logs: Path) -> Partitioned:
+def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> Partitioned:
     """The wanted backend, or the first that verifies; raises StepSkipped with each one's reason when none does."""
     wanted = params.sm_partition_backend
     reasons = []

@@ -10,7 +10,8 @@ from colo_lib.errors import StepFailed
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
 from colo_lib.launch.mechanisms.base import PLAIN_REFUSES, EngineProcesses, Mechanism, device_uuids
 from colo_lib.mechanism_records import TimeSlicedEvidence, TimeSlicedFacts
-from colo_lib.steps import Placement
+from colo_lib.params import Params
+from colo_lib.placement import Placement
 
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 
@@ -45,6 +46,14 @@ class TimeSlicing(Mechanism):
         """Nothing was started."""
         with suppress(OSError):
             self.empty.rmdir()
+
+
+FACTS = TimeSlicedFacts
+
+
+def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> TimeSlicing:
+    """Ready at once. Raises StepFailed, with the remedy, for a GPU in a mode that rules it out."""
+    return TimeSlicing(placement, runtime)
 
 
 def prove(facts: TimeSlicedFacts, tenants: EngineProcesses) -> TimeSlicedEvidence:

@@ -16,7 +16,7 @@ from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.base import EngineProcesses
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.params import Params, check
-from colo_lib.steps import Placement, placement_of
+from colo_lib.placement import Placement, placement_of
 from tests.standins import gpu_host
 
 

@@ -25,7 +25,7 @@ from colo_lib.launch.trial import run_trial
 from colo_lib.mechanism_records import MpsEvidence, MpsFacts
 from colo_lib.params import Params, check
 from colo_lib.paths import REPOSITORY
-from colo_lib.steps import placement_of
+from colo_lib.placement import placement_of
 from tests.launch.mechanisms.conftest import Nvidia
 from tests.launch.test_faults import nano
 from tests.processes import token_carriers, wait_until

@@ -278,7 +278,7 @@ def test_a_gpu_that_admits_no_server_is_told(
 def test_no_control_program_is_told(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mps_control.shutil, "which", lambda _: None)
     params, placement = cuda()
-    with pytest.raises(StepFailed, match=r"no nvidia-cuda-mps-control on PATH.*leave step2 and configB out"):
+    with pytest.raises(StepFailed, match=r"no nvidia-cuda-mps-control on PATH.*leave step2, mps-alone, .* out"):
         Mps(params, placement, runtime, tmp_path)
 
 
