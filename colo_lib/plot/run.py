@@ -7,8 +7,11 @@ Latencies by step: inter-token gaps and embedding batches as distributions, stal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,6 +30,7 @@ from colo_lib.plot.style import (
     wrapped,
 )
 from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, mechanism_in_words, names_in, names_of
+from colo_lib.trace import Floats, Ints
 
 BAR_WIDTH = 0.36
 
@@ -130,48 +134,55 @@ def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool) -> list[obj
     return handles
 
 
-MOST_POINTS = 2000  # of one curve: quantiles keep its shape, and its ends
+MOST_POINTS = 2000  # of one curve, which keep its shape; and each of a quarter as many of the slowest events
 
 
 def distributions(samples: pd.DataFrame) -> Figure:
-    """Share of inter-token gaps (left) and of embedding batches (right) at or under each time, a curve a step.
+    """Inter-token gaps (left) and embedding batches (right), a curve a step: the share of events at or under each time,
+    and below it the share above, on an axis on which the slowest one in thousands can be seen.
 
-    `samples`: step, mechanism, kind ('gap', 'batch'), ms; pooled over the trials that count.
+    `samples`: step, kind ('gap', 'batch'), ms; pooled over the trials that count.
     """
     apply_style()
     names = names_in(samples)
-    figure = Figure(figsize=(WIDTH_IN, 3.6 + 0.2 * len(names)), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _curves(left, samples[samples["kind"] == "gap"], names, "LLM: gap between tokens", "inter-token gap (ms)")
-    _curves(right, samples[samples["kind"] == "batch"], names, "embedder: time of a batch", "batch time (ms)")
+    figure = Figure(figsize=(WIDTH_IN, 5.4 + 0.2 * len(names)), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", height_ratios=[1.25, 1])
+    _curves(panels[:, 0], samples[samples["kind"] == "gap"], names, "LLM: gap between tokens", "inter-token gap (ms)")
+    _curves(panels[:, 1], samples[samples["kind"] == "batch"], names, "embedder: time of a batch", "batch time (ms)")
     return figure
 
 
-def _curves(axes: Axes, samples: pd.DataFrame, names: dict[str, str], title: str, label: str) -> None:
+def _curves(panels: Sequence[Axes], samples: pd.DataFrame, names: dict[str, str], title: str, label: str) -> None:
+    upper, lower = panels
     for step in [step for step in STEPS if step in set(samples["step"])]:
-        values = samples.loc[samples["step"] == step, "ms"]
         # A burst brings tokens in one chunk, gap 0: a log axis starts at a microsecond.
-        ordered = np.sort(np.maximum(values.to_numpy(), 1e-3))
-        share = np.linspace(0, 1, min(len(ordered), MOST_POINTS))
-        axes.step(
-            np.quantile(ordered, share, method="inverted_cdf"),
-            share * 100,
-            where="post",
-            color=STEPS[step].colour,
-            linestyle=STEPS[step].line,
-            label=f"{names[step]} (n={len(ordered):,})",
-            gid=step,
-        )
-    axes.set(title=title, xlabel=label, ylabel="events at or under (%)", ylim=(0, 101))
+        ordered = np.sort(np.maximum(samples.loc[samples["step"] == step, "ms"].to_numpy(), 1e-3))
+        times, events = _thinned(ordered)
+        look = {"weights": events, "stat": "percent", "color": STEPS[step].colour, "linestyle": STEPS[step].line}
+        seaborn.ecdfplot(x=times, ax=upper, gid=step, label=f"{names[step]} (n={len(ordered):,})", **look)
+        seaborn.ecdfplot(x=times, ax=lower, gid=step, complementary=True, **look)
+    upper.set(title=title, ylabel="events at or under (%)", ylim=(0, 101))
+    lower.set(xlabel=label, ylabel="events above (%)")
     if samples.empty:
-        axes.text(0.5, 0.5, "no events in a window that counts", transform=axes.transAxes, ha="center")
+        upper.text(0.5, 0.5, "no events in a window that counts", transform=upper.transAxes, ha="center")
         return
+    lower.set(yscale="log", ylim=(None, 101))
+    lower.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if samples["ms"].max() > 10 * max(samples["ms"].min(), 1e-3):
         # Tokens that came in one chunk would stretch the axis over decades in which nothing happens.
         low = min(np.quantile(group["ms"], 0.02) for _, group in samples.groupby("step"))
-        _log_axis(axes, max(float(low) / 2, 1e-3), None)
-    axes.axhline(99, color="#999999", linewidth=0.8, linestyle=":")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1)
+        _log_axis(upper, max(float(low) / 2, 1e-3), None)
+    for axes, percentile in ((upper, 99), (lower, 1)):
+        axes.axhline(percentile, color="#999999", linewidth=0.8, linestyle=":")
+    lower.legend(*upper.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=1)
+
+
+def _thinned(ordered: Floats) -> tuple[Floats, Ints]:
+    """Times on the curve of all of them, and how many events each stands for: even ranks, and each of the slowest."""
+    count = len(ordered)
+    slowest = np.arange(max(1, count - MOST_POINTS // 4), count + 1)
+    ranks = np.union1d(np.linspace(1, count, min(count, MOST_POINTS)).astype(np.int64), slowest)
+    return ordered[ranks - 1], np.diff(ranks, prepend=0)
 
 
 def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
@@ -91,6 +92,21 @@ def test_distributions_reach_every_event_and_say_how_many(data: dict) -> None:
     assert line.get_xdata().max() == pytest.approx(gaps.max())
     assert f"n={len(gaps):,}" in line.get_label()
     assert np.all(np.diff(line.get_ydata()) >= 0)
+
+
+def test_the_slowest_events_are_each_drawn_and_thinning_moves_no_curve() -> None:
+    times = np.random.default_rng(3).lognormal(3, 1, 50_000)
+    samples = pd.DataFrame({"step": "step1", "kind": "gap", "ms": times})
+    upper, _, lower, _ = plot_latency.distributions(samples).axes
+    (under,) = (line for line in upper.lines if line.get_gid() == "step1")
+    (above,) = (line for line in lower.lines if line.get_gid() == "step1")
+    assert len(under.get_xdata()) < 3_000
+    for time in np.sort(times)[[24, 25_000, 49_000, *range(49_900, 50_000)]]:
+        drawn = under.get_ydata()[np.searchsorted(under.get_xdata(), time, side="right") - 1]
+        assert drawn == pytest.approx(100 * np.mean(times <= time), abs=0.06)
+    slowest = np.sort(times)[-100:]
+    assert above.get_xdata()[-100:] == pytest.approx(slowest)
+    assert above.get_ydata()[-100:] == pytest.approx(100 * np.arange(99, -1, -1) / 50_000, abs=1e-9)
 
 
 def test_no_text_is_cut_off_and_no_labels_overlap(data: dict) -> None:
