@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -173,7 +174,7 @@ def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[st
     section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
     assert section.count("data:image/png;base64,") == 5
     assert "This part is missing" not in section
-    assert page.text(page.NO_CAPTURE) in page.render(opened, [])
+    assert escape(page.NO_CAPTURE) in page.render(opened, [])
 
 
 def test_a_notebook_reads_bare_exports_and_shows_the_example_where_there_is_nothing(tmp_path: Path) -> None:
