@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,15 +21,78 @@ GUIDE = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 HOOKS = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
 
 
-def test_every_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
-    titles = re.findall(r"^## Add a (\w+)", GUIDE, re.M)
-    assert titles == ["metric", "figure", "GPU", "mechanism"]
-    assert len(blocks) >= len(titles)
-    names: dict[str, object] = {"__name__": "example"}
-    for block in blocks:
-        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+SECTIONS = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S)
+EXAMPLES = {title: text for title, text in SECTIONS if "**Touches:**" in text}
+# Kind of change -> how many files of the package it touches, and how many others.
+FEW = {
+    "Add a metric": (1, 0), "Add a figure": (1, 1), "Add a kernel category": (1, 0), "Add a GPU": (1, 1),
+    "Add a model": (2, 0), "Add a mechanism": (2, 1), "Add a step": (1, 1), "Add a parameter": (1, 2),
+    "Add a sweep's notebook": (2, 1), "Read a new schema of Nsight Systems": (1, 0),
+}  # fmt: skip
+COPIED = ("colo_lib", "notebooks", "params", "docs", "pyproject.toml")
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Every file of a copy of the checkout, by its path, but for what running leaves."""
+    found = (file for name in COPIED for file in [root / name, *(root / name).rglob("*")] if file.is_file())
+    return {str(file.relative_to(root)): file.read_bytes() for file in found if "__pycache__" not in file.parts}
+
+
+def inserted(text: str, line: str, block: str, before: bool) -> str:
+    """`text` with `block` before or after the one line that begins with `line`."""
+    lines = text.splitlines(keepends=True)
+    places = [place for place, one in enumerate(lines) if one.startswith(line)]
+    assert len(places) == 1, f"{line!r} begins {len(places)} lines"
+    place = places[0] + (0 if before else 1)
+    return "".join([*lines[:place], block, *lines[place:]])
+
+
+def carried_out(root: Path, place: str, block: str) -> None:
+    """What a block's first line says is done with it, in a copy of the checkout."""
+    kind, _, told = place.partition(" ")
+    name, _, line = told.partition(" ")
+    file = root / name
+    if kind == "file":
+        assert not file.exists(), name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(block, encoding="utf-8")
+    elif kind in ("before", "after"):
+        file.write_text(inserted(file.read_text(encoding="utf-8"), line, block, kind == "before"), encoding="utf-8")
+    elif kind == "cell":
+        notebook = json.loads(file.read_text(encoding="utf-8"))
+        cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "id": "example"}
+        notebook["cells"].insert(-1, cell | {"source": block.rstrip().splitlines(keepends=True)})
+        file.write_text(notebooks_sync.text_of(notebook), encoding="utf-8")
+    else:
+        assert kind in ("run", "proof"), place
+        where = root if kind == "run" else root / "elsewhere"
+        where.mkdir(exist_ok=True)
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        done = subprocess.run([sys.executable, "-c", block], cwd=where, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_there_is_an_example_for_every_kind_of_change() -> None:
+    assert list(EXAMPLES) == list(FEW)
+
+
+@pytest.mark.parametrize("title", FEW)
+def test_an_example_works_and_touches_no_more_than_it_says(title: str, tmp_path: Path) -> None:
+    for name in COPIED:
+        source = REPOSITORY / name
+        copy = shutil.copy if source.is_file() else shutil.copytree
+        copy(source, tmp_path / name)
+    (tmp_path / "recorded").symlink_to(REPOSITORY / "recorded")
+    before = files_of(tmp_path)
+    for place, block in re.findall(r"^```(?:python|yaml|json) (.+?)\n(.*?)^```", EXAMPLES[title], re.M | re.S):
+        carried_out(tmp_path, place, block)
+    after = files_of(tmp_path)
+    changed = {name for name in after if before.get(name) != after[name]}
+    touches = re.search(r"^\*\*Touches:\*\* (.+(?:\n.+)*)", EXAMPLES[title], re.M)
+    assert touches is not None
+    assert changed == set(re.findall(r"`([^`]+)`", touches[1]))
+    package = {name for name in changed if name.startswith("colo_lib/")}
+    assert (len(package), len(changed - package)) == FEW[title]
 
 
 @pytest.mark.parametrize("file", ["CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
