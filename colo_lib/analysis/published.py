@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.loss import Loss, PerToken, decompose_loss
+from colo_lib.steps import STEPS as BY_ID
 
 # metric -> (label, unit): what a published run and a run of this workbook have in common
 SHARED_METRICS = {
@@ -42,7 +43,7 @@ CONDITIONS = {
     "embed_batch_size": "Embed batch, sequences",
     "embed_sequence_tokens": "Embed sequence, tokens",
     "gen_enforce_eager": "Eager (no CUDA graphs)",
-    "step2_mechanism": "Mechanism of step 2",
+    "step2_mechanism": "Mechanism with both at once",
     "vllm": "vLLM version",
     "driver": "Driver",
 }
@@ -113,7 +114,7 @@ def _overlap_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, fl
         busy_ms = figure(figures, "run2", "gen_kernels", step)[0] / 1e3
         busy_ms *= figure(figures, "run2", "gen_kernel_mean_us", step)[0]
         found = figure(figures, "run2", "kernel_overlap_ms", step)[0] / busy_ms * 100
-        rows.append(("run2", f"{step}: overlap, % of gen's kernel time",
+        rows.append(("run2", f"{BY_ID[step].name}: overlap, % of gen's kernel time",
                      figure(figures, "run2", "kernel_overlap_of_gen", step)[0], found, 1))  # fmt: skip
     return rows
 

@@ -54,6 +54,11 @@ def by_mechanism(found: Mapping[str, Loss], trials: pd.DataFrame) -> dict[str, L
     return {names[step]: loss for step, loss in found.items()}
 
 
+def by_run(found: Mapping[tuple[str, str], Loss]) -> dict[str, Loss]:
+    """Losses of published runs, by run and step, under 'run1, both under MPS'."""
+    return {f"{run}, {STEPS_BY_ID[step].name}": loss for (run, step), loss in found.items()}
+
+
 def loss_names(found: Mapping[str, Loss]) -> dict[str, str]:
     """A loss's key -> its name: a step's for a step, else as it stands."""
     known = names_of((key, loss.shared.mechanism) for key, loss in found.items() if key in STEPS_BY_ID)

@@ -77,7 +77,7 @@ def test_what_differs_is_marked_and_what_was_not_told_counts_as_different(told: 
     assert "run3" in rows.loc["Weights", "differs from"]
     assert "run3" not in rows.loc["Model of gen", "differs from"]
     assert "run1" in rows.loc["Model of gen", "differs from"]
-    assert "run3" not in rows.loc["Mechanism of step 2", "differs from"]
+    assert "run3" not in rows.loc["Mechanism with both at once", "differs from"]
     assert rows.loc["vLLM version", "differs from"] == "run1, run2, run3, trace"
 
 
