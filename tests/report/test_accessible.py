@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from colo_lib import paths
-from colo_lib.data.run import newest_run, open_run
+from colo_lib.data.capture import captured_steps
+from colo_lib.data.run import find_runs, open_run
 from colo_lib.data.sweep import open_sweep
 from colo_lib.report import index, page, side_by_side, sweep_page
 from colo_lib.report.build import execute, execute_with
@@ -39,8 +40,7 @@ ASKED = {
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
-    recorded = newest_run(paths.RECORDED)
-    assert recorded is not None
+    recorded = next(folder for folder in find_runs(paths.RECORDED) if captured_steps(folder))
     plan = Plan(run_id="other", blocks=2, window_s=2.0, stall_s={"step3": 1.2}, invalid={("step2", 2): "strangers"})
     both = side_by_side.make_side_by_side([recorded, write_run(root, plan)], root)
     run = open_run(recorded)
