@@ -22,7 +22,7 @@ from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, simulated_capture
 from colo_lib.examples.simulated_run import example_folder
 from colo_lib.params import Params, check_recorded, split_list
-from colo_lib.records import Manifest, checked, read_object
+from colo_lib.records import CaptureFacts, Manifest, read_object
 from colo_lib.steps import ALONE, CAPTURES_FIRST, STEPS, with_id
 
 # What two runs of one pair of models have in common.
@@ -58,7 +58,7 @@ def example_run() -> Run:
     recorded = max(find_runs(paths.RECORDED), key=_trials_listed, default=None)
     if recorded:
         run = open_run(recorded)
-        device = run.manifest["machine"]["device_name"]
+        device = run.manifest.machine.device_name
         print(f"EXAMPLE: no finished run was found here; this one was recorded on {device}.")
         return run
     from colo_lib.examples.simulated_run import example_folder, write_run
@@ -92,9 +92,9 @@ def alike(params: Params, pair: Run, steps: tuple[str, ...]) -> Run | None:
 
 def _fits(folder: Path, pair: Run, steps: tuple[str, ...]) -> bool:
     """Whether a run has `steps` and measures `pair`; raises InputError for one that is damaged."""
-    manifest = read_object(folder / paths.MANIFEST)
-    own = check_recorded(checked(Manifest, manifest, folder).params, str(folder))
-    same_gpu = manifest["machine"].get("device_name") == pair.manifest["machine"].get("device_name")
+    manifest = Manifest.read(folder / paths.MANIFEST)
+    own = check_recorded(manifest.params, str(folder))
+    same_gpu = manifest.machine.device_name == pair.manifest.machine.device_name
     same = all(getattr(own, name) == getattr(pair.params, name) for name in PAIR)
     return same_gpu and same and set(steps) <= set(own.step_names())
 
@@ -125,7 +125,7 @@ def select_sweep(
         return _sweep_sentence(own, names, whole)
     recorded = _first_fitting(find_sweeps(paths.RECORDED), names, steps)
     if recorded:
-        device = next(iter(recorded.runs.values())).manifest["machine"]["device_name"]
+        device = next(iter(recorded.runs.values())).manifest.machine.device_name
         print(f"EXAMPLE: no such sweep was found here; this one was recorded on {device}.")
         return _sweep_sentence(recorded, names, whole)
     return example_sweep(example)
@@ -247,4 +247,4 @@ def _example(step: str, example: str) -> tuple[StepCapture, str]:
 
 def _simulated(step: str) -> StepCapture:
     file = simulated_capture(example_folder() / f"{step}.sqlite", step)
-    return StepCapture(step, read_exports([file]), {"mechanism": STEPS[step].mechanism}, (file,))
+    return StepCapture(step, read_exports([file]), CaptureFacts(mechanism=STEPS[step].mechanism), (file,))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.loss import Loss, PerToken, decompose_loss
+from colo_lib.records import Manifest
 from colo_lib.steps import STEPS as BY_ID
 
 # metric -> (label, unit): what a published run and a run of this workbook have in common
@@ -177,15 +178,15 @@ def all_points(
     return pd.concat([*theirs, own_points(run_id, rates, kept, telemetry)], ignore_index=True)
 
 
-def conditions_of(manifest: Mapping[str, Any], trials: pd.DataFrame) -> dict[str, Any]:
+def conditions_of(manifest: Manifest, trials: pd.DataFrame) -> dict[str, Any]:
     """A run's conditions under the names of `CONDITIONS`, out of its manifest and its trials."""
-    params, machine, models = manifest["params"], manifest["machine"], manifest["models"]
+    params, machine = manifest.params, manifest.machine
     found = {name: params[name] for name in CONDITIONS if name in params}
-    found |= {f"{name}_model": models.get(name, {}).get("name") for name in ("gen", "embed")}
-    found |= {"gpu": machine.get("device_name"), "driver": machine.get("driver")}
-    found["weights"] = models.get("gen", {}).get("weights", found.get("weights"))
+    found |= {f"{name}_model": manifest.model_of(name).name for name in ("gen", "embed")}
+    found |= {"gpu": machine.device_name, "driver": machine.driver}
+    found["weights"] = manifest.model_of("gen").weights or found.get("weights")
     found["step2_mechanism"] = dict(zip(trials["step"], trials["mechanism"], strict=True)).get("step2")
-    return found | {"vllm": (machine.get("versions") or {}).get("vllm")}
+    return found | {"vllm": (machine.versions or {}).get("vllm")}
 
 
 def differences(published: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Any]) -> pd.DataFrame:

@@ -150,7 +150,7 @@ class RunAnalysis:
     @cached_property
     def memory(self) -> Memory:
         """The budget, the most that was used, and the parts of it, GiB."""
-        return telemetry.memory_of(self.run.manifest["budget"], self.run.trials)
+        return telemetry.memory_of(self.run.manifest.budget, self.run.trials)
 
     @cached_property
     def pacing_ticks(self) -> pd.DataFrame:

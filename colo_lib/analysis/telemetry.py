@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from colo_lib.analysis.trial_metrics import NS_PER_S, inside
+from colo_lib.records import BudgetRow
 from colo_lib.steps import STEP_IDS, mechanisms_in
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
@@ -113,14 +113,14 @@ def cost_sentence(trials: pd.DataFrame) -> str:
 PARTS = ["gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve"]
 
 
-def budget_frame(budget: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def budget_frame(budget: Sequence[BudgetRow]) -> pd.DataFrame:
     """device, part, gib, available_gib: a row a part of the manifest's budget, known parts first."""
     rows = []
     for entry in budget:
-        parts = entry.get("parts", {})
+        parts = entry.parts
         order = [part for part in PARTS if part in parts] + [part for part in parts if part not in PARTS]
-        available = float(entry.get("available_gib") or float("nan"))
-        rows += [(str(entry.get("device")), part, float(parts[part] or 0.0), available) for part in order]
+        available = float(entry.available_gib or float("nan"))
+        rows += [(entry.device, part, float(parts[part] or 0.0), available) for part in order]
     return pd.DataFrame(rows, columns=["device", "part", "gib", "available_gib"])
 
 
@@ -167,7 +167,7 @@ class Memory:
     parts: pd.DataFrame
 
 
-def memory_of(budget: Sequence[dict[str, Any]], trials: pd.DataFrame) -> Memory:
+def memory_of(budget: Sequence[BudgetRow], trials: pd.DataFrame) -> Memory:
     """The manifest's budget against what the trials that count used."""
     return Memory(budget_frame(budget), measured_frame(trials), parts_frame(trials))
 

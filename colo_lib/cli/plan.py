@@ -75,7 +75,7 @@ def costs_of(run: Run, params: Params) -> Costs:
     sets = len({trial.placement.engine_key() for trial in plan_trials(params)})
     mine = run.trials
     starts = max(1, len(set(zip(mine["gen_start"], mine["embed_start"], strict=True)) - {("", "")}))
-    spent_s = float(run.manifest.get("total_s") or 0.0) - len(mine) * expected_trial_s(run.params)
+    spent_s = float(run.manifest.total_s or 0.0) - len(mine) * expected_trial_s(run.params)
     return Costs(sets * max(LEAST_START_S, spent_s / starts), steps * expected_trial_s(params))
 
 

@@ -22,7 +22,7 @@ from colo_lib.data.nsys_schema import find_table
 from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
-from colo_lib.records import CaptureFacts, checked, read_object
+from colo_lib.records import CaptureFacts
 from colo_lib.trace import (
     Alignment,
     Capture,
@@ -45,13 +45,13 @@ class StepCapture:
 
     step: str
     capture: Capture
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: CaptureFacts = field(default_factory=CaptureFacts)
     files: tuple[Path, ...] = ()
 
     @property
     def mechanism(self) -> str | None:
         """How the two shared the GPU, where that is recorded."""
-        return self.facts.get("mechanism")
+        return self.facts.mechanism
 
     @property
     def window_s(self) -> tuple[float, float] | None:
@@ -59,10 +59,10 @@ class StepCapture:
 
         capture.json has the window in monotonic ns, and one moment by both clocks; exports have their start in UTC.
         """
-        window, clock, zero = self.facts.get("window_ns"), self.facts.get("clock"), _zero_utc_ns(self.capture)
+        window, clock, zero = self.facts.window_ns, self.facts.clock, _zero_utc_ns(self.capture)
         if not window or not clock or zero is None:
             return None
-        start, end = (int(moment) - int(clock["monotonic_ns"]) + int(clock["utc_ns"]) - zero for moment in window)
+        start, end = (moment - clock.monotonic_ns + clock.utc_ns - zero for moment in window)
         return start / 1e9, end / 1e9
 
     def launches(self) -> Launches:
@@ -72,9 +72,9 @@ class StepCapture:
     def doubts(self, mechanism: str | None = None) -> list[str]:
         """What a reader must know of its capture.json; `mechanism`: the one that the reader names."""
         told = []
-        if self.facts.get("status", "done") != "done":
-            reason = self.facts.get("reason") or "no reason recorded"
-            told.append(f"{paths.CAPTURE} says that this capture is {self.facts['status']}: {reason}")
+        if self.facts.status != "done":
+            reason = self.facts.reason or "no reason recorded"
+            told.append(f"{paths.CAPTURE} says that this capture is {self.facts.status}: {reason}")
         if mechanism and self.mechanism and mechanism != self.mechanism:
             told.append(f"{paths.CAPTURE} says that the mechanism was {self.mechanism}, you say {mechanism}")
         return told
@@ -102,14 +102,14 @@ def read_capture(run_folder: str | Path, step: str) -> StepCapture:
     """The capture of a step of a run folder. Raises InputError where the step has none, or it did not succeed."""
     folder = paths.capture_folder(run_folder, step)
     facts = _capture_facts(folder / paths.CAPTURE)
-    if facts.get("status", "done") != "done":
-        raise InputError(f"{folder}: the capture is {facts['status']}: {facts.get('reason') or 'no reason recorded'}")
-    names = facts.get("exports") or [DEFAULT_EXPORT]
+    if facts.status != "done":
+        raise InputError(f"{folder}: the capture is {facts.status}: {facts.reason or 'no reason recorded'}")
+    names = facts.exports or [DEFAULT_EXPORT]
     files = tuple(_inside(folder, str(name)) for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{step} of {Path(run_folder).name} has no capture: {', '.join(missing)} is not in {folder}")
-    capture = on_their_gpus(read_exports(files), facts.get("visible_devices") or {})
+    capture = on_their_gpus(read_exports(files), facts.visible_devices or {})
     return StepCapture(step, capture, facts, files)
 
 
@@ -121,17 +121,17 @@ def read_files(files: Sequence[str | Path]) -> StepCapture:
     """
     named = tuple(Path(file) for file in files)
     facts = _facts_beside(named)
-    capture = on_their_gpus(read_exports(named), facts.get("visible_devices") or {})
-    return StepCapture(str(facts.get("step") or ""), capture, facts, named)
+    capture = on_their_gpus(read_exports(named), facts.visible_devices or {})
+    return StepCapture(str(facts.step or ""), capture, facts, named)
 
 
-def _facts_beside(files: Sequence[Path]) -> dict[str, Any]:
+def _facts_beside(files: Sequence[Path]) -> CaptureFacts:
     folders = {file.parent.resolve() for file in files}
     if len(folders) != 1:
-        return {}
+        return CaptureFacts()
     facts = _capture_facts(folders.pop() / paths.CAPTURE)
-    told = facts.get("exports") or [DEFAULT_EXPORT]
-    return facts if all(file.name in told for file in files) else {}
+    told = facts.exports or [DEFAULT_EXPORT]
+    return facts if all(file.name in told for file in files) else CaptureFacts()
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:
@@ -142,8 +142,8 @@ def captured_steps(run_folder: str | Path) -> list[str]:
         if not folder.is_dir():
             continue
         facts = _capture_facts(folder / paths.CAPTURE)
-        names = facts.get("exports") or [DEFAULT_EXPORT]
-        good = facts.get("status", "done") == "done" and facts.get("traced", "cuda") == "cuda"
+        names = facts.exports or [DEFAULT_EXPORT]
+        good = facts.status == "done" and facts.traced in (None, "cuda")
         files = [folder / str(name) for name in names]
         if good and all(file.is_file() for file in files) and any(_holds_kernels(file) for file in files):
             found.append(step)
@@ -178,12 +178,8 @@ def _inside(folder: Path, name: str) -> Path:
     return file
 
 
-def _capture_facts(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    facts = read_object(file)
-    checked(CaptureFacts, facts, file)
-    return facts
+def _capture_facts(file: Path) -> CaptureFacts:
+    return CaptureFacts.read(file) if file.is_file() else CaptureFacts()
 
 
 UNCERTAINTY_NS = 100_000  # assumed: two readings of a host's clock when a session starts, and GPU-to-host conversion

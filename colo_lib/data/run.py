@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pandas as pd
 
@@ -49,24 +48,24 @@ class Run:
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     params: Params
     trials: pd.DataFrame
 
     @property
     def run_id(self) -> str:
         """The run's name, which its folder carries."""
-        return str(self.manifest["run_id"])
+        return self.manifest.run_id
 
     @property
     def stand_in(self) -> bool:
         """True where cores stood in for GPUs."""
-        return bool(self.manifest["machine"].get("stand_in"))
+        return bool(self.manifest.machine.stand_in)
 
     @property
     def simulated(self) -> bool:
         """True where no engine ran at all: the numbers are planted."""
-        return bool(self.manifest["machine"].get("simulated"))
+        return bool(self.manifest.machine.simulated)
 
     def frame(self, step: str, trial: int, name: str) -> pd.DataFrame | None:
         """One frame of a trial (a key of `frames.FRAMES`), or None where the trial has none.
@@ -74,7 +73,7 @@ class Run:
         Raises InputError naming the file and the columns that are not as `frames` says.
         """
         file = paths.frame_file(paths.trial_folder(self.folder, step, trial), name)
-        if file.relative_to(self.folder).as_posix() not in self.manifest["files"]:
+        if file.relative_to(self.folder).as_posix() not in self.manifest.files:
             return None
         return read_frame(file, name)
 
@@ -96,11 +95,11 @@ def open_run(folder: str | Path) -> Run:
     if root.name.endswith(paths.PARTIAL) or not (root / paths.MANIFEST).is_file():
         raise InputError(f"{root} is unfinished; colo run --resume {root} completes it")
     root = root.resolve()
-    loaded, manifest = _read_manifest(root / paths.MANIFEST)
+    manifest = _read_manifest(root / paths.MANIFEST)
     _check_files(root, manifest.files)
     _check_records(root, manifest.files)
     params = check_recorded(manifest.params, f"params of {root.name}")
-    return Run(root, loaded, params, trials_frame(_trial_records(root, manifest, params)))
+    return Run(root, manifest, params, trials_frame(_trial_records(root, manifest, params)))
 
 
 def find_runs(runs_dir: str | Path) -> list[Path]:
@@ -139,13 +138,12 @@ def _folders(runs_dir: str | Path) -> list[Path]:
     return sorted(folder for folder in root.iterdir() if folder.is_dir() and name.fullmatch(folder.name))
 
 
-def _read_manifest(file: Path) -> tuple[dict[str, Any], Manifest]:
-    """The manifest as it stands, for whoever shows it, and as it was checked."""
+def _read_manifest(file: Path) -> Manifest:
     loaded = read_object(file, MAX_MANIFEST_BYTES)
     version = loaded.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"{file}: schema version {version!r}, this workbook reads {SCHEMA_VERSION}")
-    return loaded, checked(Manifest, loaded, file)
+    return checked(Manifest, loaded, file)
 
 
 def _check_files(root: Path, files: Mapping[str, ListedFile]) -> None:
@@ -168,11 +166,11 @@ def _check_files(root: Path, files: Mapping[str, ListedFile]) -> None:
 def _check_records(root: Path, files: Mapping[str, ListedFile]) -> None:
     """Raises InputError for a start record or a capture's record of another shape; whoever reads them need not ask."""
     if paths.START in files:
-        checked(Start, read_object(root / paths.START), root / paths.START)
+        Start.read(root / paths.START)
     for step in STEPS:
         file = paths.capture_folder(root, step) / paths.CAPTURE
         if file.relative_to(root).as_posix() in files:
-            checked(CaptureFacts, read_object(file), file)
+            CaptureFacts.read(file)
 
 
 def _sha256(file: Path) -> str:
@@ -190,7 +188,7 @@ def planned_trials(params: Params, run_id: str) -> list[tuple[str, int]]:
     return [(step, block) for step in own or params.step_names() for block in blocks]
 
 
-def _trial_records(root: Path, manifest: Manifest, params: Params) -> list[dict[str, Any]]:
+def _trial_records(root: Path, manifest: Manifest, params: Params) -> list[Trial]:
     """Every trial's record, checked with its frames; raises InputError for one that is planned and not there."""
     listed = [(row.step, row.trial) for row in manifest.trials]
     if len(set(listed)) < len(listed):
@@ -201,20 +199,18 @@ def _trial_records(root: Path, manifest: Manifest, params: Params) -> list[dict[
     return [_trial_record(root, manifest, row) for row in manifest.trials]
 
 
-def _trial_record(root: Path, manifest: Manifest, row: ListedTrial) -> dict[str, Any]:
+def _trial_record(root: Path, manifest: Manifest, row: ListedTrial) -> Trial:
     folder = paths.trial_folder(root, row.step, row.trial)
     place = folder.relative_to(root).as_posix()
     if f"{place}/{paths.TRIAL}" not in manifest.files:
         raise damaged(root, f"{place}/{paths.TRIAL} is not in the manifest, though it lists the trial as {row.status}")
-    loaded = read_object(folder / paths.TRIAL)
-    record = checked(Trial, loaded, folder / paths.TRIAL)
+    record = Trial.read(folder / paths.TRIAL)
     if (record.step, record.trial) != (row.step, row.trial):
         raise damaged(folder / paths.TRIAL, f"is the record of {record.step} trial {record.trial}")
     check_frames(folder, record, [name for name in FRAMES if f"{place}/{name}.parquet" in manifest.files])
     # The stricter of the two words holds: what either of them rules out does not count.
     status = row.status if record.status == "done" else record.status
-    own = row.model_dump(exclude_unset=True)
-    return {**loaded, **own, "status": status, "reason": row.reason or record.reason}
+    return record.joined(row, status=status, reason=row.reason or record.reason)
 
 
 def check_unfinished(folder: Path) -> None:
@@ -222,7 +218,7 @@ def check_unfinished(folder: Path) -> None:
 
     A trial that failed is measured again anyway, and has no frames to be checked.
     """
-    checked(Start, read_object(folder / paths.START), folder / paths.START)
+    Start.read(folder / paths.START)
     for file in sorted(folder.glob(f"steps/*/trial-*/{paths.TRIAL}")):
         if not file.parent.name.endswith(paths.PARTIAL):
             try:
@@ -230,11 +226,11 @@ def check_unfinished(folder: Path) -> None:
             except InputError as error:
                 raise InputError(f"{error}; without the folder {file.parent} the trial is measured again") from None
     for file in sorted(folder.glob(f"steps/*/capture/{paths.CAPTURE}")):
-        checked(CaptureFacts, read_object(file), file)
+        CaptureFacts.read(file)
 
 
 def _check_trial(file: Path) -> None:
-    record = checked(Trial, read_object(file), file)
+    record = Trial.read(file)
     if (record.step, f"trial-{record.trial}") != (file.parent.parent.name, file.parent.name):
         raise damaged(file, f"is the record of {record.step} trial {record.trial}")
     check_frames(file.parent, record, [name for name in FRAMES if paths.frame_file(file.parent, name).is_file()])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from colo_lib import paths
 from colo_lib.data.run import Run, find_runs, open_run
 from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
 from colo_lib.params import Params, check_recorded, names_touching
-from colo_lib.records import Cell, SweepPlan, checked, damaged, read_object
+from colo_lib.records import Cell, SweepPlan, Value, checked, damaged, read_object
 
 NOT_RUN = "not run"
 # Which steps a cell has, and what is captured of them, changes none of their trials.
@@ -25,7 +24,7 @@ class SweepCell:
     """A cell: what it changes, its status (done, failed, refused, lost, 'not run'), and its run where it is done."""
 
     name: str
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Value]
     status: str
     reason: str | None
     run: Run | None
@@ -97,11 +96,11 @@ def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
-def _open_cell(root: Path, name: str, changes: dict[str, Any]) -> SweepCell:
+def _open_cell(root: Path, name: str, changes: dict[str, Value]) -> SweepCell:
     folder = paths.cell_folder(root, name)
     if not (folder / paths.CELL).is_file():
         return SweepCell(name, changes, NOT_RUN, None, None)
-    record = checked(Cell, read_object(folder / paths.CELL, MAX_PLAN_BYTES), folder / paths.CELL)
+    record = Cell.read(folder / paths.CELL, MAX_PLAN_BYTES)
     status, runs = record.status, find_runs(paths.cell_runs(folder))
     if status == "done" and not runs:
         raise damaged(folder, "counts as done but holds no finished run")

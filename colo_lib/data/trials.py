@@ -64,12 +64,13 @@ COLUMNS = {
 NUMBERS = [name for name in COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
 
 
-def trials_frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def trials_frame(records: Iterable[Trial]) -> pd.DataFrame:
     """A row a trial with the columns of `COLUMNS`; absent values are null, rates are per second, memory in GiB.
 
     Raises InputError for a trial that counts but has no window.
     """
-    rows = [{name: _lookup(record, place) for name, place in COLUMNS.items()} | _starts(record) for record in records]
+    told = [record.plain() for record in records]
+    rows = [{name: _lookup(record, place) for name, place in COLUMNS.items()} | _starts(record) for record in told]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in NUMBERS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")

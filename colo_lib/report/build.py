@@ -113,8 +113,8 @@ def keep_figures(run: Run, figures: Path) -> None:
 
 def figures_end(run: Run) -> str:
     """`--<gpu>--<pair>--embed-<batch>x<tokens>` of figure files (and `-eager`): words that any file system takes."""
-    models = run.manifest["models"]
-    words = [run.manifest["machine"]["device_name"], "+".join(models[name]["name"] for name in ("gen", "embed"))]
+    models = [str(run.manifest.model_of(name).name) for name in ("gen", "embed")]
+    words = [run.manifest.machine.device_name, "+".join(models)]
     eager = "-eager" if run.params.gen_enforce_eager else ""
     words.append(f"embed-{run.params.embed_batch_size}x{run.params.embed_sequence_tokens}{eager}")
     plain = [re.sub(r"[^a-z0-9.+-]+", "-", str(word).lower().replace("nvidia ", "")).strip("-") for word in words]

@@ -120,17 +120,16 @@ def _digest(content: str) -> str:
 
 def page_summary(run: Run, verdict: dict[str, Any]) -> dict[str, Any]:
     """What an index tells of a run's page."""
-    models = run.manifest["models"]
-    weights = {provenance.weights_of(models.get(name) or {}) for name in ("gen", "embed")}
+    machine, models = run.manifest.machine, [run.manifest.model_of(name) for name in ("gen", "embed")]
     return {
         "run_id": run.run_id,
-        "device": f"{run.manifest['machine'].get('device_count')} × {run.manifest['machine'].get('device_name')}",
-        "models": " + ".join(str(models.get(name, {}).get("name")) for name in ("gen", "embed")),
-        "weights": ", ".join(sorted(weights)),
+        "device": f"{machine.device_count} × {machine.device_name}",
+        "models": " + ".join(str(model.name) for model in models),
+        "weights": ", ".join(sorted({provenance.weights_of(model) for model in models})),
         "status": str(verdict.get("status", "inconclusive")),
         "sentence": str(verdict.get("sentence", "No verdict was recorded.")),
         "label": "simulated" if run.simulated else "cores stand in for GPUs" if run.stand_in else "",
-        "created_utc": str(run.manifest.get("created_utc", "")),
+        "created_utc": run.manifest.created_utc or "",
     }
 
 

@@ -41,14 +41,13 @@ def _row(folder: Path) -> tuple[str, ...]:
         status = RunAnalysis(run).verdict.status
     except InputError as error:
         return (line, f"unreadable: {error}", *["—"] * 4)
-    models = run.manifest["models"]
     label = " (SIMULATED)" if run.simulated else " (cores stand in)" if run.stand_in else ""
     counted = int((run.trials["status"] == "done").sum())
     return (
         line,
         status,
-        f"{run.manifest['machine'].get('device_name')}{label}",
-        " + ".join(str((models.get(name) or {}).get("name")) for name in ("gen", "embed")),
+        f"{run.manifest.machine.device_name}{label}",
+        " + ".join(str(run.manifest.model_of(name).name) for name in ("gen", "embed")),
         f"{counted} of {len(run.trials)}",
-        str(run.manifest.get("created_utc", "not recorded")),
+        run.manifest.created_utc or "not recorded",
     )

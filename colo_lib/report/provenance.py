@@ -6,6 +6,7 @@ from typing import Any
 
 from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import Run
+from colo_lib.records import ModelFacts
 
 WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
@@ -16,34 +17,30 @@ WEIGHTS_SHORT = {"dummy": "random weights", "hub": "published weights"}
 
 def in_one_line(run: Run) -> str:
     """Hardware, models with their weights, and versions, for the first lines of a page."""
-    machine = run.manifest["machine"]
-    models = [run.manifest["models"].get(name) or {} for name in ("gen", "embed")]
-    told = [f"{_told(model.get('name'))} ({weights_of(model)})" for model in models]
-    versions = machine.get("versions") or {}
+    machine = run.manifest.machine
+    models = [run.manifest.model_of(name) for name in ("gen", "embed")]
+    told = [f"{_told(model.name)} ({weights_of(model)})" for model in models]
+    versions = machine.versions or {}
     named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
-    named += [f"driver {machine['driver']}"] if machine.get("driver") else []
+    named += [f"driver {machine.driver}"] if machine.driver else []
     return (
-        f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}; gen: {told[0]}; "
+        f"{_told(machine.device_count)} × {_told(machine.device_name)}; gen: {told[0]}; "
         f"embed: {told[1]}; {', '.join(named) or 'versions not recorded'}."
     )
 
 
-def weights_of(model: dict[str, Any]) -> str:
+def weights_of(model: ModelFacts) -> str:
     """Whose weights a model of the manifest ran with, in two words."""
-    return WEIGHTS_SHORT.get(str(model.get("weights")), "weights not recorded")
+    return WEIGHTS_SHORT.get(str(model.weights), "weights not recorded")
 
 
 def what_was_run(run: Run) -> list[tuple[str, object]]:
     """Name and value pairs for the first screen."""
-    machine, versions = run.manifest["machine"], run.manifest["machine"].get("versions") or {}
+    machine, versions = run.manifest.machine, run.manifest.machine.versions or {}
     counted = int((run.trials["status"] == "done").sum())
-    pairs: list[tuple[str, object]] = [
-        ("Devices", f"{_told(machine.get('device_count'))} × {_told(machine.get('device_name'))}")
-    ]
-    pairs += [
-        (name, _told(machine.get(key))) for name, key in (("Driver", "driver"), ("CUDA", "cuda")) if machine.get(key)
-    ]
-    pairs += [(f"Model of {name}", _model(run.manifest["models"].get(name) or {})) for name in ("gen", "embed")]
+    pairs: list[tuple[str, object]] = [("Devices", f"{_told(machine.device_count)} × {_told(machine.device_name)}")]
+    pairs += [(name, value) for name, value in (("Driver", machine.driver), ("CUDA", machine.cuda)) if value]
+    pairs += [(f"Model of {name}", _model(run.manifest.model_of(name))) for name in ("gen", "embed")]
     params = run.params
     pairs += [
         (
@@ -60,24 +57,24 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
         ),
         *_captures(run),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
-        ("Run", f"{run.run_id}, {_told(run.manifest.get('created_utc'))} to {_told(run.manifest.get('finished_utc'))}"),
+        ("Run", f"{run.run_id}, {_told(run.manifest.created_utc)} to {_told(run.manifest.finished_utc)}"),
     ]
     return pairs
 
 
 def _captures(run: Run) -> list[tuple[str, object]]:
     """A line on the captures of a run that was to have some, with the reason for each that it lacks."""
-    captures = run.manifest.get("captures") or []
+    captures = run.manifest.captures
     if not captures:
         return []
-    recorded = [str(capture["step"]) for capture in captures if capture["status"] == "done"]
+    recorded = [str(capture.step) for capture in captures if capture.status == "done"]
     readable = captured_steps(run.folder) if run.params.device == "cuda" else recorded
     done = [step for step in recorded if step in readable]
     lacking: dict[str, list[str]] = {}
     for capture in captures:
-        if capture["step"] not in done:
-            reason = capture["reason"] if capture["status"] != "done" else "no kernels of it can be read"
-            lacking.setdefault(str(reason), []).append(str(capture["step"]))
+        if capture.step not in done:
+            reason = capture.reason if capture.status != "done" else "no kernels of it can be read"
+            lacking.setdefault(str(reason), []).append(str(capture.step))
     told = [f"{len(done)} of {len(captures)} steps" + (f" ({', '.join(done)})" if done else "")]
     told += [f"{', '.join(steps)}: {reason}" for reason, steps in lacking.items()]
     return [("Captures", "; MISSING ".join(told))]
@@ -85,20 +82,23 @@ def _captures(run: Run) -> list[tuple[str, object]]:
 
 def facts_of(run: Run) -> dict[str, Any]:
     """The provenance section: commit, machine, parameters, order of trials, checksums, as its template takes them."""
-    machine = run.manifest["machine"]
-    dirty = {True: "with uncommitted changes", False: "clean"}.get(machine.get("git_dirty"), "cleanness not recorded")
-    measured, total = run.manifest.get("measured_s"), run.manifest.get("total_s")
+    machine = run.manifest.machine
+    cleanness: dict[bool | None, str] = {True: "with uncommitted changes", False: "clean"}
+    dirty = cleanness.get(machine.git_dirty, "cleanness not recorded")
+    measured, total = run.manifest.measured_s, run.manifest.total_s
     share = f" ({measured / total:.0%} of the time measured)" if measured and total else ""
-    params = [[str(name), _told(value)] for name, value in run.manifest["params"].items()]
-    sums = [[name, str(entry["bytes"]), str(entry["sha256"])] for name, entry in run.manifest["files"].items()]
+    params = [[str(name), _told(value)] for name, value in run.manifest.params.items()]
+    sums = [[name, str(entry.bytes), entry.sha256] for name, entry in run.manifest.files.items()]
     return {
         "commit": [
-            ("Commit", f"{_told(machine.get('git_commit'))}, {dirty}"),
+            ("Commit", f"{_told(machine.git_commit)}, {dirty}"),
             ("Time", f"{_seconds(measured)} in windows of {_seconds(total)} in all{share}"),
             ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
             ("Interval", "95 %: Student's t over starts of the engines, paired by block; docs/statistics.md"),
         ],
-        "machine": [(name, _told(value)) for name, value in machine.items() if not isinstance(value, dict | list)],
+        "machine": [
+            (name, _told(value)) for name, value in machine.plain().items() if not isinstance(value, dict | list)
+        ],
         "parameters": _part(["Parameter", "Value"], params, "As resolved when the run started."),
         "order": [f"{row.step}, trial {row.trial}, block {row.block}: {row.status}" for row in run.trials.itertuples()],
         "files": _part(["File", "Bytes", "sha256"], sums, "Files of the run folder."),
@@ -109,14 +109,14 @@ def _part(columns: list[str], rows: list[list[str]], caption: str) -> dict[str, 
     return {"columns": columns, "rows": rows, "caption": caption}
 
 
-def _model(model: dict[str, Any]) -> str:
-    count = model.get("parameters")
+def _model(model: ModelFacts) -> str:
+    count = model.parameters
     size = "size not recorded"
     if isinstance(count, int | float):
         size = f"{count / 1e9:.2g} billion parameters" if count >= 1e9 else f"{count / 1e6:.3g} million parameters"
-    weights = WEIGHTS.get(str(model.get("weights")), f"weights: {_told(model.get('weights'))}")
-    kind = ", ".join([_told(model.get("architecture")), size, _told(model.get("dtype"))])
-    return f"{_told(model.get('name'))} ({kind}); {weights}"
+    weights = WEIGHTS.get(str(model.weights), f"weights: {_told(model.weights)}")
+    kind = ", ".join([_told(model.architecture), size, _told(model.dtype)])
+    return f"{_told(model.name)} ({kind}); {weights}"
 
 
 def _seconds(value: object) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from colo_lib.analysis.steps_table import by_step, capital, number, with_interval
 from colo_lib.analysis.trace.collectives import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
+from colo_lib.records import Manifest
 from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, names_in
 
 NONE = "—"
@@ -141,9 +142,9 @@ def null_sentence(null: dict[str, float], step: str = "the LLM alone") -> str:
     )
 
 
-def time_sentence(manifest: Mapping[str, Any]) -> str:
+def time_sentence(manifest: Manifest) -> str:
     """How much of a run's time was measurement; `manifest` is the run's."""
-    measured_s, total_s = manifest.get("measured_s"), manifest.get("total_s")
+    measured_s, total_s = manifest.measured_s, manifest.total_s
     if not measured_s or not total_s:
         return "How much of the run's time was measurement is not recorded."
     return f"Measured {measured_s:.0f} s in windows of {total_s:.0f} s in all: {measured_s / total_s:.0%} of the time."

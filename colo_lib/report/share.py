@@ -42,7 +42,7 @@ from colo_lib.paths import (
     trial_folder,
 )
 from colo_lib.record.run_folder import checksums
-from colo_lib.records import read_object, write_json
+from colo_lib.records import CaptureFacts, read_object, write_json
 from colo_lib.report import share_fields as fields
 
 NS_PER_MS = 1_000_000
@@ -82,16 +82,18 @@ def share(
     try:
         partial.mkdir(parents=True)
         # Devices as the run was told them come first: they get the first numbers.
-        start = fields.START(scrub, read_object(source.folder / START)) if START in source.manifest["files"] else None
-        manifest = fields.MANIFEST(scrub, {k: v for k, v in source.manifest.items() if k != "files"})
+        start = fields.START(scrub, read_object(source.folder / START)) if START in source.manifest.files else None
+        manifest = fields.MANIFEST(
+            scrub, {name: value for name, value in source.manifest.plain().items() if name != "files"}
+        )
         for step in STEPS:
             for trial in _trials(source, step):
                 _share_trial(source, step, trial, partial, scrub)
             record = capture_folder(source.folder, step) / CAPTURE
-            if record.relative_to(source.folder).as_posix() in source.manifest["files"]:
+            if record.relative_to(source.folder).as_posix() in source.manifest.files:
                 lines += _share_capture(source, step, partial, (capture_ms, capture_tokens), scrub)
         copied = {file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()}
-        scrub.counts[FILES] += len(set(source.manifest["files"]) - copied - {START})
+        scrub.counts[FILES] += len(set(source.manifest.files) - copied - {START})
         counts = _since(scrub, before)
         if start is not None:
             write_json(partial / START, _with_counts(start, counts))
@@ -158,13 +160,13 @@ def _with_counts(record: dict[str, Any], counts: Counter[str]) -> dict[str, Any]
 
 
 def _trials(source: Run, step: str) -> list[int]:
-    return sorted({int(row["trial"]) for row in source.manifest["trials"] if row["step"] == step})
+    return sorted({row.trial for row in source.manifest.trials if row.step == step})
 
 
 def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubber) -> None:
     """The record and the frames of one trial, as far as the manifest lists them."""
     folder, into = trial_folder(source.folder, step, trial), trial_folder(target, step, trial)
-    listed = source.manifest["files"]
+    listed = source.manifest.files
     if (folder / TRIAL).relative_to(source.folder).as_posix() in listed:
         into.mkdir(parents=True, exist_ok=True)
         write_json(into / TRIAL, fields.TRIAL(scrub, read_object(folder / TRIAL)))
@@ -197,29 +199,29 @@ def _plain(file: Path, frame: str) -> bool:
 
 def _share_capture(source: Run, step: str, target: Path, keep: tuple[float, float], scrub: Scrubber) -> list[str]:
     folder, into = capture_folder(source.folder, step), capture_folder(target, step)
-    facts = read_object(folder / CAPTURE)
-    told = fields.CAPTURE(scrub, facts)
+    facts = CaptureFacts.read(folder / CAPTURE)
+    told = fields.CAPTURE(scrub, facts.plain())
     into.mkdir(parents=True)
     lines: list[str] = []
-    if facts.get("status") == "done":
+    if facts.status == "done":
         capture = read_capture(source.folder, step)
-        window_ns, window_s = _middle(capture, facts["window_ns"], _kept_ms(facts, *keep))
-        pids = {pid for group in facts["pids"].values() for pid in group}
+        window_ns, window_s = _middle(capture, facts.window_ns or [], _kept_ms(facts, *keep))
+        pids = {pid for group in (facts.pids or {}).values() for pid in group}
         pids |= host_pids(capture.capture, pids)
         for file, export in zip(capture.files, capture.capture.exports, strict=True):
             own = None if window_s is None else _own_clock(window_s, export)
             left = redact(file, into / file.relative_to(folder), pids, own, scrub)
             which = f"{step} {file.stem}" if len(capture.files) > 1 else step
             lines += [f"{which}: {line}" for line in left.lines]
-        if window_ns != facts["window_ns"]:
-            told |= {"window_ns": window_ns, "recorded_window_ns": facts.get("recorded_window_ns", facts["window_ns"])}
+        if window_ns != facts.window_ns:
+            told |= {"window_ns": window_ns, "recorded_window_ns": facts.recorded_window_ns or facts.window_ns}
     write_json(into / CAPTURE, told)
     return lines
 
 
-def _kept_ms(facts: dict[str, Any], least_ms: float, tokens: float) -> float:
+def _kept_ms(facts: CaptureFacts, least_ms: float, tokens: float) -> float:
     """How much of a capture is kept: `least_ms`, or what so many tokens of gen took at the rate it was captured at."""
-    rate = (facts.get("profiled") or {}).get("gen_tokens_per_s")
+    rate = facts.profiled and facts.profiled.gen_tokens_per_s
     return max(least_ms, tokens / rate * 1e3) if rate else least_ms
 
 
@@ -236,7 +238,7 @@ def _middle(capture: StepCapture, window_ns: list[int], keep_ms: float) -> tuple
     """
     if capture.window_s is None:
         raise InputError(f"{capture.step}: its capture does not say where its window lies: record it again")
-    if window_ns[1] - window_ns[0] <= keep_ms * NS_PER_MS and "recorded_window_ns" in capture.facts:
+    if window_ns[1] - window_ns[0] <= keep_ms * NS_PER_MS and capture.facts.recorded_window_ns is not None:
         return window_ns, None
     half_ns = min(int(keep_ms * NS_PER_MS), window_ns[1] - window_ns[0]) // 2
     middle_ns = (window_ns[0] + window_ns[1]) // 2

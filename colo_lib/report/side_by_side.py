@@ -61,7 +61,7 @@ def compare(runs: Sequence[Run]) -> list[Compared]:
 
 
 def _device(run: Run) -> str:
-    told = printable(str(run.manifest["machine"].get("device_name") or "device not recorded"))
+    told = printable(str(run.manifest.machine.device_name or "device not recorded"))
     name = told.replace("NVIDIA ", "")[:LONGEST_LABEL]
     return f"{name} (SIMULATED)" if run.simulated else f"{name} (stand-in)" if run.stand_in else name
 
@@ -135,20 +135,20 @@ def conditions(found: Sequence[Compared]) -> pd.DataFrame:
 
 
 def _conditions(run: Run) -> dict[str, str]:
-    machine, models = run.manifest["machine"], run.manifest["models"]
-    facts: dict[str, Any] = {f"machine: {name}": machine.get(name)
+    machine = run.manifest.machine
+    facts: dict[str, Any] = {f"machine: {name}": getattr(machine, name)
                              for name in ("device_name", "device_count", "driver", "cuda", "power_limit_w",
                                           "cpu", "git_commit")}  # fmt: skip
-    facts |= {f"version: {name}": value for name, value in (machine.get("versions") or {}).items()}
+    facts |= {f"version: {name}": value for name, value in (machine.versions or {}).items()}
     facts |= {
-        f"model of {workload}: {name}": (models.get(workload) or {}).get(name)
+        f"model of {workload}: {name}": getattr(run.manifest.model_of(workload), name)
         for workload in ("gen", "embed")
         for name in ("name", "architecture", "parameters", "weights", "dtype")
     }
     mechanisms = dict(zip(run.trials["step"], run.trials["mechanism"], strict=True))
     facts |= {f"mechanism of {step}": mechanisms[step] for step in STEPS if step in mechanisms}
     skipped = names_touching("storing", "reading")
-    facts |= {f"parameter: {name}": value for name, value in run.manifest["params"].items() if name not in skipped}
+    facts |= {f"parameter: {name}": value for name, value in run.manifest.params.items() if name not in skipped}
     return {name: "not told" if value is None else "none" if value == "" else str(value)
             for name, value in facts.items()}  # fmt: skip
 
@@ -183,7 +183,7 @@ def render(found: Sequence[Compared]) -> str:
         "device": "; ".join(item.label for item in found),
         "status": "side by side",
         "sentence": "; ".join(f"{item.label}: {item.analysis.verdict.status}" for item in found),
-        "created_utc": max(str(item.run.manifest.get("created_utc", "")) for item in found),
+        "created_utc": max(item.run.manifest.created_utc or "" for item in found),
     }
     told = conditions(found)
     unlike, alike = (told[told["alike"] == value].drop(columns="alike") for value in (False, True))

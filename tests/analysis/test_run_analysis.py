@@ -83,7 +83,7 @@ def test_what_moved_and_the_tables_are_those_of_the_functions(run: Run) -> None:
     latencies = trial_metrics.by_step(measured.samples)
     rows = rates(measured.counted)
     same(analysis.steps_table, steps_table.steps_table(measured.trials, rows, kept, latencies, means))
-    same(analysis.memory.budget, telemetry.budget_frame(run.manifest["budget"]))
+    same(analysis.memory.budget, telemetry.budget_frame(run.manifest.budget))
     same(analysis.memory.used, telemetry.measured_frame(run.trials))
     same(analysis.memory.parts, telemetry.parts_frame(run.trials))
     counted = trial_metrics.with_power(measured.counted, samples)

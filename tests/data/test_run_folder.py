@@ -23,7 +23,7 @@ from colo_lib.data.trials import trials_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, arrow_schema
 from colo_lib.params import Params
-from colo_lib.records import read_object
+from colo_lib.records import Trial, read_object
 from tests.run_folders import Plan, change_manifest, reseal, write_run
 
 GEN = "steps/step1/trial-1/gen.parquet"
@@ -365,7 +365,7 @@ def test_a_named_run_is_read_even_if_a_newer_one_exists(run: Path) -> None:
 )
 def test_devices_of_several_processes_are_counted_once(recorded: object, read: tuple[str, ...]) -> None:
     row = {"step": "configB", "trial": 1, "status": "failed", "devices": {"gen": ["0"], "embed": recorded}}
-    assert trials_frame([row])["embed_devices"].iloc[0] == read
+    assert trials_frame([Trial.model_validate(row)])["embed_devices"].iloc[0] == read
 
 
 def test_a_run_of_the_same_models_is_found_also_among_the_recorded(tmp_path: Path) -> None:

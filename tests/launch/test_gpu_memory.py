@@ -14,6 +14,7 @@ from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import wait_still
 from colo_lib.launch.memory_parts import embed_parts, gen_parts, with_rest
 from colo_lib.params import check
+from colo_lib.records import Trial
 from colo_lib.report import run_tables
 
 CUDA = check({"device": "cuda", "gen_kv_cache_gib": 0.0}, "test")
@@ -62,8 +63,11 @@ def test_parts_and_rest_make_up_what_a_process_holds() -> None:
 
 
 def test_the_memory_notebook_shows_the_parts_by_step() -> None:
-    record = {"step": "step2", "trial": 1, "status": "done", "window_start_ns": 1, "window_end_ns": 2}
-    frame = parts_frame(trials_frame([record | {"memory_parts_gib": {"gen": {"weights": 28.9, "kv_cache": 31.5}}}]))
+    record = Trial.model_validate(
+        {"step": "step2", "trial": 1, "status": "done"} | {"window_start_ns": 1, "window_end_ns": 2}
+    )
+    parts = {"gen": {"weights": 28.9, "kv_cache": 31.5}}
+    frame = parts_frame(trials_frame([record.joined(memory_parts_gib=parts)]))
     assert frame.to_dict("records") == [
         {"step": "step2", "workload": "gen", "part": "weights", "gib": 28.9},
         {"step": "step2", "workload": "gen", "part": "kv cache", "gib": 31.5},

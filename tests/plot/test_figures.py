@@ -45,7 +45,7 @@ def marks(figure: Figure) -> dict[str, object]:
 
 
 def all_figures(data: dict) -> list[Figure]:
-    budget = telemetry.budget_frame(data["run"].manifest["budget"])
+    budget = telemetry.budget_frame(data["run"].manifest.budget)
     used = telemetry.measured_frame(data["run"].trials)
     mechanisms = dict(zip(data["run"].trials["step"], data["run"].trials["mechanism"], strict=True))
     return [

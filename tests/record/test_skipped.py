@@ -18,6 +18,7 @@ from colo_lib.record.plan import plan_trials
 from colo_lib.record.run import EngineKeeper
 from colo_lib.record.run_folder import begin_run, trial_status
 from colo_lib.record.step import record_step
+from colo_lib.records import Trial
 from colo_lib.steps import STEPS
 from tests.conftest import MODELS
 
@@ -72,7 +73,7 @@ def test_a_failure_to_start_is_no_skip() -> None:
 
 def test_trials_with_and_without_a_window_stand_in_one_frame() -> None:
     done = {"step": "step1", "trial": 1, "status": "done", "window_start_ns": 2**53 + 1, "window_end_ns": 2**53 + 3}
-    frame = trials_frame([done, {"step": "mig", "trial": 1, "status": "skipped"}])
+    frame = trials_frame(Trial.model_validate(row) for row in (done, {"step": "mig", "trial": 1, "status": "skipped"}))
     assert frame["window_start_ns"].isna().tolist() == [False, True]
     assert frame["window_start_ns"][0] == 2**53 + 1
 

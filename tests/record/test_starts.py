@@ -14,6 +14,7 @@ from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.data.run import open_run
 from colo_lib.data.trials import trials_frame
 from colo_lib.paths import REPOSITORY
+from colo_lib.records import Trial
 from tests.standins import engines
 
 MODELS = REPOSITORY / "tests" / "models"
@@ -57,6 +58,6 @@ def test_records_without_names_of_starts_are_told_apart_by_their_pids() -> None:
         {"step": "step1", "trial": 3, "status": "failed", "engine_starts": {"gen": "605@1.5", "embed": None}},
         {"step": "step1", "trial": 4, "status": "skipped"},
     ]
-    frame = trials_frame(rows)
+    frame = trials_frame(Trial.model_validate(row) for row in rows)
     assert frame["gen_start"].tolist() == ["605", "605", "605@1.5", ""]
     assert frame["embed_start"].tolist() == ["9", "10+11", "", ""]

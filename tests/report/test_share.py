@@ -103,7 +103,7 @@ def test_every_export_of_a_capture_is_cut_on_its_own_clock_and_redacted(tmp_path
         assert list(kept.start_ns) == list(had.start_ns[inside])
         assert len(kept) > 10
     assert any(line.startswith("step2 trace-embed: ") for line in told.lines)
-    assert cut.facts["joint_reason"] == "nsys launch: (removed) refused"
+    assert cut.facts.joint_reason == "nsys launch: (removed) refused"
     assert overlap.verdict_overlap(window.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
 
 

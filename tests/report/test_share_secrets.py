@@ -369,7 +369,7 @@ def test_a_planted_run_is_shared_without_its_secrets_and_measures_the_same(
     pd.testing.assert_frame_equal(figures(before), figures(after))
     names = {name for trial in (1, 2) for name in after.frame("step2", trial, "telemetry")["name"]}
     assert "GPU 0" in names
-    assert after.manifest["params"]["devices"] == "GPU 0,GPU 1"
+    assert after.manifest.params["devices"] == "GPU 0,GPU 1"
     assert json.loads((shared / "steps/step2/trial-1/trial.json").read_text())["reason"] == (
         "gen: the vLLM server ended at (removed)"
     )

@@ -122,6 +122,6 @@ class CaptureAnalysis:
     def collectives(self) -> StepCollectives | None:
         """How gen's two ranks met; None where gen has one rank."""
         one = self.captured
-        pids = (one.facts.get("pids") or {}).get("gen") or []
-        rate = (one.facts.get("profiled") or {}).get("gen_tokens_per_s")
+        pids = (one.facts.pids or {}).get("gen") or []
+        rate = one.facts.profiled.gen_tokens_per_s if one.facts.profiled else None
         return step_collectives(one.capture, pids, one.window_s, rate, self.concurrency)

@@ -9,7 +9,7 @@ its extremes over [-error, error] lie at those shifts or at the ends, and all of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.window import Active, TraceWindow, look
+from colo_lib.records import CaptureFacts
 from colo_lib.trace import Ints, Union
 
 
@@ -34,7 +35,7 @@ def overlap_summary(view: TraceWindow) -> dict[str, Any]:
 
 
 def verdict_overlap(
-    view: TraceWindow, facts: Mapping[str, Any] | None = None, unprofiled_tokens_per_s: float | None = None
+    view: TraceWindow, facts: CaptureFacts | None = None, unprofiled_tokens_per_s: float | None = None
 ) -> dict[str, Any] | None:
     """What `verdict.judge` takes as the overlap of a capture of step 2; None where it has only one workload.
 
@@ -43,7 +44,7 @@ def verdict_overlap(
     share = overlap_summary(view)["overlap_of_gen"]
     if share is None:
         return None
-    rate = ((facts or {}).get("profiled") or {}).get("gen_tokens_per_s")
+    rate = facts and facts.profiled and facts.profiled.gen_tokens_per_s
     found = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
     moved = alignment_range(view)
     found |= {"range": moved.of_gen} if moved and moved.of_gen else {}

@@ -12,6 +12,7 @@ from colo_lib.analysis.trace import kernels as trace_kernels
 from colo_lib.analysis.trace.processes import launchers, printable
 from colo_lib.analysis.trace.residency import RESIDENCY
 from colo_lib.analysis.trace.window import Active, TraceWindow, look
+from colo_lib.records import CaptureFacts
 from colo_lib.trace import Capture
 
 SCHEMA_VERSION = 1
@@ -74,10 +75,10 @@ def summary_of(view: TraceWindow, patterns: trace_kernels.Patterns = trace_kerne
     }  # fmt: skip
 
 
-def profiled_words(facts: Mapping[str, Any], unprofiled: Mapping[str, float]) -> str:
+def profiled_words(facts: CaptureFacts, unprofiled: Mapping[str, float]) -> str:
     """Rates while profiling over the rates of the same step's trials; a capture explains, it is not for throughput."""
     told = []
-    for name, rate in (facts.get("profiled") or {}).items():
+    for name, rate in (facts.profiled.plain() if facts.profiled else {}).items():
         base = unprofiled.get(name)
         if rate and base and base == base:
             told.append(f"{name.split('_')[0]} {rate / base:.2f}")

@@ -16,7 +16,6 @@ device, before it the `host` had not asked yet. Gaps whose kernel has no recorde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.kernels import OTHER, PATTERNS, Patterns, categorise
 from colo_lib.analysis.trace.window import Active, TraceWindow, view_of
 from colo_lib.params import Params
+from colo_lib.records import CaptureFacts
 from colo_lib.trace import Capture, Ints, Kernels, Launches
 
 ALIKE = 0.98  # of the largest replay's kernels; a profiler loses a few
@@ -90,7 +90,7 @@ def decompose_token_time(
 
 def gen_times(
     capture: Capture,
-    facts: Mapping[str, Any],
+    facts: CaptureFacts,
     recorded_s: tuple[float, float] | None,
     launches: Launches,
     params: Params,
@@ -101,7 +101,7 @@ def gen_times(
     `concurrency`: the run's requests in flight. `clipped`: no interval holds time in which gen's context was switched
     out. None for a capture without gen, or whose capture.json has no rate of gen.
     """
-    rate = (facts.get("profiled") or {}).get("gen_tokens_per_s")
+    rate = facts.profiled and facts.profiled.gen_tokens_per_s
     view = view_of(capture, facts, params, recorded_s)
     if not rate or "gen" not in view.workloads:
         return None

@@ -20,6 +20,7 @@ from colo_lib.analysis.trace.processes import WORKLOADS, assign, launchers
 from colo_lib.analysis.trace.residency import RESIDENCY, Basis, decide_basis
 from colo_lib.errors import InputError
 from colo_lib.params import Params
+from colo_lib.records import CaptureFacts
 from colo_lib.trace import Bools, Capture, Copies, Device, Ints, Kernels, Union
 
 LONGEST_S = 1e9
@@ -159,7 +160,7 @@ def look(
 
 
 def view_of(
-    capture: Capture, facts: Mapping[str, Any], params: Params, recorded_s: tuple[float, float] | None = None
+    capture: Capture, facts: CaptureFacts, params: Params, recorded_s: tuple[float, float] | None = None
 ) -> TraceWindow:
     """Look at `capture`, whose capture.json says `facts`, through `trace_gen`, `trace_embed` and `trace_window`.
 
@@ -172,7 +173,7 @@ def view_of(
 
 def looked_at(
     capture: Capture,
-    facts: Mapping[str, Any],
+    facts: CaptureFacts,
     asked: Mapping[str, str],
     window_s: tuple[float, float] | None = None,
     device: int | None = None,
@@ -183,7 +184,7 @@ def looked_at(
     What is not asked for is as `facts`, its capture.json, says: the processes of a workload and the mechanism. A
     workload of which no recorded process launched a kernel is idle, whoever else did.
     """
-    asked, recorded, idle = dict(asked), facts.get("pids") or {}, []
+    asked, recorded, idle = dict(asked), facts.pids or {}, []
     launched = {item.process.pid for item in launchers(capture)}
     for workload in WORKLOADS:
         if not asked.get(workload, "").strip() and recorded.get(workload):
@@ -192,11 +193,11 @@ def looked_at(
             asked[workload] = ",".join(own)
             idle += [] if own else [workload]
     assignment, guessed = assign(capture, asked, idle)
-    return look(capture, assignment, window_s, device, mechanism or facts.get("mechanism")), guessed
+    return look(capture, assignment, window_s, device, mechanism or facts.mechanism), guessed
 
 
 def views_alone(
-    captures: Mapping[str, tuple[Capture, Mapping[str, Any], tuple[float, float] | None]],
+    captures: Mapping[str, tuple[Capture, CaptureFacts, tuple[float, float] | None]],
 ) -> dict[str, TraceWindow]:
     """Workload -> the view of a capture in which it ran alone; a key that is no workload stands for the likely one."""
     found = {}
@@ -204,7 +205,7 @@ def views_alone(
         likely, _ = assign(capture, {})
         places = sorted({place for own in likely.values() for place in own})
         workload = name if name in WORKLOADS else next(iter(likely))
-        found[workload] = look(capture, {workload: places}, window_s, mechanism=facts.get("mechanism"))
+        found[workload] = look(capture, {workload: places}, window_s, mechanism=facts.mechanism)
     return found
 
 
