@@ -30,6 +30,7 @@ from colo_lib.cli.run import changes  # noqa: E402
 from colo_lib.hardware.engine_python import resolve_models  # noqa: E402
 from colo_lib.launch.engines import Engines, Handles  # noqa: E402
 from colo_lib.launch.rpc import runtime_folder  # noqa: E402
+from colo_lib.launch.specs import specs_of  # noqa: E402
 from colo_lib.launch.trial import run_trial  # noqa: E402
 from colo_lib.launch.vllm_server import SERVED_NAME  # noqa: E402
 from colo_lib.params import Params, load  # noqa: E402
@@ -88,11 +89,12 @@ def rounds(params: Params, count: int) -> list[tuple[float, float]]:
             [str(models.gen_python), "-c", TOKENIZER, str(models.gen_vocab_size), str(tokenizer)], check=True
         )
         own = params.model_copy(update={"gen_extra_args": f"--no-skip-tokenizer-init --tokenizer {tokenizer}"})
-        engines = Engines(own, placement, runtime, folder / "logs")
+        specs = specs_of(own, placement)
+        engines = Engines(specs.engines, runtime, folder / "logs")
         try:
             handles = engines.start(True, False, Progress())
             for number in range(1, count + 1):
-                ours = float(run_trial(own, placement, handles, folder / f"trial-{number}", number)["gen_tokens_per_s"])
+                ours = float(run_trial(specs.trial, handles, folder / f"trial-{number}", number)["gen_tokens_per_s"])
                 requests = max(1, math.ceil(ours * params.window_s / params.gen_output_tokens))
                 # Whole turns of all slots: a last turn of fewer requests would not be the same load.
                 requests = math.ceil(requests / params.gen_concurrency) * params.gen_concurrency

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.hardware.budget import Budget, device_groups, plan_budget, refuse_if_too_large
+from colo_lib.hardware.budget import Budget, device_groups, plan_budget
 from colo_lib.hardware.nvml import GpuLook, look_at_gpus
 from colo_lib.models.architecture import GIB
 from colo_lib.params import Params, split_list
@@ -148,19 +148,23 @@ def _spread(readings: list[Mapping[str, float]], name: str) -> float:
     return max(values) - min(values)
 
 
-def check_room(params: Params) -> None:
-    """Raises StepFailed, with the numbers, when the GPUs have no longer room for what the run puts there."""
-    try:
-        refuse_if_too_large(budget_here(params))
-    except InputError as error:
-        raise StepFailed(
-            f"{error}\nSomebody else holds it (nvidia-smi says who), or a process of an earlier trial hangs in the "
-            "driver: then only a restart of the host helps"
-        ) from None
+def check_room(needed_gib: Mapping[str, float]) -> None:
+    """Raises StepFailed, with the numbers, when a GPU has no longer room for what the run puts there."""
+    look = look_at_gpus()
+    for device, needed in needed_gib.items():
+        try:
+            free = _gpu_memory(device, look).free_gib
+        except InputError as error:
+            raise StepFailed(str(error)) from None
+        if needed > free:
+            raise StepFailed(
+                f"GPU {device} has {free:.1f} GiB free, the run needs {needed:.1f} GiB there.\n"
+                "Somebody else holds it (nvidia-smi says who), or a process of an earlier trial hangs in the driver: "
+                "then only a restart of the host helps"
+            )
 
 
-def before_engines(params: Params, devices: tuple[str, ...]) -> None:
-    """Wait until the GPUs' memory is still, then see that there is room; nothing to do where cores stand in."""
-    if params.device == "cuda":
-        wait_still(lambda: used_gib(devices))
-        check_room(params)
+def before_engines(devices: tuple[str, ...], needed_gib: Mapping[str, float]) -> None:
+    """Wait until the GPUs' memory is still, then see that there is room."""
+    wait_still(lambda: used_gib(devices))
+    check_room(needed_gib)

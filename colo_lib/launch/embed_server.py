@@ -16,8 +16,8 @@ from colo_lib.child_environment import engine_environment
 from colo_lib.errors import StepFailed
 from colo_lib.launch.child import Child, ProfilerLaunch
 from colo_lib.launch.rpc import Handle, call
+from colo_lib.launch.specs import EmbedSpec
 from colo_lib.launch.vllm_server import ENGINE_NICE
-from colo_lib.params import Params
 
 WORKER = Path(__file__).with_name("embed_worker.py")
 
@@ -27,20 +27,18 @@ class EmbedProcess:
 
     def __init__(
         self,
-        params: Params,
+        spec: EmbedSpec,
         devices: tuple[str, ...],
-        python: Path,
-        model: str,
         log: Path,
         socket_path: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
         held: Mapping[str, Any] = MappingProxyType({}),
         wrap: ProfilerLaunch | None = None,
     ) -> None:
-        self.params, self.wrap = params, wrap
-        on_cpu = params.device == "cpu"
-        told = job(params, devices, model) | {"socket": str(socket_path)} | dict(held)
-        words, env = [str(python), str(WORKER), json.dumps(told)], environment(params, devices, shared)
+        self.spec, self.wrap = spec, wrap
+        on_cpu = spec.device == "cpu"
+        told = job(spec, devices) | {"socket": str(socket_path)} | dict(held)
+        words, env = [str(spec.python), str(WORKER), json.dumps(told)], environment(spec, devices, shared)
         if wrap is not None:
             words, env = wrap.around(words, env, shared)
         self.child = Child(
@@ -66,9 +64,9 @@ class EmbedProcess:
                 waited = time.monotonic() - start
             if not self.child.running():
                 raise StepFailed(f"embed: the process ended while starting; its last lines:\n{self.child.tail()}")
-            if waited > self.params.ready_timeout_s:
+            if waited > self.spec.ready_timeout_s:
                 raise StepFailed(
-                    f"embed: no answer within ready_timeout_s = {self.params.ready_timeout_s:g} s; "
+                    f"embed: no answer within ready_timeout_s = {self.spec.ready_timeout_s:g} s; "
                     f"its last lines:\n{self.child.tail()}"
                 )
             tick(f"embed starts, {waited:.0f} s")
@@ -79,30 +77,30 @@ class EmbedProcess:
         self.child.stop()
 
 
-def job(params: Params, devices: tuple[str, ...], model: str) -> dict[str, Any]:
+def job(spec: EmbedSpec, devices: tuple[str, ...]) -> dict[str, Any]:
     """What the process is told when it starts, but for its socket and what a mechanism adds."""
-    on_cpu = params.device == "cpu"
+    on_cpu = spec.device == "cpu"
     return {
-        "model": model,
-        "weights": params.weights,
-        "dtype": params.embed_dtype,
+        "model": spec.model,
+        "weights": "dummy" if spec.dummy else "hub",
+        "dtype": spec.dtype,
         "torch_device": "cpu" if on_cpu else "cuda",
         "threads": len(devices) if on_cpu else 0,
-        "batch_size": params.embed_batch_size,
-        "sequence_tokens": params.embed_sequence_tokens,
-        "pooling": params.embed_pooling,
-        "seed": params.seed,
+        "batch_size": spec.batch_size,
+        "sequence_tokens": spec.sequence_tokens,
+        "pooling": spec.pooling,
+        "seed": spec.seed,
     }
 
 
 def environment(
-    params: Params, devices: tuple[str, ...], shared: Mapping[str, str] = MappingProxyType({})
+    spec: EmbedSpec, devices: tuple[str, ...], shared: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
     """The embedding process's environment, with the mechanism's additions."""
     additions = {"TOKENIZERS_PARALLELISM": "false"}
-    if params.weights == "dummy":
+    if spec.dummy:
         additions["HF_HUB_OFFLINE"] = "1"
-    if params.device == "cpu":
+    if spec.device == "cpu":
         additions |= {"OMP_NUM_THREADS": str(len(devices)), "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
         additions["CUDA_VISIBLE_DEVICES"] = ""
     else:

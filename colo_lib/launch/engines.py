@@ -4,10 +4,7 @@
 through a file in its private runtime folder, named by `COLO_ENGINES`; a notebook on its own starts and
 ends them itself.
 
-What running engines are made of: trials whose engines are made alike can use the same ones.
-
-The parts are what a process is really started with, its command line and environment, so that no list of parameters
-has to be kept true. What only the load decides (concurrency, lengths of prompts, pacing) is in none of them.
+Trials whose engines have equal specs can use the same ones.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,19 +22,16 @@ from typing import Any
 import psutil
 
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import resolve_models
 from colo_lib.hardware.memory import before_engines
-from colo_lib.launch import embed_server, vllm_server
 from colo_lib.launch.child import ProfilerLaunch, tail
 from colo_lib.launch.embed_server import EmbedProcess
 from colo_lib.launch.mechanisms import check_mechanism, facts_of, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.rpc import Handle, runtime_folder
+from colo_lib.launch.specs import EngineSpec
 from colo_lib.launch.vllm_server import GenHandle, GenServer
 from colo_lib.mechanism_records import Evidence, MechanismFacts, MpsEvidence, MpsFacts
-from colo_lib.params import PURPOSES, Params
 from colo_lib.placement import Placement
-from colo_lib.steps import MECHANISMS
 
 ENGINES_FILE = "COLO_ENGINES"
 Tick = Callable[[str], None]
@@ -114,19 +108,25 @@ class Engines:
 
     def __init__(
         self,
-        params: Params,
-        placement: Placement,
+        spec: EngineSpec,
         runtime: Path,
         logs: Path,
         wraps: Mapping[str, ProfilerLaunch] = MappingProxyType({}),
+        needed_gib: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.params, self.placement, self.runtime, self.logs = params, placement, runtime, logs
+        self.spec, self.runtime, self.logs = spec, runtime, logs
         self.wraps = wraps  # by `gen` and `embed_name`
+        self.needed_gib = needed_gib  # on each GPU, of all that the run puts there
         self.gen: GenServer | None = None
         self.embeds: list[EmbedProcess] = []
         self.mechanism: Mechanism | None = None
         self.facts: MechanismFacts | None = None
         self.ready_s: dict[str, float] = {}
+
+    @property
+    def placement(self) -> Placement:
+        """Of the step that they were started for."""
+        return self.spec.placement
 
     def start(self, want_gen: bool, want_embed: bool, tick: Tick = silent) -> Handles:
         """Start the mechanism on GPUs that have settled, then what is wanted and not there yet, one after the other.
@@ -134,43 +134,40 @@ class Engines:
         gen first: vLLM sizes its cache by what is free when it starts. Raises StepFailed when one cannot be started
         or the engines do not share as they should.
         """
-        models = resolve_models(self.params)
         self.logs.mkdir(parents=True, exist_ok=True)
-        name = self.placement.step
+        name, spec = self.placement.step, self.spec
         if self.mechanism is None:
-            before_engines(self.params, self.placement.all_devices)
-            self.mechanism = start_mechanism(self.params, self.placement, self.runtime, self.logs)
-        params = self.mechanism.adjusted(self.params) if self.mechanism else self.params
+            if self.placement.device == "cuda":
+                before_engines(self.placement.all_devices, self.needed_gib)
+            self.mechanism = start_mechanism(spec, self.runtime, self.logs)
         if want_gen and self.gen is None:
-            log = self.logs / f"gen-{name}.log"
-            model = models.gen.source(self.params.weights)
-            python, wrap = models.gen_python, self.wraps.get("gen")
+            wrap = self.wraps.get("gen")
             shared = self._shared("gen") | own_temporary(self.runtime, profiled=wrap is not None)
-            self.gen = GenServer(params, self.placement, python, model, log, shared, wrap)
+            adjusted = self.mechanism.adjusted(spec.gen) if self.mechanism else spec.gen
+            self.gen = GenServer(adjusted, self.logs / f"gen-{name}.log", shared, wrap)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
-            for number, devices in enumerate(self.placement.embed_devices):
+            for number, devices in enumerate(spec.embed.devices):
                 log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
                 socket.unlink(missing_ok=True)
-                python, model = models.embed_python, models.embed.source(self.params.weights)
                 shared, held = self._shared("embed", number), self.mechanism.embed_job() if self.mechanism else {}
                 wrap = self.wraps.get(embed_name(number))
-                self.embeds.append(EmbedProcess(params, devices, python, model, log, socket, shared, held, wrap))
+                self.embeds.append(EmbedProcess(spec.embed, devices, log, socket, shared, held, wrap))
                 self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
         self._attach()
         return self.handles()
 
-    def change_embed(self, params: Params, tick: Tick = silent) -> Handles:
-        """The embedding processes anew with what `params` say of them; gen and the mechanism stay up.
+    def change_embed(self, spec: EngineSpec, tick: Tick = silent) -> Handles:
+        """The embedding processes anew, as `spec` says; gen and the mechanism, of which it says the same, stay up.
 
         Raises StepFailed as `start` does.
         """
         for process in self.embeds:
             process.stop()
-        self.embeds, self.params = [], params
+        self.embeds, self.spec = [], replace(self.spec, embed=spec.embed)
         self.ready_s.pop("embed", None)
         if self.mechanism is not None:
-            self.mechanism.change(params)
+            self.mechanism.change(self.spec)
         return self.start(self.gen is not None, True, tick)
 
     def _shared(self, workload: str, number: int = 0) -> dict[str, str]:
@@ -247,56 +244,18 @@ def from_plain(told: dict[str, Any]) -> Handles:
 
 
 @contextmanager
-def engines_for(params: Params, placement: Placement, logs: Path, tick: Tick = silent) -> Iterator[Handles]:
+def engines_for(
+    spec: EngineSpec, logs: Path, tick: Tick = silent, needed_gib: Mapping[str, float] = MappingProxyType({})
+) -> Iterator[Handles]:
     """The engines of a placement: those that are kept up for us, or our own until the block ends."""
+    placement = spec.placement
     kept = published(placement)
     if kept is not None:
         yield kept
         return
     with runtime_folder() as runtime:
-        engines = Engines(params, placement, runtime, logs)
+        engines = Engines(spec, runtime, logs, needed_gib=needed_gib)
         try:
             yield engines.start(placement.runs_gen, placement.runs_embed, tick)
         finally:
             engines.stop()
-
-
-@dataclass(frozen=True)
-class EngineIdentity:
-    """`gen`: the server, its devices and the mechanism below both; `embed`: the embedding processes."""
-
-    gen: str
-    embed: str
-
-
-def identity_of(params: Params, placement: Placement) -> EngineIdentity:
-    """The identity of the engines that a trial of `placement` with `params` needs.
-
-    Another `embed` alone can be had beside the same gen. Raises InputError as `resolve_models` does.
-    """
-    models = resolve_models(params)
-    server = vllm_server.command(params, models.gen_python, models.gen.source(params.weights), 0, placement)
-    first = (
-        placement.engine_key(),
-        server,
-        vllm_server.environment(params, placement, ""),
-        settings_of(params, placement, "gen"),
-        settings_of(params, placement, ""),
-    )
-    model = models.embed.source(params.weights)
-    jobs = [
-        (embed_server.job(params, one, model), embed_server.environment(params, one)) for one in placement.embed_devices
-    ]
-    return EngineIdentity(repr(first), repr((str(models.embed_python), jobs, settings_of(params, placement, "embed"))))
-
-
-def settings_of(params: Params, placement: Placement, workload: str) -> dict[str, object]:
-    """What the mechanism below a workload's processes is started with; workload '': below those of both."""
-    mechanism = placement.mechanism
-    # A partition is verified against what embed is held to: other limits of embed want another partition.
-    whose = {workload, "embed"} if MECHANISMS[mechanism].holds_embed and not workload else {workload}
-    return {
-        name: getattr(params, name)
-        for name, purpose in PURPOSES.items()
-        if mechanism in purpose.mechanisms and "engine" in purpose.touches and purpose.at_work in whose
-    }

@@ -16,13 +16,12 @@ from typing import TypeVar
 from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
 from colo_lib.frames import write_frame
-from colo_lib.hardware.engine_python import resolve_models
 from colo_lib.launch.child import Child, tail
 from colo_lib.launch.embed_server import read_rows
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.rpc import Handle, answers, call
+from colo_lib.launch.specs import LoadSpec, WindowSpec
 from colo_lib.launch.vllm_server import ServerCounters, server_counters
-from colo_lib.params import Params
 
 POLL_S = 0.05
 WATCH_S = 0.5
@@ -97,18 +96,18 @@ class Loads:
         return found
 
 
-def start_client(params: Params, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Handle:
+def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Handle:
     """The load client of gen, ready for orders."""
     assert handles.gen is not None
     socket_path, log = runtime / "client.sock", folder / "logs" / "client.log"
     job = {
         "socket": str(socket_path),
         "port": handles.gen.port,
-        "concurrency": params.gen_concurrency,
-        "prompt_tokens": params.gen_prompt_tokens,
-        "output_tokens": params.gen_output_tokens,
-        "vocab_size": resolve_models(params).gen_vocab_size,
-        "seed": params.seed,
+        "concurrency": load.concurrency,
+        "prompt_tokens": load.prompt_tokens,
+        "output_tokens": load.output_tokens,
+        "vocab_size": load.vocab_size,
+        "seed": load.seed,
     }
     command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(job)]
     child = Child("client", command, log, env=package_environment({"COLO_GEN_KEY": handles.gen.key}), grace_s=1.0)
@@ -134,44 +133,44 @@ def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what
         time.sleep(POLL_S)
 
 
-def wait_steady(params: Params, loads: Loads, handles: Handles) -> None:
+def wait_steady(window: WindowSpec, loads: Loads, handles: Handles) -> None:
     """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
     began_ns = time.monotonic_ns()
-    while any(not told.events for told in check_progress(params, loads, handles, began_ns).values()):
+    while any(not told.events for told in check_progress(window, loads, handles, began_ns).values()):
         time.sleep(POLL_S)
-    watch_window(params, loads, handles, time.monotonic_ns() + int(params.warmup_s * 1e9))
+    watch_window(window, loads, handles, time.monotonic_ns() + int(window.warmup_s * 1e9))
 
 
-def watch_window(params: Params, loads: Loads, handles: Handles, until_ns: int) -> None:
+def watch_window(window: WindowSpec, loads: Loads, handles: Handles, until_ns: int) -> None:
     """Wait until a monotonic time; raises StepFailed as soon as an engine ends or a workload stalls."""
     began_ns = time.monotonic_ns()
     while (left_ns := until_ns - time.monotonic_ns()) > 0:
         time.sleep(min(WATCH_S, left_ns / 1e9))
-        check_progress(params, loads, handles, began_ns)
+        check_progress(window, loads, handles, began_ns)
 
 
-def check_progress(params: Params, loads: Loads, handles: Handles, began_ns: int) -> dict[str, Delivered]:
+def check_progress(window: WindowSpec, loads: Loads, handles: Handles, began_ns: int) -> dict[str, Delivered]:
     """How far each workload is.
 
     Raises StepFailed when an engine or a part of the mechanism has ended, or a workload has delivered
     nothing for `stall_timeout_s`, counted from `began_ns` at the earliest.
     """
     loads.check_alive(handles)
-    progress = loads.progress(handles, params.stall_timeout_s)
+    progress = loads.progress(handles, window.stall_timeout_s)
     for name, told in progress.items():
         silent_s = (time.monotonic_ns() - max(told.last_ns or 0, began_ns)) / 1e9
-        if silent_s > params.stall_timeout_s:
-            raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {params.stall_timeout_s:g} s")
+        if silent_s > window.stall_timeout_s:
+            raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {window.stall_timeout_s:g} s")
     return progress
 
 
-def read_counters(params: Params, loads: Loads, handles: Handles) -> ServerCounters | None:
+def read_counters(window: WindowSpec, loads: Loads, handles: Handles) -> ServerCounters | None:
     """vLLM's own account of gen, None when gen is not under load; raises StepFailed when it does not answer."""
     if loads.client is None or handles.gen is None:
         return None
     try:
         ask = partial(server_counters, handles.gen, timeout_s=ANSWER_S)
-        return loads.patiently(ask, handles, params.stall_timeout_s)
+        return loads.patiently(ask, handles, window.stall_timeout_s)
     except OSError as error:
         end = tail(Path(handles.gen.log))
         raise StepFailed(f"gen's /metrics does not answer ({error}); its last lines:\n{end}") from None

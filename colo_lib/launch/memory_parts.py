@@ -9,7 +9,6 @@ from typing import Any
 
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.rpc import call
-from colo_lib.params import Params
 from colo_lib.records import MemoryParts
 
 # vLLM's worker (v1/worker/gpu_worker.py, gpu_model_runner.py); a rank a line.
@@ -21,15 +20,15 @@ TOLD = {
 READ_BYTES = 4 * 2**20
 
 
-def gen_parts(log: Path, params: Params) -> dict[str, float | None]:
+def gen_parts(log: Path, given_kv_cache_gib: float) -> dict[str, float | None]:
     """weights, kv_cache, graphs of one rank of gen, GiB; None where the log does not tell."""
     try:
         said = log.read_bytes()[:READ_BYTES].decode(errors="replace")
     except OSError:
         said = ""
     found = {name: float(match[1]) if (match := pattern.search(said)) else None for name, pattern in TOLD.items()}
-    if params.gen_kv_cache_gib:
-        found["kv_cache"] = params.gen_kv_cache_gib  # given as bytes: vLLM takes them as they are
+    if given_kv_cache_gib:
+        found["kv_cache"] = given_kv_cache_gib  # given as bytes: vLLM takes them as they are
     return found
 
 
@@ -41,14 +40,17 @@ def embed_parts(told: dict[str, Any]) -> dict[str, float | None]:
     return {"weights": weights, "activations": peak - weights, "cached": reserved - peak}
 
 
-def memory_parts(params: Params, handles: Handles, held_gib: dict[str, float | None]) -> dict[str, MemoryParts | None]:
+def memory_parts(
+    given_kv_cache_gib: float, handles: Handles, held_gib: dict[str, float | None]
+) -> dict[str, MemoryParts | None]:
     """Parts of each workload's device memory, GiB a process; `rest` is what NVML counts beyond them.
 
     For gen the rest is activations and CUDA context, for embed the context. `held_gib`: NVML's figure by workload.
     """
     found: dict[str, MemoryParts | None] = {}
     if handles.gen is not None:
-        found["gen"] = with_rest(gen_parts(Path(handles.gen.log), params), held_gib.get("gen"), handles.tensor_parallel)
+        parts = gen_parts(Path(handles.gen.log), given_kv_cache_gib)
+        found["gen"] = with_rest(parts, held_gib.get("gen"), handles.tensor_parallel)
     for handle in handles.embeds[:1]:
         with suppress(OSError, ValueError):
             told = call(handle, "status", timeout_s=10.0).get("memory_gib", {})

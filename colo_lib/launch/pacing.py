@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from colo_lib.launch.rpc import Handle, call
-from colo_lib.params import Params
+from colo_lib.launch.specs import PacingSpec
 from colo_lib.placement import Placement
 from colo_lib.records import PacingFacts
 
@@ -45,16 +45,16 @@ class StartOrder:
     stall_s: float
 
 
-def start_order(params: Params, placement: Placement) -> StartOrder:
+def start_order(pacing: PacingSpec, placement: Placement) -> StartOrder:
     """What a trial tells the embedding process when it begins: how to pace itself.
 
     Pacing is a lever of sharing: an embed that shares nothing is the baseline, and runs flat out in whole batches.
     """
     if not shares(placement):
         return StartOrder(duty=1.0, micro_batch_size=0, stall_s=0.0)
-    duty = params.embed_duty if params.embed_pacing == "duty" else 1.0
-    stall_s = params.slo_embed_stall_ms / 1e3 if params.embed_pacing != "none" else 0.0
-    return StartOrder(duty, params.embed_micro_batch_size, stall_s)
+    duty = pacing.duty if pacing.kind == "duty" else 1.0
+    stall_s = pacing.embed_stall_ms / 1e3 if pacing.kind != "none" else 0.0
+    return StartOrder(duty, pacing.micro_batch_size, stall_s)
 
 
 def shares(placement: Placement) -> bool:
@@ -62,12 +62,12 @@ def shares(placement: Placement) -> bool:
     return placement.runs_gen and placement.runs_embed and placement.mechanism != "none"
 
 
-def pacing_record(params: Params, placement: Placement) -> PacingFacts:
+def pacing_record(pacing: PacingSpec, placement: Placement) -> PacingFacts:
     """The trial record's `pacing`: how embed was held back, if at all."""
     if not shares(placement):
         return PacingFacts(kind="none", micro_batch_size=0)
-    told = PacingFacts(kind=params.embed_pacing, micro_batch_size=params.embed_micro_batch_size)
-    return told.joined(duty=params.embed_duty) if params.embed_pacing == "duty" else told
+    told = PacingFacts(kind=pacing.kind, micro_batch_size=pacing.micro_batch_size)
+    return told.joined(duty=pacing.duty) if pacing.kind == "duty" else told
 
 
 class SloController:

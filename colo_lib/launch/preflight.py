@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.gpus import find_gpu
 from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.launch.mechanisms.base import MPS_REFUSES, PLAIN_REFUSES, device_uuids
 from colo_lib.launch.mechanisms.time_slicing import DEFAULT_PIPE
-from colo_lib.params import Params, split_list
-from colo_lib.placement import placement_of
+from colo_lib.placement import Placement
 from colo_lib.steps import MECHANISMS
 from colo_lib.telemetry.other_processes import process_in_words
 
@@ -24,16 +25,16 @@ LIMITS = {
 }
 
 
-def preflight(params: Params, look: GpuLook) -> list[str]:
+def preflight(devices: Sequence[str], placements: Sequence[Placement], look: GpuLook) -> list[str]:
     """Sentences about the GPUs of a run, most serious first; empty on a CPU.
 
     Raises InputError, with the remedy, for a mode in which a wanted step could not be what it says.
     """
-    if params.device == "cpu":
+    if any(placement.device == "cpu" for placement in placements):
         return []
-    refuse_modes(params, look)
+    refuse_modes(placements, look)
     found: list[str] = []
-    for device in split_list(params.devices):
+    for device in devices:
         gpu = look.find(device)
         if gpu is not None:
             found += [f"GPU {device}: {told}" for told in about(gpu)]
@@ -42,16 +43,15 @@ def preflight(params: Params, look: GpuLook) -> list[str]:
     return found
 
 
-def refuse_modes(params: Params, look: GpuLook) -> None:
+def refuse_modes(placements: Sequence[Placement], look: GpuLook) -> None:
     """Raises InputError naming the step, the GPU's mode and the command that leaves it."""
-    for step in params.step_names():
-        placement = placement_of(step, params)
+    for placement in placements:
         if MECHANISMS[placement.mechanism].may_be_absent:
             continue  # skipped with the reason where they do not apply
         try:
             device_uuids(placement, look, MPS_REFUSES if MECHANISMS[placement.mechanism].mps else PLAIN_REFUSES)
         except StepFailed as error:
-            raise InputError(f"{step}: {error}") from None
+            raise InputError(f"{placement.step}: {error}") from None
 
 
 def about(gpu: GpuRow) -> list[str]:

@@ -20,9 +20,9 @@ from colo_lib.launch.load import collect, package_environment, read_counters, wa
 from colo_lib.launch.memory_parts import memory_parts
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.specs import TrialSpec
 from colo_lib.launch.under_load import begin_load, connect, settle
 from colo_lib.launch.window import Window, measure_window
-from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, TRIAL
 from colo_lib.placement import Placement
 from colo_lib.records import MeasuredTrial, Trial, TrialEvidence
@@ -32,25 +32,25 @@ from colo_lib.telemetry.readings import Telemetry, convert
 LEAST_FREE_BYTES = 256 * 2**20
 
 
-def run_trial(params: Params, placement: Placement, handles: Handles, folder: Path, trial: int) -> Trial:
+def run_trial(spec: TrialSpec, handles: Handles, folder: Path, trial: int) -> Trial:
     """Carry out one trial into `folder`; returns its record, the content of trial.json.
 
     A trial that cannot be measured is recorded as failed with its cause and raised as StepFailed.
     The folder gets its name only when its record is written.
     """
-    partial = folder.with_name(folder.name + PARTIAL)
+    placement, partial = spec.placement, folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "logs").mkdir(parents=True)
     record = Trial(
         schema_version=SCHEMA_VERSION, step=placement.step, trial=trial, block=trial,
         mechanism=placement.mechanism, status="failed", reason=None, devices=placement.devices_record(),
         pids=handles.pids(), engine_starts=handles.starts(), latency_clock="client",
-        pacing=pacing_record(params, placement),
+        pacing=pacing_record(spec.load.pacing, placement),
     )  # fmt: skip
     try:
         check_disk(partial)
         with ExitStack() as stack:
-            record = record.joined(_measured(params, placement, handles, partial, stack))
+            record = record.joined(_measured(spec, handles, partial, stack))
     except (ColoError, OSError, KeyboardInterrupt, ValidationError) as error:
         told = in_words(error) if isinstance(error, ValidationError) else str(error)
         _close(partial, folder, record.joined(reason=told or type(error).__name__))
@@ -85,21 +85,21 @@ def _close(partial: Path, folder: Path, record: Trial) -> None:
         partial.rename(folder)
 
 
-def _measured(params: Params, placement: Placement, handles: Handles, folder: Path, stack: ExitStack) -> MeasuredTrial:
+def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack) -> MeasuredTrial:
     handles.check_alive()
     runtime = stack.enter_context(runtime_folder())
-    loads = connect(params, placement, handles, runtime, folder, stack)
-    sampler = start_sampler(params, placement, handles, runtime, folder, stack)
-    begin_load(params, placement, handles, loads, runtime, folder, stack)
-    wait_steady(params, loads, handles)
+    loads = connect(spec, handles, runtime, folder, stack)
+    sampler = start_sampler(spec, handles, runtime, folder, stack)
+    begin_load(spec, handles, loads, runtime, folder, stack)
+    wait_steady(spec.window, loads, handles)
     before = handles.evidence()
     meter, counters = OtherProcessesMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
-    counters.append(read_counters(params, loads, handles))
-    watch_window(params, loads, handles, start_ns + int(params.window_s * 1e9))
-    counters.append(read_counters(params, loads, handles))
-    end_ns = start_ns + int(params.window_s * 1e9)
+    counters.append(read_counters(spec.window, loads, handles))
+    watch_window(spec.window, loads, handles, start_ns + int(spec.window.window_s * 1e9))
+    counters.append(read_counters(spec.window, loads, handles))
+    end_ns = start_ns + int(spec.window.window_s * 1e9)
     stranger_cores = meter.stop(time.monotonic())
     after = handles.evidence()
     memory = memory_gib(handles)
@@ -108,11 +108,11 @@ def _measured(params: Params, placement: Placement, handles: Handles, folder: Pa
     sampler.stop()
     told = convert(runtime / "telemetry.jsonl", folder)
     parts = None
-    if params.device == "cuda":
+    if spec.placement.device == "cuda":
         memory = told.memory_gib(start_ns, end_ns)
-        parts = memory_parts(params, handles, memory)
+        parts = memory_parts(spec.kv_cache_gib, handles, memory)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
-    facts = measure_window(params, placement, folder, window)
+    facts = measure_window(spec, folder, window)
     if doubts := device_doubts(told, start_ns, end_ns):
         facts = facts.joined(status="invalid", reason="; ".join(filter(None, [facts.reason, *doubts])))
     return MeasuredTrial(
@@ -130,15 +130,13 @@ def device_doubts(told: Telemetry, start_ns: int, end_ns: int) -> list[str]:
     return found
 
 
-def start_sampler(
-    params: Params, placement: Placement, handles: Handles, runtime: Path, folder: Path, stack: ExitStack
-) -> Child:
+def start_sampler(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
     """The telemetry sampler; a trial goes on without it when it fails."""
     job = {
         "out": str(runtime / "telemetry.jsonl"),
-        "hz": params.telemetry_hz,
-        "device": params.device,
-        "devices": placement.all_devices,
+        "hz": spec.window.telemetry_hz,
+        "device": spec.placement.device,
+        "devices": spec.placement.all_devices,
         "workloads": handles.pids(),
         "owner_pid": handles.owner_pid,
     }

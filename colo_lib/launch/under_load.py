@@ -21,41 +21,37 @@ from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import CLIENT_TIMEOUT_S, Loads, package_environment, start_client, stop_quietly, wait_for
 from colo_lib.launch.pacing import shares, start_order
 from colo_lib.launch.rpc import call
-from colo_lib.params import Params
-from colo_lib.placement import Placement
+from colo_lib.launch.specs import LoadSpec, TrialSpec
 
 ALTERNATOR, PACER = "alternator", "pacer"
 
 
-def connect(
-    params: Params, placement: Placement, handles: Handles, runtime: Path, folder: Path, stack: ExitStack
-) -> Loads:
+def connect(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Loads:
     """Everything that will be under load, ready for orders and at rest; the stack ends what was started for it."""
-    loads = Loads(None, tuple(handles.embeds[number] for number in placement.embeds_at_work))
-    if placement.runs_gen:
-        loads.client = start_client(params, handles, runtime, folder, stack)
+    loads = Loads(None, tuple(handles.embeds[number] for number in spec.placement.embeds_at_work))
+    if spec.placement.runs_gen:
+        loads.client = start_client(spec.load, handles, runtime, folder, stack)
     return loads
 
 
-def begin_load(
-    params: Params, placement: Placement, handles: Handles, loads: Loads, runtime: Path, folder: Path, stack: ExitStack
-) -> None:
+def begin_load(spec: TrialSpec, handles: Handles, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> None:
     """Give every workload its work; the stack takes it away again."""
+    placement = spec.placement
     for name, handle in loads.each():
-        call(handle, "start", **(asdict(start_order(params, placement)) if name == "embed" else {}))
+        call(handle, "start", **(asdict(start_order(spec.load.pacing, placement)) if name == "embed" else {}))
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
-        loads.mechanism.append(start_alternator(params, handles, runtime, folder, stack))
-    if params.embed_pacing == "slo" and shares(placement):
-        loads.mechanism.append(start_pacer(params, loads, runtime, folder, stack))
+        loads.mechanism.append(start_alternator(spec.load.slice_ms, handles, runtime, folder, stack))
+    if spec.load.pacing.kind == "slo" and shares(placement):
+        loads.mechanism.append(start_pacer(spec.load, loads, runtime, folder, stack))
 
 
-def start_pacer(params: Params, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> Child:
+def start_pacer(load: LoadSpec, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> Child:
     """The process that paces embed by gen's gaps."""
     assert loads.client is not None
     job: dict[str, Any] = {
         "client": asdict(loads.client), "embeds": [asdict(embed) for embed in loads.embeds],
-        "slo_gap_ms": params.slo_gen_gap_ms, "concurrency": params.gen_concurrency,
+        "slo_gap_ms": load.pacing.gen_gap_ms, "concurrency": load.concurrency,
         "out": str(runtime / "pacing.jsonl"),
     }  # fmt: skip
     command = [sys.executable, "-m", "colo_lib.launch.pacing", json.dumps(job)]
@@ -88,10 +84,10 @@ BEGIN_TIMEOUT_S = 20.0
 ALTERNATE = Path(__file__).with_name("alternate.py")
 
 
-def start_alternator(params: Params, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
+def start_alternator(slice_ms: float, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
     """The process that lets the two workloads take turns; it has begun. Raises StepFailed for one that does not."""
     groups = handles.pids()
-    command = [sys.executable, "-I", str(ALTERNATE), "--slice-ms", str(params.slice_ms)]
+    command = [sys.executable, "-I", str(ALTERNATE), "--slice-ms", str(slice_ms)]
     for name in ("gen", "embed"):
         command += [f"--{name}", ",".join(map(str, groups[name]))]
     command += ["--out", str(runtime / "slices.txt")]

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import secrets
-import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +18,7 @@ from types import MappingProxyType
 from colo_lib.child_environment import engine_environment
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.child import Child, ProfilerLaunch
-from colo_lib.params import Params
-from colo_lib.placement import Placement
+from colo_lib.launch.specs import GenSpec
 
 SERVED_NAME = "gen"
 KEY_NAME = "COLO_GEN_KEY"
@@ -35,7 +33,6 @@ LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "TP_SOCKET_IFNAME": "lo",
 }
-REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds")
 
 
 @dataclass(frozen=True)
@@ -48,57 +45,45 @@ class GenHandle:
     log: str
 
 
-def command(params: Params, python: Path, model: str, port: int, placement: Placement) -> list[str]:
-    """The server's command line. `model` is a folder with a config.json, or a hub id."""
-    words = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
-    words += ["--model", model, "--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--dtype", params.gen_dtype, "--max-model-len", str(params.gen_max_model_len)]
-    most_requests = params.gen_max_num_seqs or params.gen_concurrency
-    words += ["--max-num-seqs", str(most_requests), "--tensor-parallel-size", str(placement.tensor_parallel)]
+def command(spec: GenSpec, port: int) -> list[str]:
+    """The server's command line."""
+    words = [str(spec.python), "-m", "vllm.entrypoints.openai.api_server"]
+    words += ["--model", spec.model, "--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--dtype", spec.dtype, "--max-model-len", str(spec.max_model_len)]
+    words += ["--max-num-seqs", str(spec.max_num_seqs), "--tensor-parallel-size", str(spec.tensor_parallel)]
     # A cached prefix would turn a repeated prompt into no work at all.
-    words += ["--no-enable-prefix-caching", "--seed", str(params.seed), "--disable-uvicorn-access-log"]
+    words += ["--no-enable-prefix-caching", "--seed", str(spec.seed), "--disable-uvicorn-access-log"]
     # Prompts go in and out as token ids: no tokenizer is needed, and none can hold the client up.
     words += ["--skip-tokenizer-init"]
-    if params.weights == "dummy":
+    if spec.dummy:
         words += ["--load-format", "dummy"]
-    if params.gen_enforce_eager:
+    if spec.enforce_eager:
         words += ["--enforce-eager"]
-    if params.gen_quantization:
-        words += ["--quantization", params.gen_quantization]
-    if params.device == "cuda":
-        words += ["--gpu-memory-utilization", str(params.gen_gpu_memory_utilization)]
-        if params.gen_kv_cache_gib:
-            words += ["--kv-cache-memory-bytes", str(int(params.gen_kv_cache_gib * 2**30))]
-    return words + extra_args(params)
+    if spec.quantization:
+        words += ["--quantization", spec.quantization]
+    if spec.device == "cuda":
+        words += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
+        if spec.kv_cache_gib:
+            words += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gib * 2**30))]
+    return [*words, *spec.extra_args]
 
 
-def extra_args(params: Params) -> list[str]:
-    """`gen_extra_args`, split; raises InputError for one that would undo the launcher's own."""
-    words = shlex.split(params.gen_extra_args)
-    for word in words:
-        if word.split("=")[0] in REFUSED_ARGS:
-            raise InputError(f"parameter 'gen_extra_args' holds {word!r}, which the launcher sets itself: leave it out")
-    return words
-
-
-def environment(
-    params: Params, placement: Placement, key: str, shared: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, str]:
+def environment(spec: GenSpec, key: str, shared: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """The server's environment with the mechanism's additions; the API key travels here, never in the command line."""
     additions = LOOPBACK | {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(params.ready_timeout_s) + 60),
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(spec.ready_timeout_s) + 60),
     }
-    if params.weights == "dummy":
+    if spec.dummy:
         additions["HF_HUB_OFFLINE"] = "1"
-    if params.device == "cpu":
+    if spec.device == "cpu":
         # One group of cores a tensor-parallel rank.
-        separator = "|" if placement.tensor_parallel > 1 else ","
+        separator = "|" if spec.tensor_parallel > 1 else ","
         additions |= {
-            "VLLM_CPU_OMP_THREADS_BIND": separator.join(placement.gen_devices),
+            "VLLM_CPU_OMP_THREADS_BIND": separator.join(spec.devices),
             # Whole GiB, each rank's own, as on a GPU.
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(params.gen_kv_cache_gib))),
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(spec.kv_cache_gib))),
             # Threads that spin while they wait would take the cores from the other workload and the client.
             "KMP_BLOCKTIME": "0",
             "OMP_WAIT_POLICY": "PASSIVE",
@@ -108,7 +93,7 @@ def environment(
     else:
         # A forked engine core would be invisible to Nsight Systems.
         additions["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        additions["CUDA_VISIBLE_DEVICES"] = ",".join(placement.gen_devices)
+        additions["CUDA_VISIBLE_DEVICES"] = ",".join(spec.devices)
         # NVLink multicast (NVLS) has put shared hosts out of service; who wants it says so in the environment.
         additions["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
         # vLLM's other way to it: torch's symmetric memory.
@@ -143,17 +128,14 @@ class GenServer:
 
     def __init__(
         self,
-        params: Params,
-        placement: Placement,
-        python: Path,
-        model: str,
+        spec: GenSpec,
         log: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
         wrap: ProfilerLaunch | None = None,
     ) -> None:
-        self.params, self.wrap = params, wrap
-        key, port = run_key(), free_port(params.gen_port)
-        words, env = command(params, python, model, port, placement), environment(params, placement, key, shared)
+        self.spec, self.wrap = spec, wrap
+        key, port = run_key(), free_port(spec.port)
+        words, env = command(spec, port), environment(spec, key, shared)
         if wrap is not None:
             words, env = wrap.around(words, env, shared)
         self.child = Child(
@@ -161,8 +143,8 @@ class GenServer:
             words,
             log,
             env=env,
-            cpus=[int(core) for core in placement.gen_devices] if params.device == "cpu" else (),
-            nice=ENGINE_NICE if params.device == "cpu" else 0,
+            cpus=[int(core) for core in spec.devices] if spec.device == "cpu" else (),
+            nice=ENGINE_NICE if spec.device == "cpu" else 0,
         )
         self.handle = GenHandle(port=port, key=key, pid=self.child.pid, log=str(log))
 
@@ -173,9 +155,9 @@ class GenServer:
             waited = time.monotonic() - start
             if not self.child.running():
                 raise StepFailed(f"gen: the vLLM server ended while starting; its last lines:\n{self.child.tail()}")
-            if waited > self.params.ready_timeout_s:
+            if waited > self.spec.ready_timeout_s:
                 raise StepFailed(
-                    f"gen: the vLLM server did not answer within ready_timeout_s = {self.params.ready_timeout_s:g} s; "
+                    f"gen: the vLLM server did not answer within ready_timeout_s = {self.spec.ready_timeout_s:g} s; "
                     f"its last lines:\n{self.child.tail()}"
                 )
             tick(f"gen starts, {waited:.0f} s")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from colo_lib import rates
+from colo_lib.launch.specs import TrialSpec
 from colo_lib.launch.vllm_server import ServerCounters
-from colo_lib.params import Params
 from colo_lib.paths import frame_file
 from colo_lib.placement import Placement
 from colo_lib.records import WindowFacts
@@ -45,9 +45,9 @@ class _Gen:
     drift: float | None = None
 
 
-def measure_window(params: Params, placement: Placement, folder: Path, window: Window) -> WindowFacts:
+def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts:
     """The part of a trial's record that its frames give; its status says whether it counts."""
-    gen, reasons = _Gen(), list[str]()
+    placement, gen, reasons = spec.placement, _Gen(), list[str]()
     sequences: int | None = None
     embed_per_s: float | None = None
     drift: dict[str, float | None] = {"gen": None, "embed": None}
@@ -66,7 +66,7 @@ def measure_window(params: Params, placement: Placement, folder: Path, window: W
         embed_sequences=sequences, embed_sequences_per_s=embed_per_s, drift_fraction=drift,
         neighbour=neighbour(placement), stranger_cores=window.stranger_cores, status="done", reason=None,
     )  # fmt: skip
-    reasons += doubts(params, facts)
+    reasons += doubts(spec, facts)
     return facts.joined(status="invalid", reason="; ".join(reasons)) if reasons else facts
 
 
@@ -95,18 +95,18 @@ def _measure_gen(folder: Path, window: Window, reasons: list[str]) -> _Gen:
     return found
 
 
-def doubts(params: Params, facts: WindowFacts) -> list[str]:
+def doubts(spec: TrialSpec, facts: WindowFacts) -> list[str]:
     """Why a measured trial does not count; empty when it does."""
     found = []
     disagreement = facts.clock_disagreement
     # One engine step in flight at either end is the grain of the comparison.
-    grain = 2 * params.gen_concurrency / max(1, facts.gen_tokens or 1)
-    if disagreement is not None and disagreement > max(params.max_clock_disagreement, grain):
+    grain = 2 * spec.load.concurrency / max(1, facts.gen_tokens or 1)
+    if disagreement is not None and disagreement > max(spec.window.max_clock_disagreement, grain):
         found.append(f"our token rate and vLLM's own counter differ by {disagreement:.1%}")
     for name, drift in (facts.drift_fraction or {}).items():
-        if drift is not None and drift > params.max_drift_fraction:
+        if drift is not None and drift > spec.window.max_drift_fraction:
             found.append(f"{name} still drifted: the window's halves differ by {drift:.0%}")
-    if params.device == "cpu" and (facts.stranger_cores or 0.0) > params.max_stranger_cores:
+    if spec.placement.device == "cpu" and (facts.stranger_cores or 0.0) > spec.window.max_stranger_cores:
         found.append(f"other processes used {facts.stranger_cores:.2f} cores")
     return found
 

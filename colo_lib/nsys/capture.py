@@ -20,11 +20,11 @@ from colo_lib.json_records import in_words
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import collect, wait_steady, watch_window
 from colo_lib.launch.pacing import pacing_record
+from colo_lib.launch.specs import Specs
 from colo_lib.launch.under_load import begin_load, connect, settle
 from colo_lib.launch.window import Window, measure_window
 from colo_lib.nsys.commands import missing_workloads
 from colo_lib.nsys.session import JointFailed, Session, recorded_names
-from colo_lib.params import Params
 from colo_lib.paths import CAPTURE, PARTIAL
 from colo_lib.placement import Placement
 from colo_lib.records import CaptureFacts, Clock, ProfiledRates
@@ -37,37 +37,33 @@ EXPORT_GROWTH = 6
 LEAST_FREE_BYTES = 512 * 2**20
 
 
-def blank(params: Params, placement: Placement) -> CaptureFacts:
+def blank(specs: Specs) -> CaptureFacts:
     """The record of a capture of which nothing is known yet."""
+    placement = specs.trial.placement
     return CaptureFacts(
         schema_version=SCHEMA_VERSION, step=placement.step, mechanism=placement.mechanism,
         status="failed", reason=None, window_ns=None, clock=None,
         devices=placement.devices_record(), pids={"gen": [], "embed": []},
-        traced="cuda" if params.device == "cuda" else "osrt",
-        granularity=params.capture_graph_trace if params.device == "cuda" else None, context_switches=False,
+        traced="cuda" if placement.device == "cuda" else "osrt",
+        granularity=specs.capture.graphs if placement.device == "cuda" else None, context_switches=False,
         profiled=ProfiledRates(gen_tokens_per_s=None, embed_sequences_per_s=None),
-        pacing=pacing_record(params, placement),
+        pacing=pacing_record(specs.trial.load.pacing, placement),
         visible_devices={}, mechanism_evidence=None, exports=[], nsys_version=None, command=[],
         sessions=None, joint_reason=None,
     )  # fmt: skip
 
 
 def write_absent(
-    params: Params,
-    placement: Placement,
-    target: Path,
-    reason: str,
-    status: str = "absent",
-    joint_reason: str | None = None,
+    specs: Specs, target: Path, reason: str, status: str = "absent", joint_reason: str | None = None
 ) -> None:
     """A capture folder that says only why there is no capture."""
     target.mkdir(parents=True, exist_ok=True)
-    told = blank(params, placement).joined(status=status, reason=reason, joint_reason=joint_reason)
+    told = blank(specs).joined(status=status, reason=reason, joint_reason=joint_reason)
     told.write(target / CAPTURE)
 
 
-def capture_step(params: Params, placement: Placement, session: Session, target: Path) -> CaptureFacts:
-    """Record one window of `placement` into the folder `target`; returns the content of its capture.json.
+def capture_step(specs: Specs, session: Session, target: Path) -> CaptureFacts:
+    """Record one window of a step into the folder `target`; returns the content of its capture.json.
 
     The engines run below `session` already. A capture that fails is recorded with its cause and raised as StepFailed,
     as JointFailed where separate sessions may do better.
@@ -77,7 +73,7 @@ def capture_step(params: Params, placement: Placement, session: Session, target:
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "logs").mkdir(parents=True)
-    record = blank(params, placement).joined(
+    record = blank(specs).joined(
         command=session.command,
         sessions="separate" if session.separate else "joint",
         joint_reason=session.joint_reason,
@@ -85,8 +81,8 @@ def capture_step(params: Params, placement: Placement, session: Session, target:
     try:
         with ExitStack() as stack:
             record = record.joined(nsys_version=session.version())
-            record = _recorded(params, placement, session, record, partial, stack)
-        record = record.joined(exports=_exported(params, placement, session, partial, record))
+            record = _recorded(specs, session, record, partial, stack)
+        record = record.joined(exports=_exported(specs.trial.placement, session, partial, record))
     except (ColoError, OSError, KeyboardInterrupt, ValidationError) as error:
         told = in_words(error) if isinstance(error, ValidationError) else str(error)
         record = record.joined(reason=told or type(error).__name__)
@@ -106,10 +102,9 @@ def _close(partial: Path, target: Path, record: CaptureFacts) -> None:
         partial.rename(target)
 
 
-def _recorded(
-    params: Params, placement: Placement, session: Session, record: CaptureFacts, folder: Path, stack: ExitStack
-) -> CaptureFacts:
+def _recorded(specs: Specs, session: Session, record: CaptureFacts, folder: Path, stack: ExitStack) -> CaptureFacts:
     """`record` with what a recorded window of steady state adds."""
+    spec, placement, length_ns = specs.trial, specs.trial.placement, int(specs.capture.seconds * 1e9)
     handles = session.handles
     assert handles is not None
     _check_disk(folder, 0)
@@ -117,22 +112,22 @@ def _recorded(
     shutil.rmtree(frames, ignore_errors=True)
     frames.mkdir()
     handles.check_alive()
-    loads = connect(params, placement, handles, session.runtime, folder, stack)
-    begin_load(params, placement, handles, loads, session.runtime, folder, stack)
-    wait_steady(params, loads, handles)
+    loads = connect(spec, handles, session.runtime, folder, stack)
+    begin_load(spec, handles, loads, session.runtime, folder, stack)
+    wait_steady(spec.window, loads, handles)
     names = recorded_names(placement, session.separate)
     context_switches = session.start(folder, names)
     clock = clock_pair()
     start_ns = time.monotonic_ns()
     pids = {name: [pid for root in roots for pid in engine_tree(root)] for name, roots in handles.pids().items()}
-    watch_window(params, loads, handles, start_ns + int(params.capture_s * 1e9))
+    watch_window(spec.window, loads, handles, start_ns + length_ns)
     evidence = handles.evidence()
-    end_ns = start_ns + int(params.capture_s * 1e9)
+    end_ns = start_ns + length_ns
     # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
     settle(loads, session.runtime, frames)
     collect(loads, session.runtime, frames)
     session.stop(names)
-    told = measure_window(params, placement, frames, Window(start_ns, end_ns, None, None, 0.0))
+    told = measure_window(spec, frames, Window(start_ns, end_ns, None, None, 0.0))
     return record.joined(
         window_ns=[start_ns, end_ns], clock=clock, pids=pids,
         visible_devices=devices_seen(placement, handles), context_switches=context_switches,
@@ -165,7 +160,7 @@ def engine_tree(root: int) -> list[int]:
     return [root]
 
 
-def _exported(params: Params, placement: Placement, session: Session, folder: Path, record: CaptureFacts) -> list[str]:
+def _exported(placement: Placement, session: Session, folder: Path, record: CaptureFacts) -> list[str]:
     """Export each report and look whether each workload under load is in the one that is to hold it; the exports."""
     assert record.pids is not None
     assert record.profiled is not None
@@ -179,10 +174,10 @@ def _exported(params: Params, placement: Placement, session: Session, folder: Pa
         _check_disk(folder, EXPORT_GROWTH * report.stat().st_size)
         session.export(report, export)
         held = {workload: pids for workload, pids in running.items() if _is_for(name, workload, session)}
-        missing = missing_workloads(export, held, on_gpu=params.device == "cuda")
+        missing = missing_workloads(export, held, on_gpu=placement.device == "cuda")
         if missing:
-            what = "GPU activity" if params.device == "cuda" else "event"
-            kernels = " with a kernel" if params.device == "cuda" else ""
+            what = "GPU activity" if placement.device == "cuda" else "event"
+            kernels = " with a kernel" if placement.device == "cuda" else ""
             told = f"the export {export.name} holds no {what} of {' and '.join(missing)}{kernels}, though they worked"
             raise (StepFailed if session.separate else JointFailed)(f"{told} in the window")
         if report.stat().st_size > KEPT_REPORT_BYTES:

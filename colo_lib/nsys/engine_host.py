@@ -1,6 +1,6 @@
 """Starts the engines and keeps them until it is told to end: below `nsys launch`, all that one session can hold.
 
-    python -m colo_lib.nsys.engine_host '{"out": FILE, "params": {…}, "step": "step2", "gen": true, "embed": true, …}'
+    python -m colo_lib.nsys.engine_host '{"out": FILE, "spec": {…}, "gen": true, "embed": true, …}'
 
 FILE receives the handles of the running engines, or what went wrong. What `nsys launch` put into our environment, the
 injection, is handed on to the engines, whose environments are allow-lists that would drop it. With `wraps` we run below
@@ -21,8 +21,7 @@ from colo_lib.errors import ColoError
 from colo_lib.launch.child import NOTES, ProfilerLaunch
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.exec_under_profiler import LEFT_BEHIND
-from colo_lib.params import check
-from colo_lib.placement import placement_of
+from colo_lib.nsys.session import ENGINES
 from colo_lib.records import write_json
 
 
@@ -56,13 +55,12 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, end)
     left_behind = hand_on_injection(job["known"], job["originals"])
-    params, out = check(job["params"], "capture"), Path(job["out"])
-    runtime = Path(job["runtime"])
+    spec, out, runtime = ENGINES.validate_python(job["spec"]), Path(job["out"]), Path(job["runtime"])
     wraps = {
         engine: ProfilerLaunch(tuple(words), {"TMPDIR": str(runtime)}, runtime / NOTES.format(engine))
         for engine, words in job["wraps"].items()
     }
-    engines = Engines(params, placement_of(job["step"], params), runtime, Path(job["logs"]), wraps)
+    engines = Engines(spec, runtime, Path(job["logs"]), wraps, job["needed_gib"])
     try:
         handles = engines.start(job["gen"], job["embed"], lambda text: print(text, flush=True))
         write_json(out, {"handles": handles.plain(), "left_behind": left_behind})

@@ -17,20 +17,22 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import resolve_models
 from colo_lib.launch.child import NOTES, Child, tail
 from colo_lib.launch.engines import Handles, embed_name, from_plain
 from colo_lib.launch.load import package_environment
+from colo_lib.launch.specs import EngineSpec, Specs
 from colo_lib.launch.vllm_server import KEY_NAME, run_key
 from colo_lib.nsys import commands
-from colo_lib.params import Params
 from colo_lib.placement import Placement
 
 HOST = "colo_lib.nsys.engine_host"
@@ -43,6 +45,9 @@ EXPORT_S = 900.0
 VERSION_S = 30.0
 HOST_END_S = 30.0
 JOINT = "trace"
+
+# A spec as plain values, for the process that starts the engines.
+ENGINES = TypeAdapter(EngineSpec)
 
 
 class JointFailed(StepFailed):
@@ -83,9 +88,16 @@ class Session:
     """
 
     def __init__(
-        self, binary: Path, params: Params, runtime: Path, logs: Path, joint_reason: str | None = None
+        self,
+        binary: Path,
+        specs: Specs,
+        runtime: Path,
+        logs: Path,
+        joint_reason: str | None = None,
+        needed_gib: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.binary, self.params, self.runtime, self.log = binary, params, runtime, logs / "nsys.log"
+        self.binary, self.specs, self.runtime, self.log = binary, specs, runtime, logs / "nsys.log"
+        self.device, self.needed_gib = specs.trial.placement.device, needed_gib
         self.logs, self.joint_reason, self.separate = logs, joint_reason, joint_reason is not None
         # A name of its own: nsys keeps those of sessions that were killed.
         self.name = f"colo-{secrets.token_hex(4)}"
@@ -105,13 +117,11 @@ class Session:
         out = self.runtime / "captured.json"
         out.unlink(missing_ok=True)
         wraps = self._wraps(placement) if self.separate else {}
-        models = resolve_models(self.params)
-        # The host sees an allow-listed environment only: interpreters are resolved here.
-        pythons = {"gen_python": str(models.gen_python), "embed_python": str(models.embed_python)}
+        spec = replace(self.specs.engines, placement=placement)
         # COLO_TREE and SPT_NOENV are set by our guardian; the host must not take them for nsys's.
         known = [*self.env, "COLO_TREE", "SPT_NOENV"]
         job = {
-            "out": str(out), "params": self.params.model_copy(update=pythons).model_dump(), "step": placement.step,
+            "out": str(out), "spec": ENGINES.dump_python(spec, mode="json"), "needed_gib": dict(self.needed_gib),
             "runtime": str(self.runtime), "logs": str(self.logs), "gen": gen, "embed": embed, "known": known,
             "originals": {name: os.environ.get(name) for name in WRITTEN_OVER}, "wraps": wraps,
         }  # fmt: skip
@@ -131,7 +141,7 @@ class Session:
         return self.name + name.removeprefix(JOINT)
 
     def _launch_words(self, name: str) -> list[str]:
-        settings = self.params.device, self.params.capture_graph_trace
+        settings = self.device, self.specs.capture.graphs
         return commands.launch_command(self.binary, self._session(name), *settings, [])
 
     def _wraps(self, placement: Placement) -> dict[str, list[str]]:
@@ -143,7 +153,7 @@ class Session:
     def _wait_for(self, out: Path, tick: Callable[[str], None]) -> dict[str, Any]:
         assert self.child is not None
         # Each engine has its own deadline inside; this one is for nsys itself.
-        began, limit_s = time.monotonic(), 3 * self.params.ready_timeout_s + START_S
+        began, limit_s = time.monotonic(), 3 * self.specs.engines.gen.ready_timeout_s + START_S
         while not out.exists():
             waited = time.monotonic() - began
             if not self.child.running() or waited > limit_s:
@@ -159,7 +169,7 @@ class Session:
         return all([self._start(folder / name, name) for name in names])
 
     def _start(self, report: Path, name: str) -> bool:
-        if self.params.device == "cuda":
+        if self.device == "cuda":
             try:
                 said = self._tell(name, commands.start_command, report, True, limit_s=START_S)
                 return commands.context_switches_granted(said)

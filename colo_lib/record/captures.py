@@ -14,6 +14,7 @@ import psutil
 
 from colo_lib.errors import ColoError, InputError
 from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.specs import Specs, specs_of
 from colo_lib.nsys.capture import capture_step, write_absent
 from colo_lib.nsys.commands import conflicting_words, find_nsys
 from colo_lib.nsys.session import JointFailed, Session
@@ -21,7 +22,7 @@ from colo_lib.params import Params, split_list
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.placement import Placement, placement_of
 from colo_lib.record.plan import Progress
-from colo_lib.record.run_folder import trial_status
+from colo_lib.record.run_folder import needed_gib, trial_status
 from colo_lib.records import CaptureFacts
 
 Say = Callable[[str], None]
@@ -83,39 +84,41 @@ def record_captures(params: Params, folder: Path, steps: list[str], say: Say) ->
         reason = f"CUPTI is taken by {', '.join(others)}: end it (dcgmi profile --pause holds DCGM back) and resume"
     if binary is None or reason:
         for placement in wanted:
-            write_absent(params, placement, capture_folder(folder, placement.step), str(reason))
+            write_absent(specs_of(params, placement), capture_folder(folder, placement.step), str(reason))
         names = ", ".join(placement.step for placement in wanted)
         return [f"no capture of {names}: {reason}"]
     missing: list[str] = []
     for _, group in groupby(wanted, key=Placement.engine_key):
-        missing += _record_group(params, folder, list(group), binary, say)
+        specs = [specs_of(params, placement) for placement in group]
+        missing += _record_group(specs, folder, binary, say)
     return missing
 
 
-def _record_group(params: Params, folder: Path, group: list[Placement], binary: Path, say: Say) -> list[str]:
+def _record_group(group: list[Specs], folder: Path, binary: Path, say: Say) -> list[str]:
     """Captures of steps that share engines: one session as long as it holds, another one after a failure.
 
     A step that one session cannot hold is captured again with one for each engine, as are those that come after it.
     """
-    missing: list[str] = []
+    needed, missing = needed_gib(folder), list[str]()
     joint_reason: str | None = None
     # As in the trials: what idles in memory is the same in every step.
-    wanted = any(one.runs_gen for one in group), any(one.runs_embed for one in group)
+    wanted = any(one.trial.placement.runs_gen for one in group), any(one.trial.placement.runs_embed for one in group)
     with runtime_folder() as runtime:
         session: Session | None = None
         try:
-            for placement in group:
-                say(f"{placement.step}: capture of {params.capture_s:g} s, {placement.mechanism}")
+            for specs in group:
+                placement = specs.trial.placement
+                say(f"{placement.step}: capture of {specs.capture.seconds:g} s, {placement.mechanism}")
                 try:
-                    session = session or Session(binary, params, runtime, folder / LOGS, joint_reason)
+                    session = session or Session(binary, specs, runtime, folder / LOGS, joint_reason, needed)
                     try:
-                        _capture(session, placement, wanted, folder, say)
+                        _capture(session, specs, wanted, folder, say)
                     except JointFailed as error:
                         session.close()
                         joint_reason = str(error)
                         say(f"{placement.step}: one session does not hold it, once more with one for each engine")
-                        session = Session(binary, params, runtime, folder / LOGS, joint_reason)
-                        _capture(session, placement, wanted, folder, say)
+                        session = Session(binary, specs, runtime, folder / LOGS, joint_reason, needed)
+                        _capture(session, specs, wanted, folder, say)
                 except (ColoError, OSError) as error:
                     missing.append(f"no capture of {placement.step}: {error}")
                     if session is not None:
@@ -127,13 +130,14 @@ def _record_group(params: Params, folder: Path, group: list[Placement], binary: 
     return missing
 
 
-def _capture(session: Session, placement: Placement, wanted: tuple[bool, bool], folder: Path, say: Say) -> None:
+def _capture(session: Session, specs: Specs, wanted: tuple[bool, bool], folder: Path, say: Say) -> None:
     """One attempt at a step; whatever it raises is in the step's capture.json."""
+    placement = specs.trial.placement
     target = capture_folder(folder, placement.step)
     try:
         if session.handles is None:
             session.launch(placement, *wanted, Progress(5.0, say))
     except (ColoError, OSError) as error:
-        write_absent(session.params, placement, target, str(error), "failed", session.joint_reason)
+        write_absent(specs, target, str(error), "failed", session.joint_reason)
         raise
-    capture_step(session.params, placement, session, target)
+    capture_step(specs, session, target)

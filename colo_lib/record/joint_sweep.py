@@ -23,9 +23,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from colo_lib.errors import InputError, StepFailed, StepSkipped
-from colo_lib.launch.engines import EngineIdentity, identity_of
 from colo_lib.launch.pacing import shares
 from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.specs import EmbedSpec, EngineSpec, GenSpec, Specs, specs_of
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import PURPOSES, Params
 from colo_lib.paths import PARTIAL, START, TRIAL, cell_folder, cell_runs, trial_folder
@@ -33,7 +33,7 @@ from colo_lib.placement import Placement, placement_of
 from colo_lib.record.captures import record_captures
 from colo_lib.record.plan import rounds_of
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
-from colo_lib.record.run_folder import begin_run, counts, resume, run_lock, seal, trial_status
+from colo_lib.record.run_folder import begin_run, counts, needed_gib, resume, run_lock, seal, trial_status
 from colo_lib.record.sweep import Order, finished_run
 from colo_lib.records import CellRecord, Trial
 from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
@@ -41,16 +41,20 @@ from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
 
 @dataclass(frozen=True)
 class JointTrial:
-    """One trial to measure, with the parameters of the first of the `cells` that it counts for.
+    """One trial to measure, as the first of the `cells` that it counts for wants it.
 
     Trials of different rounds never run on the same start of the engines.
     """
 
-    params: Params
-    placement: Placement
+    specs: Specs
     block: int
     cells: tuple[str, ...]
     round: int = 1
+
+    @property
+    def placement(self) -> Placement:
+        """Of its step."""
+        return self.specs.trial.placement
 
 
 def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
@@ -64,11 +68,12 @@ def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
     for name, params in cells:
         for step in params.step_names():
             placement = placement_of(step, params)
+            specs, matters = specs_of(params, placement), repr(what_matters(params, placement))
             for block in range(1, params.blocks + 1):
-                key = (step, block, repr(what_matters(params, placement)))
+                key = (step, block, matters)
                 before = found.get(key)
                 own = (*before.cells, name) if before else (name,)
-                found[key] = JointTrial(before.params if before else params, placement, block, own)
+                found[key] = JointTrial(before.specs if before else specs, block, own)
     groups = _by_engines(list(found.values()))
     blocks = sorted({trial.block for trial in found.values()})
     return [
@@ -91,8 +96,7 @@ def what_matters(params: Params, placement: Placement) -> dict[str, object]:
 
 def sharing(plan: Sequence[JointTrial], trial: JointTrial) -> list[Placement]:
     """Placements of all trials that use the same gen, mechanism and devices as `trial`."""
-    gen = identity_of(trial.params, trial.placement).gen
-    return [one.placement for one in plan if identity_of(one.params, one.placement).gen == gen]
+    return [one.placement for one in plan if one.specs.engines.gen == trial.specs.engines.gen]
 
 
 def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:
@@ -100,10 +104,10 @@ def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:
 
     A trial in which embed is idle can use any embed: it goes with the first set of its gen.
     """
-    sets: dict[str, dict[str, list[JointTrial]]] = {}
-    first: dict[str, EngineIdentity] = {}
+    sets: dict[GenSpec, dict[EmbedSpec, list[JointTrial]]] = {}
+    first: dict[GenSpec, EngineSpec] = {}
     for trial in trials:
-        identity = identity_of(trial.params, trial.placement)
+        identity = trial.specs.engines
         opening = first.setdefault(identity.gen, identity)
         embed = identity.embed if trial.placement.runs_embed else opening.embed
         sets.setdefault(identity.gen, {}).setdefault(embed, []).append(trial)
@@ -249,8 +253,8 @@ def _one_trial(
     """Measure one trial into a cell's folder; None when it left a record that counts, else the cause."""
     folder = cell.folder(trial)
     try:
-        handles = keeper.ready_for(trial.params, trial.placement, others, say)
-        run_trial(trial.params, trial.placement, handles, folder, trial.block)
+        handles = keeper.ready_for(trial.specs.engines, others, needed_gib(cell.run), say)
+        run_trial(trial.specs.trial, handles, folder, trial.block)
     except StepSkipped as skipped:
         skip_trial(trial.placement, folder, trial.block, str(skipped))
     except StepFailed as error:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.launch.engines import ENGINES_FILE, EngineIdentity, Engines, Handles, identity_of, publish
+from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
 from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.specs import EngineSpec, GenSpec, specs_of
 from colo_lib.launch.trial import skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import START, TRIAL, trial_folder
@@ -23,7 +24,7 @@ from colo_lib.placement import Placement
 from colo_lib.record.captures import record_captures
 from colo_lib.record.notebook_host import NotebookHost, notebook_host
 from colo_lib.record.plan import PlannedTrial, Progress, plan_trials, seconds_left
-from colo_lib.record.run_folder import counts, run_lock, seal, trial_records, trial_status
+from colo_lib.record.run_folder import counts, needed_gib, run_lock, seal, trial_records, trial_status
 from colo_lib.records import Start, Trial
 from colo_lib.steps import STEPS, with_id
 
@@ -104,7 +105,7 @@ def carry_out_trial(
     step = STEPS[trial.step]
     try:
         say(f"{with_id(trial.step, step.name_on(params.device))}, block {trial.block}: {trial.placement.mechanism}")
-        keeper.ready_for(params, trial.placement, sharing, say)
+        keeper.ready_for(specs_of(params, trial.placement).engines, sharing, needed_gib(folder), say)
         notebook = step.notebook
         out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
         told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
@@ -169,9 +170,9 @@ class EngineKeeper:
     def __init__(self, runtime: Path, logs: Path) -> None:
         self.runtime, self.logs = runtime, logs
         self.engines: Engines | None = None
-        self.identity: EngineIdentity | None = None
+        self.identity: EngineSpec | None = None
         self.start_s = FIRST_ENGINE_START_S
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[GenSpec, str] = {}
 
     @property
     def key(self) -> object:
@@ -183,30 +184,29 @@ class EngineKeeper:
         """Where notebooks find the handles."""
         return self.runtime / "engines.json"
 
-    def ready_for(self, params: Params, placement: Placement, sharing: Iterable[Placement], say: Say) -> Handles:
+    def ready_for(
+        self, wanted: EngineSpec, sharing: Iterable[Placement], needed: Mapping[str, float], say: Say
+    ) -> Handles:
         """The engines of a trial: those that are up, with other embedding processes if need be, or new ones.
 
         `sharing`: every placement that will use them. Both engines are up if any of these needs both: what idles in
-        memory is the same in every trial. Raises StepFailed when they cannot be had, StepSkipped when this machine
-        lacks the mechanism: asked once.
+        memory is the same in every trial. `needed`: GiB on each GPU. Raises StepFailed when they cannot be had,
+        StepSkipped when this machine lacks the mechanism: asked once.
         """
-        wanted = identity_of(params, placement)
         if wanted.gen in self.skipped:
             raise StepSkipped(self.skipped[wanted.gen])
         if self.engines is None or self.identity is None or self.identity.gen != wanted.gen:
-            self._start(params, placement, list(sharing), wanted, say)
+            self._start(wanted, list(sharing), needed, say)
         elif self.identity.embed != wanted.embed:
             say("embed starts anew; gen stays up")
             self.identity = None  # whatever becomes of the change, the engines are no longer what they were
-            publish(self.engines.change_embed(params, Progress(5.0, say)), self.file)
+            publish(self.engines.change_embed(wanted, Progress(5.0, say)), self.file)
             self.identity = wanted
         return self.engines.handles()  # type: ignore[union-attr]
 
-    def _start(
-        self, params: Params, placement: Placement, sharing: list[Placement], wanted: EngineIdentity, say: Say
-    ) -> None:
+    def _start(self, wanted: EngineSpec, sharing: list[Placement], needed: Mapping[str, float], say: Say) -> None:
         self.stop()
-        self.engines = Engines(params, placement, self.runtime, self.logs)
+        self.engines = Engines(wanted, self.runtime, self.logs, needed_gib=needed)
         began = time.monotonic()
         gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
         try:

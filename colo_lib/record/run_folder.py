@@ -22,7 +22,7 @@ from colo_lib.hardware.machine import describe
 from colo_lib.hardware.memory import budget_here
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.launch.preflight import preflight
-from colo_lib.params import STEPS, Params, check_recorded
+from colo_lib.params import STEPS, Params, check_recorded, split_list
 from colo_lib.paths import (
     CAPTURE,
     MANIFEST,
@@ -35,6 +35,7 @@ from colo_lib.paths import (
     partial_folder,
     trial_folder,
 )
+from colo_lib.placement import placement_of
 from colo_lib.records import (
     CaptureFacts,
     ListedCapture,
@@ -60,7 +61,8 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
     budget = budget_here(params, gpus)
     refuse_if_too_large(budget)
     say(format_budget(budget))
-    notes = preflight(params, gpus) if gpus else []
+    placements = [placement_of(step, params) for step in params.step_names()] if gpus else []
+    notes = preflight(split_list(params.devices), placements, gpus) if gpus else []
     for note in notes:
         say(f"note: {note}")
     name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
@@ -105,6 +107,14 @@ def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[P
 def read_params(folder: Path) -> Params:
     """The parameters a folder was begun with."""
     return check_recorded(Start.read(folder / START).params, str(folder / START))
+
+
+def needed_gib(folder: Path) -> dict[str, float]:
+    """GiB that the run puts on each device, as planned when it was begun; empty for a folder without that record."""
+    if not (folder / START).is_file():
+        return {}
+    budget = Start.read(folder / START).budget
+    return {group.device: sum(group.parts.values()) for group in budget}
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from colo_lib.errors import InputError, StepSkipped
 from colo_lib.launch.engines import engines_for
+from colo_lib.launch.specs import specs_of
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
 from colo_lib.placement import placement_of
 from colo_lib.record.captures import record_captures, refuse_conflicts
 from colo_lib.record.plan import Progress, to_stderr
-from colo_lib.record.run_folder import begin_run, counts, run_lock, seal, trial_records, trial_status
+from colo_lib.record.run_folder import begin_run, counts, needed_gib, run_lock, seal, trial_records, trial_status
 from colo_lib.records import Trial
 
 if TYPE_CHECKING:
@@ -75,11 +76,12 @@ def record_trials(params: Params, step: str, folder: Path) -> None:
     if not missing:
         return
     placement = placement_of(step, params)
+    specs = specs_of(params, placement)
     try:
-        with engines_for(params, placement, folder / "logs", Progress()) as handles:
+        with engines_for(specs.engines, folder / "logs", Progress(), needed_gib(folder)) as handles:
             for block in missing:
                 print(f"{step}: trial {block}, {placement.mechanism}", file=sys.stderr, flush=True)
-                run_trial(params, placement, handles, trial_folder(folder, step, block), block)
+                run_trial(specs.trial, handles, trial_folder(folder, step, block), block)
     except StepSkipped as skipped:
         print(f"{step}: skipped: {skipped}", file=sys.stderr, flush=True)
         for block in missing:

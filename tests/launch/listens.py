@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from colo_lib.launch.engines import engines_for
+from colo_lib.launch.specs import specs_of
 from colo_lib.params import load
 from colo_lib.placement import placement_of
 from tests.sockets import listening
@@ -55,7 +56,7 @@ def main() -> None:
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        with engines_for(params, placement, Path(sys.argv[3])) as handles:
+        with engines_for(specs_of(params, placement).engines, Path(sys.argv[3])) as handles:
             trees = {name: [psutil.Process(pid) for pid in pids] for name, pids in handles.pids().items()}
             pids = [
                 one.pid for roots in trees.values() for root in roots for one in [root, *root.children(recursive=True)]

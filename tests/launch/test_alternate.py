@@ -18,7 +18,6 @@ from colo_lib.launch.alternate import Tenant, stat
 from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.under_load import ALTERNATE, start_alternator
-from colo_lib.params import check
 from tests.processes import wait_until
 
 BUSY = """
@@ -97,4 +96,4 @@ def test_an_alternator_that_does_not_begin_is_waited_for_and_told(
     monkeypatch.setattr(turns_module, "BEGIN_TIMEOUT_S", 2.0)
     handles = Handles("key", os.getpid(), None, ())
     with ExitStack() as stack, pytest.raises(StepFailed, match=r"the alternator did not start within 2 s"):
-        start_alternator(check({}, "test"), handles, tmp_path, tmp_path, stack)
+        start_alternator(50.0, handles, tmp_path, tmp_path, stack)

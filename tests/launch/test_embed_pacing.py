@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from colo_lib.launch.embed_worker import Pacing
 from colo_lib.launch.pacing import StartOrder, pacing_record, start_order
+from colo_lib.launch.specs import specs_of
 from colo_lib.params import check
 from colo_lib.placement import placement_of
 
@@ -69,9 +70,10 @@ def test_the_share_worked_is_told_when_the_bound_cuts_the_rest() -> None:
 
 def test_only_a_sharing_embed_is_paced() -> None:
     params = check({"embed_pacing": "duty", "embed_duty": 0.25, "embed_micro_batch_size": 2}, "test")
-    assert start_order(params, placement_of("step2", params)) == StartOrder(duty=0.25, micro_batch_size=2, stall_s=5.0)
+    pacing = specs_of(params, placement_of("step2", params)).trial.load.pacing
+    assert start_order(pacing, placement_of("step2", params)) == StartOrder(duty=0.25, micro_batch_size=2, stall_s=5.0)
     for step in ("step4", "configA"):
-        assert start_order(params, placement_of(step, params)) == StartOrder(duty=1.0, micro_batch_size=0, stall_s=0.0)
-    told = pacing_record(params, placement_of("step3", params))
+        assert start_order(pacing, placement_of(step, params)) == StartOrder(duty=1.0, micro_batch_size=0, stall_s=0.0)
+    told = pacing_record(pacing, placement_of("step3", params))
     assert told.plain() == {"kind": "duty", "duty": 0.25, "micro_batch_size": 2}
-    assert pacing_record(params, placement_of("step4", params)).kind == "none"
+    assert pacing_record(pacing, placement_of("step4", params)).kind == "none"

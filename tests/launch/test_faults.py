@@ -25,6 +25,7 @@ from colo_lib.launch.engines import Engines, Handles
 from colo_lib.launch.guardian import mapped
 from colo_lib.launch.load import ANSWER_S, Loads, read_counters
 from colo_lib.launch.rpc import Handle, call, runtime_folder
+from colo_lib.launch.specs import Specs, specs_of
 from colo_lib.launch.trial import run_trial
 from colo_lib.params import Params, check
 from colo_lib.placement import placement_of
@@ -47,12 +48,16 @@ def nano(**changes: Any) -> Params:
     return check(plain | changes, "test")
 
 
+def specs(params: Params, step: str) -> Specs:
+    return specs_of(params, placement_of(step, params))
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, engine_python: Path) -> Iterator[Engines]:
     """Both engines, once for the module; the faults that they do not outlive come last."""
     params = nano()
     with runtime_folder() as runtime:
-        engines = Engines(params, placement_of("step2", params), runtime, tmp_path_factory.mktemp("logs"))
+        engines = Engines(specs(params, "step2").engines, runtime, tmp_path_factory.mktemp("logs"))
         try:
             engines.start(want_gen=True, want_embed=True)
             yield engines
@@ -62,11 +67,11 @@ def up(tmp_path_factory: pytest.TempPathFactory, engine_python: Path) -> Iterato
 
 def attempt(engines: Engines, step: str, folder: Path, fault: Callable[[], None], **changes: Any) -> Any:
     """A trial of `step` during which `fault` strikes; returns its record or the error it ended with."""
-    params = engines.params.model_copy(update=changes)
+    spec = specs(nano(**changes), step).trial
     timer = threading.Timer(FAULT_AFTER_S, fault)
     timer.start()
     try:
-        return run_trial(params, placement_of(step, params), engines.handles(), folder / "trial-1", 1)
+        return run_trial(spec, engines.handles(), folder / "trial-1", 1)
     except ColoError as error:
         return error
     finally:
@@ -154,7 +159,7 @@ def test_an_engine_without_its_turn_is_asked_until_it_has_one(up: Engines) -> No
         loads = Loads(Handle("unused", os.getpid(), "unused"), ())
         turn = threading.Timer(ANSWER_S + 1, os.killpg, (handles.gen.pid, signal.SIGCONT))
         turn.start()
-        counters = read_counters(up.params, loads, handles)
+        counters = read_counters(specs(nano(), "step1").trial.window, loads, handles)
         turn.join()
     assert counters is not None
     assert counters["tokens"] > 0
@@ -165,7 +170,9 @@ def test_who_died_while_holding_an_engine_back_is_told(up: Engines, tmp_path: Pa
     assert handles.gen is not None
     assert wait_until(lambda: not dead.running())
     with held(handles.gen.pid), pytest.raises(StepFailed, match="the alternator ended unasked"):
-        read_counters(up.params, Loads(Handle("unused", os.getpid(), "unused"), (), [dead]), handles)
+        read_counters(
+            specs(nano(), "step1").trial.window, Loads(Handle("unused", os.getpid(), "unused"), (), [dead]), handles
+        )
 
 
 def test_an_embedder_answers_after_somebody_gave_up_on_it(up: Engines) -> None:
@@ -227,7 +234,7 @@ def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_root"))
     with runtime_folder() as runtime:
-        engines = Engines(params, placement_of("step1", params), runtime, tmp_path)
+        engines = Engines(specs(params, "step1").engines, runtime, tmp_path)
         try:
             engines.start(want_gen=True, want_embed=False)
             error = attempt(engines, "step1", tmp_path, kill("vllm.entrypoints.openai.api_server"), **LONG)
@@ -241,7 +248,7 @@ def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
 
 def start_only(params: Params, tmp_path: Path, gen: bool, embed: bool) -> Handles:
     with runtime_folder() as runtime:
-        engines = Engines(params, placement_of("step2", params), runtime, tmp_path)
+        engines = Engines(specs(params, "step2").engines, runtime, tmp_path)
         try:
             return engines.start(want_gen=gen, want_embed=embed)
         finally:
@@ -281,20 +288,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told(
     small_disk: Path, tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = nano()
-    placement = placement_of("step4", params)
+    step4 = specs(nano(), "step4")
     with runtime_folder() as runtime:
-        engines = Engines(params, placement, runtime, tmp_path)
+        engines = Engines(step4.engines, runtime, tmp_path)
         try:
             handles = engines.start(want_gen=False, want_embed=True)
             with pytest.raises(InputError, match="disk full"):
-                run_trial(params, placement, handles, small_disk / "trial-1", 1)
+                run_trial(step4.trial, handles, small_disk / "trial-1", 1)
             # Found out only while writing: what is left behind is not taken for a trial.
             monkeypatch.setattr(trial_module, "LEAST_FREE_BYTES", 0)
             with contextlib.suppress(OSError):
                 (small_disk / "ballast").write_bytes(b"x" * 2**20)
             with pytest.raises((StepFailed, OSError), match="No space left"):
-                run_trial(params, placement, handles, small_disk / "trial-2", 2)
+                run_trial(step4.trial, handles, small_disk / "trial-2", 2)
         finally:
             engines.stop()
     assert not (small_disk / "trial-2" / "embed.parquet").exists()

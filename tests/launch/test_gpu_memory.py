@@ -13,11 +13,9 @@ from colo_lib.data.trials import trials_frame
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import wait_still
 from colo_lib.launch.memory_parts import embed_parts, gen_parts, with_rest
-from colo_lib.params import check
 from colo_lib.records import Trial
 from colo_lib.report import run_tables
 
-CUDA = check({"device": "cuda", "gen_kv_cache_gib": 0.0}, "test")
 # vLLM 0.24 with Qwen3-30B-A3B, fp8, gpu_memory_utilization 0.45, on an H200; NVML counted 63.0859 GiB.
 LOG = """\
 (EngineCore pid=730) INFO 11-24 20:43:34 [gpu_model_runner.py:5255] Model loading took 29.03 GiB memory and 2.692413 seconds
@@ -48,11 +46,10 @@ def test_memory_that_nobody_tells_is_not_waited_for() -> None:
 
 def test_vllm_tells_its_parts_in_its_log(tmp_path: Path) -> None:
     (tmp_path / "gen.log").write_text(LOG)
-    parts = gen_parts(tmp_path / "gen.log", CUDA)
+    parts = gen_parts(tmp_path / "gen.log", 0.0)
     assert parts == {"weights": 29.03, "kv_cache": 32.98, "graphs": 0.0}
-    assert gen_parts(tmp_path / "none.log", CUDA) == dict.fromkeys(parts)
-    given = CUDA.model_copy(update={"gen_kv_cache_gib": 4.0})
-    assert gen_parts(tmp_path / "gen.log", given)["kv_cache"] == 4.0
+    assert gen_parts(tmp_path / "none.log", 0.0) == dict.fromkeys(parts)
+    assert gen_parts(tmp_path / "gen.log", 4.0)["kv_cache"] == 4.0
     assert with_rest(parts, 63.0859, 1).rest == pytest.approx(1.0759)
 
 

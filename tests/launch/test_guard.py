@@ -16,7 +16,8 @@ from colo_lib.errors import InputError
 from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.launch.preflight import about, preflight
 from colo_lib.launch.trial import device_doubts
-from colo_lib.params import check
+from colo_lib.params import Params, check, split_list
+from colo_lib.placement import placement_of
 from colo_lib.telemetry.other_processes import OtherProcess, OtherProcesses, Seen, in_window
 from colo_lib.telemetry.readings import Telemetry
 
@@ -26,6 +27,12 @@ PLAIN: dict[str, Any] = {
     "compute_processes": [], "mps_processes": [],
 }  # fmt: skip
 CUDA = check({"device": "cuda", "devices": "0", "steps": "step1,step2,step3,step4"}, "test")
+
+
+def told(params: Params, gpu: dict[str, Any]) -> list[str]:
+    """What `preflight` says of a run on one GPU."""
+    placements = [placement_of(step, params) for step in params.step_names()]
+    return preflight(split_list(params.devices), placements, GpuLook("ok", gpus=[GpuRow.from_plain(gpu)]))
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def other() -> Iterator[int]:
 
 
 def test_a_plain_gpu_needs_no_words() -> None:
-    assert preflight(CUDA, GpuLook("ok", gpus=[GpuRow.from_plain(PLAIN)])) == []
+    assert told(CUDA, PLAIN) == []
 
 
 @pytest.mark.parametrize(
@@ -62,17 +69,17 @@ def test_what_nvml_does_not_tell_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "told"),
+    ("facts", "words"),
     [({"compute_mode": 3}, "step1: .*EXCLUSIVE_PROCESS"), ({"mig": True}, "step1: .*MIG mode.*-mig 0")],
 )
 def test_a_mode_that_rules_a_step_out_is_refused(facts: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
-        preflight(CUDA, GpuLook("ok", gpus=[GpuRow.from_plain(PLAIN | facts)]))
+        told(CUDA, PLAIN | facts)
 
 
 def test_mps_alone_may_have_the_gpu_exclusively() -> None:
     params = CUDA.model_copy(update={"steps": "step2"})
-    assert preflight(params, GpuLook("ok", gpus=[GpuRow.from_plain(PLAIN | {"compute_mode": 3})])) == []
+    assert told(params, PLAIN | {"compute_mode": 3}) == []
 
 
 def test_ours_are_known_by_descent(other: int) -> None:

@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 
-from colo_lib.launch.engines import identity_of
+from colo_lib.launch.specs import EngineSpec, specs_of
 from colo_lib.params import PURPOSES, STEPS, Params, check
-from colo_lib.placement import placement_of
+from colo_lib.placement import Placement, placement_of
 from tests.conftest import MODELS
 
 BASE: dict[str, Any] = {
     "gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "gen_python": "/bin/true",
     "device": "cuda", "devices": "0,1", "gen_max_num_seqs": 8,
 }  # fmt: skip
+
+
+def identity_of(params: Params, placement: Placement) -> EngineSpec:
+    """What the engines of a step are made of."""
+    return specs_of(params, placement).engines
 
 
 def identities(step: str, base: dict[str, Any] = BASE, **change: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from colo_lib.launch import vllm_server
+from colo_lib.launch.specs import specs_of
 from colo_lib.params import check
 from colo_lib.paths import REPOSITORY
 from colo_lib.placement import placement_of
@@ -37,7 +38,7 @@ def test_the_shell_cannot_widen_where_the_ranks_meet(device: str, step: str, mon
     for name, value in WIDER.items():
         monkeypatch.setenv(name, value)
     params = check({"device": device, "devices": "0,1"}, "test")
-    told = vllm_server.environment(params, placement_of(step, params), "key")
+    told = vllm_server.environment(specs_of(params, placement_of(step, params)).engines.gen, "key")
     assert told["VLLM_HOST_IP"] == "127.0.0.1"
     assert {told[name] for name in WIDER if name != "VLLM_HOST_IP"} == {"lo"}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from colo_lib.errors import InputError
+from colo_lib.launch.specs import GenSpec, specs_of
 from colo_lib.launch.vllm_server import command, environment, free_port
-from colo_lib.params import STEPS, check
+from colo_lib.params import STEPS, Params, check
 from colo_lib.placement import placement_of
 
 CPU = check({"devices": "0,1"}, "test")
@@ -38,9 +37,13 @@ def test_devices_that_do_not_suffice_are_refused(devices: str, told: str) -> Non
         placement_of("configB", check({"devices": devices}, "test"))
 
 
+def gen_of(params: Params, step: str) -> GenSpec:
+    return specs_of(params, placement_of(step, params)).engines.gen
+
+
 def test_the_key_is_never_in_the_command_line() -> None:
-    words = command(CPU, Path("/python"), "model", 1234, placement_of("step1", CPU))
-    env = environment(CPU, placement_of("step1", CPU), "secret-key")
+    words = command(gen_of(CPU, "step1"), 1234)
+    env = environment(gen_of(CPU, "step1"), "secret-key")
     assert env["VLLM_API_KEY"] == "secret-key"
     assert not any("secret-key" in word for word in words)
     assert words[words.index("--host") + 1] == "127.0.0.1"
@@ -48,23 +51,23 @@ def test_the_key_is_never_in_the_command_line() -> None:
 
 
 def test_ranks_get_cores_of_their_own() -> None:
-    assert environment(CPU, placement_of("configB", CPU), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
-    assert environment(CPU, placement_of("step2", CPU), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert environment(gen_of(CPU, "configB"), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
+    assert environment(gen_of(CPU, "step2"), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
 
 
 def test_gpu_words_are_for_gpus() -> None:
-    words = command(CUDA, Path("/python"), "model", 1, placement_of("configB", CUDA))
+    words = command(gen_of(CUDA, "configB"), 1)
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert words[words.index("--quantization") + 1] == "fp8"
     assert words[words.index("--kv-cache-memory-bytes") + 1] == str(2**30)
     assert "--enforce-eager" not in words
-    assert environment(CUDA, placement_of("configB", CUDA), "k")["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert environment(gen_of(CUDA, "configB"), "k")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_extra_arguments_cannot_undo_the_launchers_own() -> None:
     params = check({"gen_extra_args": "--host=0.0.0.0"}, "test")
     with pytest.raises(InputError, match="--host"):
-        command(params, Path("/python"), "model", 1, placement_of("step1", params))
+        specs_of(params, placement_of("step1", params))
 
 
 def test_a_taken_port_is_named() -> None:

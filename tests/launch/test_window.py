@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.frames import write_frame
+from colo_lib.launch.specs import specs_of
 from colo_lib.launch.vllm_server import ServerCounters
 from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import check
@@ -36,7 +37,7 @@ def record(tmp_path: Path, arrivals: Any, win: Window, **params: Any) -> WindowF
     write_frame(tmp_path, "gen", {"request_id": zeros, "sequence_number": zeros, "arrival_ns": stamps})
     write_frame(tmp_path, "requests", {})
     checked = check(params, "test")
-    return measure_window(checked, placement_of("step1", checked), tmp_path, win)
+    return measure_window(specs_of(checked, placement_of("step1", checked)).trial, tmp_path, win)
 
 
 EVEN = np.arange(-1, 102) * SECOND // 10

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo_lib.launch.engines import identity_of
 from colo_lib.params import STEPS, Params, check
 from colo_lib.placement import placement_of
 from colo_lib.record.joint_sweep import plan_joint, sharing, what_matters
 from tests.conftest import MODELS
+from tests.launch.test_identity import identity_of
 
 GPU: dict[str, Any] = {
     "gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "gen_python": "/bin/true",
@@ -69,7 +69,7 @@ def test_concurrency_changes_what_gen_does_and_not_what_embed_does_alone() -> No
 
 def test_engines_are_changed_least_and_gen_least_of_all() -> None:
     plan = plan_joint(cells(mps_embed_thread_percentage=[100, 50, 25]))
-    used = [identity_of(trial.params, trial.placement) for trial in plan]
+    used = [trial.specs.engines for trial in plan]
     gens = [one.gen for one in used]
     assert len([1 for before, after in itertools.pairwise(gens) if before != after]) == 1
     embeds = [one.embed for one in used]

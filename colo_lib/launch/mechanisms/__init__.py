@@ -14,22 +14,22 @@ from typing import Any
 
 from colo_lib.errors import StepSkipped
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
+from colo_lib.launch.specs import EngineSpec
 from colo_lib.mechanism_records import Evidence, MechanismFacts
-from colo_lib.params import Params
-from colo_lib.placement import Placement
 from colo_lib.steps import MECHANISMS
 
 
-def start_mechanism(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mechanism | None:
+def start_mechanism(spec: EngineSpec, runtime: Path, logs: Path) -> Mechanism | None:
     """The mechanism of a placement's engines, ready for them; None where cores stand in for GPUs.
 
     Raises StepFailed with the remedy when it cannot be started, StepSkipped when the machine does not offer it.
     """
+    placement = spec.placement
     if placement.device == "cpu":
         if MECHANISMS[placement.mechanism].may_be_absent:
             raise StepSkipped(f"{placement.mechanism}: cores stand in for GPUs here, and a core has no such thing")
         return None
-    found: Mechanism = module_of(placement.mechanism).start(params, placement, runtime, logs)
+    found: Mechanism = module_of(placement.mechanism).start(spec, runtime, logs)
     return found
 
 

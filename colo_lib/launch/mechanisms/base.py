@@ -22,8 +22,8 @@ from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.nvml import GpuLook
 from colo_lib.launch.child import Child
+from colo_lib.launch.specs import EngineSpec, GenSpec
 from colo_lib.mechanism_records import MechanismFacts
-from colo_lib.params import Params
 from colo_lib.placement import Placement
 
 # A process's start time is read in clock ticks: two readings of the same process differ by less than this.
@@ -58,11 +58,11 @@ class Mechanism:
         """
         raise NotImplementedError
 
-    def adjusted(self, params: Params) -> Params:
-        """The parameters that the engines are started with."""
-        return params
+    def adjusted(self, gen: GenSpec) -> GenSpec:
+        """What gen's server is started with."""
+        return gen
 
-    def change(self, params: Params) -> None:
+    def change(self, spec: EngineSpec) -> None:
         """Take other limits for the embedding processes that are started next; those that run keep theirs.
 
         Raises StepFailed when they cannot be had.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.hardware.nvml import GpuLook, GpuRow, MigDevice, look_at_gpus
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
+from colo_lib.launch.specs import EngineSpec, GenSpec
 from colo_lib.mechanism_records import MigEvidence, MigFacts, MigInstance
-from colo_lib.params import Params
-from colo_lib.placement import Placement
 
 # vLLM refuses a share of 1; what its context and graphs take lies outside it.
 MOST_OF_AN_INSTANCE = 0.92
@@ -27,20 +27,20 @@ class Mig(Mechanism):
 
     name = "mig"
 
-    def __init__(self, params: Params, placement: Placement) -> None:
-        self.gpu, instances = gpu_with_instances(placement.gen_devices[0], look_at_gpus())
-        self.chosen = choose(params, instances, placement.gen_devices[0])
+    def __init__(self, spec: EngineSpec) -> None:
+        self.gpu, instances = gpu_with_instances(spec.gen.devices[0], look_at_gpus())
+        self.chosen = choose(spec.gen.mechanism.instances or ("", ""), instances, spec.gen.devices[0])
 
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """The instance, by UUID, and nothing of MPS."""
         return {"CUDA_VISIBLE_DEVICES": self.chosen[workload].uuid}
 
-    def adjusted(self, params: Params) -> Params:
+    def adjusted(self, gen: GenSpec) -> GenSpec:
         """gen gets the bytes that it has on the whole GPU, as far as its instance holds them."""
         if self.gpu.total_gib is None:
-            return params
-        share = params.gen_gpu_memory_utilization * self.gpu.total_gib / self.chosen["gen"].gib
-        return params.model_copy(update={"gen_gpu_memory_utilization": min(MOST_OF_AN_INSTANCE, round(share, 3))})
+            return gen
+        share = gen.gpu_memory_utilization * self.gpu.total_gib / self.chosen["gen"].gib
+        return replace(gen, gpu_memory_utilization=min(MOST_OF_AN_INSTANCE, round(share, 3)))
 
     def facts(self) -> MigFacts:
         """The instances, by workload."""
@@ -54,9 +54,9 @@ class Mig(Mechanism):
 FACTS = MigFacts
 
 
-def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mig:
+def start(spec: EngineSpec, runtime: Path, logs: Path) -> Mig:
     """Ready at once: the instances are there. Raises StepSkipped, with the commands that make some, where not."""
-    return Mig(params, placement)
+    return Mig(spec)
 
 
 def gpu_with_instances(device: str, look: GpuLook) -> tuple[GpuRow, tuple[MigDevice, ...]]:
@@ -73,13 +73,13 @@ def gpu_with_instances(device: str, look: GpuLook) -> tuple[GpuRow, tuple[MigDev
     return gpu, instances
 
 
-def choose(params: Params, instances: Sequence[MigDevice], device: str) -> dict[str, MigDevice]:
-    """An instance for each workload: the one that the parameters name, else the largest that is left.
+def choose(uuids: tuple[str, str], instances: Sequence[MigDevice], device: str) -> dict[str, MigDevice]:
+    """An instance for each workload: the one that `uuids` (gen, embed) names, else the largest that is left.
 
     Raises StepSkipped naming a UUID that is not among the instances.
     """
     left = sorted(instances, key=lambda one: (-one.gib, -one.sms, one.uuid))
-    wanted = {"gen": params.mig_gen_uuid, "embed": params.mig_embed_uuid}
+    wanted = dict(zip(("gen", "embed"), uuids, strict=True))
     chosen: dict[str, MigDevice] = {}
     for name in sorted(wanted, key=lambda name: not wanted[name]):
         found = next((one for one in left if wanted[name] in ("", one.uuid)), None)

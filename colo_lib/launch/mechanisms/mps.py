@@ -18,7 +18,6 @@ import psutil
 
 from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import resolve_pythons
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
 from colo_lib.launch.child import Child, carriers, tail
 from colo_lib.launch.mechanisms.base import (
@@ -32,9 +31,8 @@ from colo_lib.launch.mechanisms.base import (
     probe,
 )
 from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check_pipe, program
+from colo_lib.launch.specs import EngineSpec, Limits
 from colo_lib.mechanism_records import MpsEvidence, MpsFacts, MpsLimits
-from colo_lib.params import Params
-from colo_lib.placement import Placement
 
 REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the daemon's user"
 
@@ -42,9 +40,9 @@ REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the 
 FACTS = MpsFacts
 
 
-def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> Mps:
+def start(spec: EngineSpec, runtime: Path, logs: Path) -> Mps:
     """A daemon of ours and its first client. Raises StepFailed with the remedy."""
-    return Mps(params, placement, runtime, logs)
+    return Mps(spec, runtime, logs)
 
 
 def check_server(facts: MpsFacts) -> None:
@@ -146,12 +144,12 @@ class Mps(Mechanism):
     name = "mps"
     flags: tuple[str, ...] = ("-f",)
 
-    def __init__(self, params: Params, placement: Placement, runtime: Path, logs: Path) -> None:
-        self.params, self.placement, self.logs = params, placement, logs
+    def __init__(self, spec: EngineSpec, runtime: Path, logs: Path) -> None:
+        self.spec, self.placement, self.logs = spec, spec.placement, logs
         self.folder = runtime / "mps"
         self.control = Control(self.folder / "pipe", self.folder / "log")
         check_pipe(self.control.pipe)
-        self.uuids = device_uuids(placement, look_at_gpus(), MPS_REFUSES)
+        self.uuids = device_uuids(self.placement, look_at_gpus(), MPS_REFUSES)
         self.probes: dict[str, list[VisibleGpu]] = {}
         for folder in (self.folder, self.control.pipe, self.control.log):
             folder.mkdir(mode=0o700)
@@ -196,7 +194,7 @@ class Mps(Mechanism):
 
     def ready(self) -> None:
         """A first client with each workload's environment: sees as many GPUs, and how many SMs its limit leaves."""
-        python = resolve_pythons(self.params)[0]
+        python = self.spec.gen.python
         for workload, devices in (("gen", self.placement.gen_devices), ("embed", self.placement.embed_devices[0])):
             log = self.control.log / f"probe-{workload}.log"
             try:
@@ -214,14 +212,19 @@ class Mps(Mechanism):
         """Pipe and log folders, the client's limits, and its GPUs as the daemon numbers them."""
         devices = self.placement.gen_devices if workload == "gen" else self.placement.embed_devices[number]
         found = self.control.environment() | {"CUDA_VISIBLE_DEVICES": ",".join(self.client_devices(devices))}
-        if (percentage := getattr(self.params, f"mps_{workload}_thread_percentage")) < 100:
-            found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(percentage)
-        if (priority := getattr(self.params, f"mps_{workload}_priority")) != "normal":
-            found["CUDA_MPS_CLIENT_PRIORITY"] = PRIORITIES[priority]
-        if memory_gib := getattr(self.params, f"mps_{workload}_memory_gib"):
-            limits = [f"{ordinal}={int(memory_gib * 1024)}M" for ordinal in range(len(devices))]
-            found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = ",".join(limits)
+        limits = self.limits(workload)
+        if limits.thread_percentage < 100:
+            found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(limits.thread_percentage)
+        if limits.priority != "normal":
+            found["CUDA_MPS_CLIENT_PRIORITY"] = PRIORITIES[limits.priority]
+        if limits.memory_gib:
+            each = [f"{ordinal}={int(limits.memory_gib * 1024)}M" for ordinal in range(len(devices))]
+            found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = ",".join(each)
         return found
+
+    def limits(self, workload: str) -> Limits:
+        """What is left to the processes of a workload."""
+        return (self.spec.gen.mechanism.limits if workload == "gen" else self.spec.embed.limits) or Limits()
 
     def client_devices(self, devices: tuple[str, ...]) -> list[str]:
         """How clients name their GPUs: the daemon numbers its own from 0; where that differs from NVML's, by UUID."""
@@ -230,18 +233,18 @@ class Mps(Mechanism):
             return list(devices)
         return [self.uuids[everything.index(device)] for device in devices]
 
-    def change(self, params: Params) -> None:
+    def change(self, spec: EngineSpec) -> None:
         """Other limits are another environment: tried with a first client, as at the start."""
-        self.params = params
+        self.spec = spec
         self.ready()
 
     def facts(self) -> MpsFacts:
         """Folders, the daemon's identity, and the limits of each workload."""
         limits = {
             name: MpsLimits(
-                thread_percentage=getattr(self.params, f"mps_{name}_thread_percentage"),
-                priority=getattr(self.params, f"mps_{name}_priority"),
-                memory_limit_gib=getattr(self.params, f"mps_{name}_memory_gib") or None,
+                thread_percentage=self.limits(name).thread_percentage,
+                priority=self.limits(name).priority,
+                memory_limit_gib=self.limits(name).memory_gib or None,
                 visible_sms=[gpu.sms for gpu in self.probes.get(name, [])],
             )
             for name in ("gen", "embed")

@@ -19,14 +19,12 @@ from typing import Any
 
 from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.hardware.engine_python import resolve_pythons
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.mps_control import ControlFailed
+from colo_lib.launch.specs import EngineSpec
 from colo_lib.mechanism_records import MpsFacts, Partition
-from colo_lib.params import Params
-from colo_lib.placement import Placement
 
 HOLD = Path(__file__).with_name("sm_hold.py")
 VERIFY_TIMEOUT_S = 180.0
@@ -58,11 +56,12 @@ class Partitioned(Mps):
     name = "sm-partition"
     backend = "green-context"
 
-    def __init__(self, params: Params, placement: Placement, runtime: Path, logs: Path) -> None:
-        self.spec: dict[str, Any] = {"backend": self.backend, "sms": params.sm_partition_embed_sms}
+    def __init__(self, spec: EngineSpec, runtime: Path, logs: Path) -> None:
+        assert spec.gen.mechanism.partition is not None
+        self.held: dict[str, Any] = {"backend": self.backend, "sms": spec.gen.mechanism.partition.embed_sms}
         self.scaling = Partition()
         self.prepare()
-        super().__init__(params, placement, runtime, logs)
+        super().__init__(spec, runtime, logs)
         try:
             self.scaling = self.verified()
         except BaseException:
@@ -74,14 +73,14 @@ class Partitioned(Mps):
 
     def verified(self) -> Partition:
         """The measured scaling; raises NotHere when it is not what the partition demands."""
-        told = self.timed("embed", self.spec)
+        told = self.timed("embed", self.held)
         assert told.held_sms is not None
         return check_scaling(told.visible_sms, told.held_sms, told.free_ms, told.held_ms)
 
     def timed(self, workload: str, spec: Mapping[str, Any]) -> Timed:
         """`sm_hold`'s answer under a workload's environment; raises NotHere with its error."""
         log = self.control.log / f"hold-{workload}.log"
-        python = resolve_pythons(self.params)[1]
+        python = self.spec.embed.python
         env = child_environment(self.environment(workload))
         child = Child(f"{self.backend} check", [str(python), "-I", str(HOLD), json.dumps(dict(spec))], log, env=env)
         try:
@@ -100,7 +99,7 @@ class Partitioned(Mps):
 
     def embed_job(self) -> dict[str, Any]:
         """The embedding process holds itself."""
-        return {"hold": {"module": str(HOLD), **self.spec}}
+        return {"hold": {"module": str(HOLD), **self.held}}
 
     def facts(self) -> MpsFacts:
         """As of MPS, and the partition with its measured scaling."""
@@ -117,7 +116,7 @@ class Masked(Partitioned):
         found = os.environ.get(LIBRARY) or ctypes.util.find_library("smctrl")
         if not found:
             raise NotHere(f"no libsmctrl: build it and name it in {LIBRARY}")
-        self.spec["library"] = found
+        self.held["library"] = found
 
 
 class StaticPartitions(Partitioned):
@@ -130,7 +129,7 @@ class StaticPartitions(Partitioned):
         """Partitions first: a client without one is refused."""
         self.partitions: dict[str, str] = {}
         try:
-            self.partitions["embed"] = self.add(-(-self.spec["sms"] // self.chunk_sms()))
+            self.partitions["embed"] = self.add(-(-self.held["sms"] // self.chunk_sms()))
             self.partitions["gen"] = self.add_the_rest()
         except ControlFailed as error:
             raise NotHere(f"this driver's MPS has no static partitions: {error}") from None
@@ -176,14 +175,15 @@ class StaticPartitions(Partitioned):
 BACKENDS: dict[str, type[Partitioned]] = {one.backend: one for one in (Partitioned, StaticPartitions, Masked)}
 
 
-def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> Partitioned:
+def start(spec: EngineSpec, runtime: Path, logs: Path) -> Partitioned:
     """The wanted backend, or the first that verifies; raises StepSkipped with each one's reason when none does."""
-    wanted = params.sm_partition_backend
+    assert spec.gen.mechanism.partition is not None
+    wanted = spec.gen.mechanism.partition.backend
     reasons = []
     for name, kind in BACKENDS.items():
         if wanted in ("auto", name):
             try:
-                return kind(params, placement, runtime, logs)
+                return kind(spec, runtime, logs)
             except (NotHere, StepFailed) as error:
                 reasons.append(f"{name}: {error}")
     raise StepSkipped("sm-partition: " + "; ".join(reasons))

@@ -9,8 +9,8 @@ from pathlib import Path
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
 from colo_lib.launch.mechanisms.base import PLAIN_REFUSES, EngineProcesses, Mechanism, device_uuids
+from colo_lib.launch.specs import EngineSpec
 from colo_lib.mechanism_records import TimeSlicedEvidence, TimeSlicedFacts
-from colo_lib.params import Params
 from colo_lib.placement import Placement
 
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
@@ -51,9 +51,9 @@ class TimeSlicing(Mechanism):
 FACTS = TimeSlicedFacts
 
 
-def start(params: Params, placement: Placement, runtime: Path, logs: Path) -> TimeSlicing:
+def start(spec: EngineSpec, runtime: Path, logs: Path) -> TimeSlicing:
     """Ready at once. Raises StepFailed, with the remedy, for a GPU in a mode that rules it out."""
-    return TimeSlicing(placement, runtime)
+    return TimeSlicing(spec.placement, runtime)
 
 
 def prove(facts: TimeSlicedFacts, tenants: EngineProcesses) -> TimeSlicedEvidence:

@@ -15,8 +15,9 @@ from colo_lib.child_environment import child_environment
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.base import EngineProcesses
 from colo_lib.launch.rpc import runtime_folder
-from colo_lib.params import Params, check
-from colo_lib.placement import Placement, placement_of
+from colo_lib.launch.specs import EngineSpec, specs_of
+from colo_lib.params import check
+from colo_lib.placement import placement_of
 from tests.standins import gpu_host
 
 
@@ -85,7 +86,7 @@ def tenants(gen: Child, embed: Child, ranks: int = 1) -> EngineProcesses:
     return EngineProcesses({"gen": [gen.pid], "embed": [embed.pid]}, {"gen": ranks, "embed": 1})
 
 
-def cuda(step: str = "step2", **changes: Any) -> tuple[Params, Placement]:
-    """Parameters of a GPU host and the placement of a step."""
+def cuda(step: str = "step2", **changes: Any) -> EngineSpec:
+    """The engines of a step on a GPU host."""
     params = check({"device": "cuda", "devices": "0", "steps": step} | changes, "test")
-    return params, placement_of(step, params)
+    return specs_of(params, placement_of(step, params)).engines

@@ -21,6 +21,7 @@ import pytest
 from colo_lib.errors import ColoError, StepFailed
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.rpc import runtime_folder
+from colo_lib.launch.specs import specs_of
 from colo_lib.launch.trial import run_trial
 from colo_lib.mechanism_records import MpsEvidence, MpsFacts
 from colo_lib.params import Params, check
@@ -55,7 +56,8 @@ def up(host: Nvidia, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engin
     """Both engines under MPS; the faults that they do not outlive come last."""
     params = params_on(host)
     with runtime_folder() as runtime:
-        engines = Engines(params, placement_of("step2", params), runtime, tmp_path_factory.mktemp("logs"))
+        spec = specs_of(params, placement_of("step2", params)).engines
+        engines = Engines(spec, runtime, tmp_path_factory.mktemp("logs"))
         try:
             engines.start(want_gen=True, want_embed=True)
             yield engines
@@ -73,11 +75,12 @@ def all_is_well_again(host: Nvidia) -> Iterator[None]:
 
 def attempt(engines: Engines, folder: Path, fault: Callable[[], object] = lambda: None, **changes: Any) -> Any:
     """A trial of step 2 during which `fault` strikes; its record, or the error it ended with."""
-    params = engines.params.model_copy(update=changes)
+    params = nano(device="cuda", devices="0", steps="step2", **changes)
+    spec = specs_of(params, placement_of("step2", params)).trial
     timer = threading.Timer(FAULT_AFTER_S, fault)
     timer.start()
     try:
-        return run_trial(params, placement_of("step2", params), engines.handles(), folder / "trial-1", 1)
+        return run_trial(spec, engines.handles(), folder / "trial-1", 1)
     except ColoError as error:
         return error
     finally:
@@ -170,12 +173,13 @@ LAUNCHER = """
 import sys
 from pathlib import Path
 from colo_lib.launch.engines import Engines
-from colo_lib.steps import place
+from colo_lib.placement import placement_of
+from colo_lib.launch.specs import specs_of
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.params import check
 params = check({params!r}, "test")
 with runtime_folder() as runtime:
-    engines = Engines(params, place("step2", params), runtime, Path({logs!r}))
+    engines = Engines(specs_of(params, placement_of("step2", params)).engines, runtime, Path({logs!r}))
     engines.start(want_gen=True, want_embed=True)
 """
 

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms import check_mechanism, mps, mps_control, verify
 from colo_lib.launch.mechanisms.mps import Mps
 from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check_pipe, parse_pids
+from colo_lib.launch.specs import Limits
 from colo_lib.mechanism_records import MpsEvidence
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 from tests.processes import wait_until
@@ -34,8 +36,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def started(nvidia: Nvidia, runtime: Path, logs: Path, **changes: object) -> Iterator[Mps]:
-    params, placement = cuda(gen_python=str(nvidia.python), **changes)
-    up = Mps(params, placement, runtime, logs)
+    spec = cuda(gen_python=str(nvidia.python), **changes)
+    up = Mps(spec, runtime, logs)
     try:
         yield up
     finally:
@@ -72,7 +74,7 @@ def test_other_limits_are_for_the_embedder_that_is_started_next(
     with started(nvidia, runtime, tmp_path) as up:
         gen, embed = both(up, tenant)
         embed.stop()
-        up.change(up.params.model_copy(update={"mps_embed_thread_percentage": 25}))
+        up.change(replace(up.spec, embed=replace(up.spec.embed, limits=Limits(25))))
         environment = up.environment("embed")
         assert environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "25"
         assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in up.environment("gen")
@@ -276,10 +278,10 @@ def test_a_gpu_that_admits_no_server_is_told(
 
 
 def test_no_control_program_is_told(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = cuda()
     monkeypatch.setattr(mps_control.shutil, "which", lambda _: None)
-    params, placement = cuda()
     with pytest.raises(StepFailed, match=r"no nvidia-cuda-mps-control on PATH.*leave step2, mps-alone, .* out"):
-        Mps(params, placement, runtime, tmp_path)
+        Mps(spec, runtime, tmp_path)
 
 
 def test_the_machines_own_daemon_is_never_spoken_to(nvidia: Nvidia, runtime: Path, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def two(gen: Child, embed: Child) -> EngineProcesses:
 
 
 def test_mps_comes_up_is_proved_and_is_gone(clients: Any, runtime: Path, logs: Path, torch_python: str) -> None:
-    params, placement = cuda(gen_python=torch_python, mps_embed_thread_percentage=50)
-    mps = Mps(params, placement, runtime, logs)
+    spec = cuda(gen_python=torch_python, mps_embed_thread_percentage=50)
+    mps = Mps(spec, runtime, logs)
     try:
         gen, embed = clients(mps)
         evidence = verify(mps.facts(), two(gen, embed))
@@ -98,8 +98,8 @@ def test_mps_comes_up_is_proved_and_is_gone(clients: Any, runtime: Path, logs: P
 def test_clients_that_are_killed_leave_the_daemon_to_be_ended(
     clients: Any, runtime: Path, logs: Path, torch_python: str
 ) -> None:
-    params, placement = cuda(gen_python=torch_python)
-    mps = Mps(params, placement, runtime, logs)
+    spec = cuda(gen_python=torch_python)
+    mps = Mps(spec, runtime, logs)
     try:
         gen, embed = clients(mps)
         os.kill(embed.pid, 9)
@@ -113,8 +113,8 @@ def test_clients_that_are_killed_leave_the_daemon_to_be_ended(
 
 
 def test_time_slices_have_no_client_of_mps(clients: Any, runtime: Path) -> None:
-    params, placement = cuda("step3")
-    slices = start_mechanism(params, placement, runtime, runtime)
+    spec = cuda("step3")
+    slices = start_mechanism(spec, runtime, runtime)
     assert slices is not None
     gen, embed = clients(slices)
     evidence = verify(slices.facts(), two(gen, embed))
@@ -124,9 +124,9 @@ def test_time_slices_have_no_client_of_mps(clients: Any, runtime: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_partition_holds_or_says_why_not(backend: str, runtime: Path, logs: Path, torch_python: str) -> None:
-    params, placement = cuda("sm-partition", gen_python=torch_python, sm_partition_backend=backend)
+    spec = cuda("sm-partition", gen_python=torch_python, sm_partition_backend=backend)
     try:
-        found = start_mechanism(params, placement, runtime, logs)
+        found = start_mechanism(spec, runtime, logs)
     except StepSkipped as skipped:
         print(skipped)
         pytest.skip(str(skipped))

@@ -23,7 +23,6 @@ from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
 from colo_lib.launch.rpc import Handle
 from colo_lib.launch.vllm_server import environment as gen_environment
 from colo_lib.mechanism_records import MigEvidence, MpsFacts, Partition, TimeSlicedEvidence
-from colo_lib.params import check
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 
 TWO = [{"uuid": "MIG-b", "sms": 60, "gib": 71}, {"uuid": "MIG-a", "sms": 60, "gib": 71}]
@@ -32,8 +31,8 @@ LISTED = [MigDevice(profile="p", **one) for one in THREE]
 
 
 def test_the_absence_of_mps_is_proved(nvidia: Nvidia, runtime: Path, tenant: Tenant) -> None:
-    params, placement = cuda("step3")
-    slices = start_mechanism(params, placement, runtime, runtime)
+    spec = cuda("step3")
+    slices = start_mechanism(spec, runtime, runtime)
     assert isinstance(slices, TimeSlicing)
     gen, embed = (tenant(name, slices.environment(name)) for name in ("gen", "embed"))
     evidence = verify(slices.facts(), tenants(gen, embed))
@@ -45,7 +44,7 @@ def test_the_absence_of_mps_is_proved(nvidia: Nvidia, runtime: Path, tenant: Ten
 
 
 def test_a_client_of_mps_voids_a_time_sliced_trial(nvidia: Nvidia, runtime: Path, tenant: Tenant) -> None:
-    slices = TimeSlicing(cuda("step3")[1], runtime)
+    slices = TimeSlicing(cuda("step3").placement, runtime)
     gen, embed = tenant("gen", {}), tenant("embed", {"CUDA_MPS_PIPE_DIRECTORY": "/tmp/nvidia-mps"})
     with pytest.raises(StepFailed, match=r"void: pid \d+ carries .*nvidia-mps"):
         verify(slices.facts(), tenants(gen, embed))
@@ -56,7 +55,7 @@ def test_a_client_of_mps_voids_a_time_sliced_trial(nvidia: Nvidia, runtime: Path
 
 def test_what_nvml_does_not_tell_is_no_proof_of_absence(nvidia: Nvidia, runtime: Path, tenant: Tenant) -> None:
     nvidia.has(fail={"nvmlDeviceGetMPSComputeRunningProcesses": "NotSupported"})
-    slices = TimeSlicing(cuda("step3")[1], runtime)
+    slices = TimeSlicing(cuda("step3").placement, runtime)
     gen = tenant("gen", {})
     evidence = verify(slices.facts(), tenants(gen, gen))
     assert isinstance(evidence, TimeSlicedEvidence)
@@ -68,7 +67,7 @@ def test_a_daemon_of_the_machine_cannot_be_attached_to(
 ) -> None:
     (tmp_path / "control").touch()
     monkeypatch.setattr(time_slicing, "DEFAULT_PIPE", tmp_path)
-    slices = TimeSlicing(cuda("step3")[1], runtime)
+    slices = TimeSlicing(cuda("step3").placement, runtime)
     gen = tenant("gen", slices.environment("gen"))
     pipe = Path(slices.environment("gen")["CUDA_MPS_PIPE_DIRECTORY"])
     assert list(pipe.iterdir()) == []
@@ -85,19 +84,19 @@ def test_a_gpu_that_cannot_be_shared_plainly_is_told(
 ) -> None:
     nvidia.has(**nvml)
     with pytest.raises(StepFailed, match=told):
-        TimeSlicing(cuda("step3")[1], runtime)
+        TimeSlicing(cuda("step3").placement, runtime)
 
 
 def test_each_workload_gets_an_instance_of_its_own(nvidia: Nvidia, tenant: Tenant) -> None:
-    params, placement = cuda("mig", gen_gpu_memory_utilization=0.45)
+    spec = cuda("mig", gen_gpu_memory_utilization=0.45)
     nvidia.has(mig=THREE)
-    mig = Mig(params, placement)
+    mig = Mig(spec)
     assert (mig.environment("gen"), mig.environment("embed")) == (
         {"CUDA_VISIBLE_DEVICES": "MIG-a"},
         {"CUDA_VISIBLE_DEVICES": "MIG-b"},
     )
     # 0.45 of the whole GPU's 80 GiB are 36 of the instance's 71.
-    assert mig.adjusted(params).gen_gpu_memory_utilization == pytest.approx(36 / 71, abs=1e-3)
+    assert mig.adjusted(spec.gen).gpu_memory_utilization == pytest.approx(36 / 71, abs=1e-3)
     gen, embed = (tenant(name, mig.environment(name)) for name in ("gen", "embed"))
     nvidia.has(mig=[TWO[0] | {"pids": [embed.pid]}, TWO[1] | {"pids": [gen.pid]}])
     evidence = verify(mig.facts(), tenants(gen, embed))
@@ -113,10 +112,11 @@ def test_each_workload_gets_an_instance_of_its_own(nvidia: Nvidia, tenant: Tenan
 
 
 def test_named_instances_come_first() -> None:
-    params = check({"mig_embed_uuid": "MIG-a"}, "test")
-    assert {name: one.uuid for name, one in choose(params, LISTED, "0").items()} == {"embed": "MIG-a", "gen": "MIG-b"}
+    wanted = cuda("mig", mig_embed_uuid="MIG-a").gen.mechanism.instances
+    assert wanted is not None
+    assert {name: one.uuid for name, one in choose(wanted, LISTED, "0").items()} == {"embed": "MIG-a", "gen": "MIG-b"}
     with pytest.raises(StepSkipped, match=r"mig_gen_uuid' = 'MIG-x': GPU 0 has MIG-b"):
-        choose(check({"mig_gen_uuid": "MIG-x"}, "test"), LISTED, "0")
+        choose(("MIG-x", ""), LISTED, "0")
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_without_two_instances_the_step_is_skipped_with_the_commands(
 ) -> None:
     nvidia.has(**nvml)
     with pytest.raises(StepSkipped, match=told):
-        Mig(*cuda("mig"))
+        Mig(cuda("mig"))
 
 
 def partition(nvidia: Nvidia, runtime: Path, logs: Path, **changes: object) -> tuple[Partition, Any, dict[str, str]]:
     """The partition that was found, embed's job and its environment; the mechanism is ended."""
-    params, placement = cuda("sm-partition", gen_python=str(nvidia.python), **changes)
-    found = start_mechanism(params, placement, runtime, logs)
+    spec = cuda("sm-partition", gen_python=str(nvidia.python), **changes)
+    found = start_mechanism(spec, runtime, logs)
     assert found is not None
     facts, job, environment = found.facts(), found.embed_job(), found.environment("embed")
     found.close()
@@ -205,9 +205,9 @@ def test_a_check_without_torch_says_so() -> None:
 
 @pytest.mark.parametrize("step", ["mig", "sm-partition"])
 def test_cores_have_neither(runtime: Path, step: str) -> None:
-    params, placement = cuda(step, device="cpu")
+    spec = cuda(step, device="cpu")
     with pytest.raises(StepSkipped, match="cores stand in"):
-        start_mechanism(params, placement, runtime, runtime)
+        start_mechanism(spec, runtime, runtime)
 
 
 LIMITS = [
@@ -220,17 +220,17 @@ def test_nothing_of_mps_is_inherited_from_the_callers_shell(shell: dict[str, str
     with pytest.MonkeyPatch.context() as patch:
         for name, value in shell.items():
             patch.setenv(name, value)
-        params, placement = cuda("step1")
-        for found in (gen_environment(params, placement, "key"), embed_environment(params, ("0",))):
+        spec = cuda("step1")
+        for found in (gen_environment(spec.gen, "key"), embed_environment(spec.embed, ("0",))):
             assert not [name for name in found if name.startswith("CUDA_MPS_")]
 
 
 def test_nvlink_multicast_stays_off_unless_the_caller_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    params, placement = cuda("configB", devices="0,1")
+    spec = cuda("configB", devices="0,1")
     monkeypatch.delenv("NCCL_NVLS_ENABLE", raising=False)
-    assert gen_environment(params, placement, "key")["NCCL_NVLS_ENABLE"] == "0"
+    assert gen_environment(spec.gen, "key")["NCCL_NVLS_ENABLE"] == "0"
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    assert gen_environment(params, placement, "key")["NCCL_NVLS_ENABLE"] == "1"
+    assert gen_environment(spec.gen, "key")["NCCL_NVLS_ENABLE"] == "1"
 
 
 def test_engines_start_one_after_the_other(
@@ -255,9 +255,9 @@ def test_engines_start_one_after_the_other(
 
     monkeypatch.setattr(engines, "GenServer", Engine)
     monkeypatch.setattr(engines, "EmbedProcess", Engine)
-    params, placement = cuda("configA", devices="0,1", gen_python=str(nvidia.python))
+    spec = cuda("configA", devices="0,1", gen_python=str(nvidia.python))
     nvidia.has(devices=2)
-    both = engines.Engines(params, placement, runtime, tmp_path)
+    both = engines.Engines(spec, runtime, tmp_path)
     both.start(want_gen=True, want_embed=True)
     both.stop()
     assert told == ["gen starts", "gen is ready", "embed starts", "embed is ready", "embed ends", "gen ends"]
