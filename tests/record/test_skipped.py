@@ -11,6 +11,7 @@ from colo_lib.analysis.kept import block_ratios
 from colo_lib.data.run import open_run
 from colo_lib.data.trials import trials_frame
 from colo_lib.errors import StepFailed, StepSkipped
+from colo_lib.launch.specs import EngineSpec
 from colo_lib.params import check
 from colo_lib.plot.run import stalls
 from colo_lib.record import run as keeper_module
@@ -41,8 +42,8 @@ def test_a_run_asks_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     class Absent:
         """Engines that this machine does not offer."""
 
-        def __init__(self, params: object, placement: object, runtime: Path, logs: Path) -> None:
-            self.placement = placement
+        def __init__(self, spec: EngineSpec, runtime: Path, logs: Path, needed_gib: object) -> None:
+            self.placement = spec.placement
 
         def start(self, *_: object) -> None:
             asked.append(1)
