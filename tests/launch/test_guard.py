@@ -72,8 +72,8 @@ def test_what_nvml_does_not_tell_is_left_out() -> None:
     ("facts", "words"),
     [({"compute_mode": 3}, "step1: .*EXCLUSIVE_PROCESS"), ({"mig": True}, "step1: .*MIG mode.*-mig 0")],
 )
-def test_a_mode_that_rules_a_step_out_is_refused(facts: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_mode_that_rules_a_step_out_is_refused(facts: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
         told(CUDA, PLAIN | facts)
 
 
