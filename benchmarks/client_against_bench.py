@@ -34,8 +34,8 @@ from colo_lib.launch.specs import specs_of  # noqa: E402
 from colo_lib.launch.trial import run_trial  # noqa: E402
 from colo_lib.launch.vllm_server import SERVED_NAME  # noqa: E402
 from colo_lib.params import Params, load  # noqa: E402
+from colo_lib.placement import placement_of  # noqa: E402
 from colo_lib.record.plan import Progress  # noqa: E402
-from colo_lib.steps import placement_of  # noqa: E402
 
 TOKENIZER = """
 import sys

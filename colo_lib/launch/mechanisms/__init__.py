@@ -58,7 +58,7 @@ def check_mechanism(facts: MechanismFacts | None) -> None:
 
 
 def module_of(mechanism: str) -> ModuleType:
-    """The module that `steps.MECHANISMS` names: `start(params, placement, runtime, logs)` and, for a proof of its own,
+    """The module that `steps.MECHANISMS` names: `start(spec, runtime, logs)` and, for a proof of its own,
     `FACTS` (the kind of facts that it takes), `prove(facts, tenants)` and, where a process has to live,
     `check_server(facts)`.
     """
