@@ -66,8 +66,8 @@ def test_the_memory_notebook_shows_the_parts_by_step() -> None:
     parts = {"gen": {"weights": 28.9, "kv_cache": 31.5}}
     frame = parts_frame(trials_frame([record.joined(memory_parts_gib=parts)]))
     assert frame.to_dict("records") == [
-        {"step": "step2", "workload": "gen", "part": "weights", "gib": 28.9},
-        {"step": "step2", "workload": "gen", "part": "kv cache", "gib": 31.5},
+        {"step": "step2", "workload": "gen", "part": "weights", "gib": 28.9, "mechanism": None},
+        {"step": "step2", "workload": "gen", "part": "kv cache", "gib": 31.5, "mechanism": None},
     ]
-    assert list(run_tables.memory_parts(frame)["Part (GiB a process)"]) == ["gen: weights", "gen: kv cache"]
+    assert list(run_tables.memory_parts(frame)["Part (GiB a process)"]) == ["LLM: weights", "LLM: kv cache"]
     assert isinstance(run_tables.memory_parts(parts_frame(trials_frame([record]))), pd.DataFrame)
