@@ -21,8 +21,9 @@ from colo_lib.data.sweep import Sweep, find_sweeps, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, simulated_capture
 from colo_lib.examples.simulated_run import example_folder
+from colo_lib.json_records import read_object
 from colo_lib.params import Params, check_recorded, split_list
-from colo_lib.records import CaptureFacts, Manifest, read_object
+from colo_lib.records import CaptureFacts, Manifest
 from colo_lib.steps import ALONE, CAPTURES_FIRST, STEPS, with_id
 
 # What two runs of one pair of models have in common.

@@ -20,9 +20,10 @@ import yaml
 
 from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.json_records import now_utc
 from colo_lib.params import Params, check, check_recorded, typed
 from colo_lib.paths import CELL, SWEEP, cell_folder, cell_runs, check_run_id
-from colo_lib.records import CellRecord, SweepAxis, SweepPlan, SweepRow, Value, now_utc
+from colo_lib.records import CellRecord, SweepAxis, SweepPlan, SweepRow, Value
 
 MOST_CELLS = 500
 

@@ -41,8 +41,9 @@ def carry_out(options: argparse.Namespace) -> int:
 def _finished(folder: Path) -> tuple[str, ...]:
     """A row about a finished run from its manifest alone: the files' checksums are for those who read them."""
     from colo_lib.errors import InputError
+    from colo_lib.json_records import checked, read_object
     from colo_lib.paths import MANIFEST
-    from colo_lib.records import Manifest, checked, read_object
+    from colo_lib.records import Manifest
 
     file = folder / MANIFEST
     try:

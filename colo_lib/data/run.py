@@ -22,18 +22,9 @@ from colo_lib.data.capture import StepCapture, captured_steps, read_capture
 from colo_lib.data.trials import check_frames, read_frame, trials_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, SCHEMA_VERSION
+from colo_lib.json_records import checked, damaged, read_object
 from colo_lib.params import RUN_ID, STEPS, Params, check_recorded
-from colo_lib.records import (
-    CaptureFacts,
-    ListedFile,
-    ListedTrial,
-    Manifest,
-    Start,
-    Trial,
-    checked,
-    damaged,
-    read_object,
-)
+from colo_lib.records import CaptureFacts, ListedFile, ListedTrial, Manifest, Start, Trial
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 # Reports of Nsight Systems: large, kept for its own window, never read here; who removes them loses no number.

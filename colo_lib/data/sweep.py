@@ -10,8 +10,9 @@ from colo_lib import paths
 from colo_lib.data.run import Run, find_runs, open_run
 from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.json_records import checked, damaged, read_object
 from colo_lib.params import Params, check_recorded, names_touching
-from colo_lib.records import Cell, SweepPlan, Value, checked, damaged, read_object
+from colo_lib.records import Cell, SweepPlan, Value
 
 NOT_RUN = "not run"
 # Which steps a cell has, and what is captured of them, changes none of their trials.

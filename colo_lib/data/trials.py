@@ -21,8 +21,9 @@ from pyarrow import ArrowException
 
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, REACH_S, ROWS, column_limits
+from colo_lib.json_records import damaged
 from colo_lib.paths import TRIAL, frame_file
-from colo_lib.records import Trial, damaged
+from colo_lib.records import Trial
 from colo_lib.steps import STEPS
 
 # Parts of a workload's device memory, GiB a process; the rest of gen is activations and context, of embed the context.

@@ -18,11 +18,11 @@ from typing import Any
 
 from colo_lib.child_environment import INJECTION
 from colo_lib.errors import ColoError
+from colo_lib.json_records import write_json
 from colo_lib.launch.child import NOTES, ProfilerLaunch
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.exec_under_profiler import LEFT_BEHIND
 from colo_lib.nsys.session import ENGINES
-from colo_lib.records import write_json
 
 
 def hand_on_injection(known: list[str], originals: dict[str, str | None]) -> list[str]:

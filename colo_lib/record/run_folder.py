@@ -21,6 +21,7 @@ from colo_lib.hardware.engine_python import resolve_models
 from colo_lib.hardware.machine import describe
 from colo_lib.hardware.memory import budget_here
 from colo_lib.hardware.nvml import look_at_gpus
+from colo_lib.json_records import now_utc
 from colo_lib.launch.preflight import preflight
 from colo_lib.params import STEPS, Params, check_recorded, split_list
 from colo_lib.paths import (
@@ -36,16 +37,7 @@ from colo_lib.paths import (
     trial_folder,
 )
 from colo_lib.placement import placement_of
-from colo_lib.records import (
-    CaptureFacts,
-    ListedCapture,
-    ListedFile,
-    ListedTrial,
-    Manifest,
-    Start,
-    Trial,
-    now_utc,
-)
+from colo_lib.records import CaptureFacts, ListedCapture, ListedFile, ListedTrial, Manifest, Start, Trial
 
 Say = Callable[[str], None]
 

@@ -26,6 +26,7 @@ from colo_lib.data.scrub import FILES, KINDS, Scrubber
 from colo_lib.data.sweep import NOT_RUN, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, arrow_schema, write_frame
+from colo_lib.json_records import read_object, write_json
 from colo_lib.params import STEPS
 from colo_lib.paths import (
     CAPTURE,
@@ -42,7 +43,7 @@ from colo_lib.paths import (
     trial_folder,
 )
 from colo_lib.record.run_folder import checksums
-from colo_lib.records import CaptureFacts, read_object, write_json
+from colo_lib.records import CaptureFacts
 from colo_lib.report import share_fields as fields
 
 NS_PER_MS = 1_000_000

@@ -22,8 +22,9 @@ from colo_lib.data.run import find_runs, find_unfinished, newest_run, open_run, 
 from colo_lib.data.trials import trials_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, arrow_schema
+from colo_lib.json_records import read_object
 from colo_lib.params import Params
-from colo_lib.records import Trial, read_object
+from colo_lib.records import Trial
 from tests.run_folders import Plan, change_manifest, reseal, write_run
 
 GEN = "steps/step1/trial-1/gen.parquet"

@@ -13,10 +13,10 @@ import pytest
 
 from colo_lib.data.run import check_unfinished, find_unfinished, open_run
 from colo_lib.errors import InputError
+from colo_lib.json_records import write_json
 from colo_lib.params import Params, check
 from colo_lib.paths import MANIFEST, START, trial_folder
 from colo_lib.record.run_folder import begin_run, checksums, counts, read_params, resume, run_lock, seal, trial_status
-from colo_lib.records import write_json
 from tests.run_folders import Plan, write_run
 
 
