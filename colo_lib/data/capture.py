@@ -23,18 +23,7 @@ from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
 from colo_lib.records import CaptureFacts
-from colo_lib.trace import (
-    Alignment,
-    Capture,
-    Columns,
-    Copies,
-    Device,
-    Kernels,
-    Launches,
-    Overhead,
-    Process,
-    Switches,
-)
+from colo_lib.trace import Alignment, Capture, Columns, Copies, Device, Kernels, Launches, Overhead, Process, Switches
 
 DEFAULT_EXPORT = "trace.sqlite"
 

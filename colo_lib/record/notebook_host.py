@@ -1,8 +1,23 @@
-"""The owner's side of the notebook host."""
+"""Notebooks as steps: a process of its own that executes them through papermill, and its owner's side.
+
+Executes notebooks through papermill in a process of its own, one order at a time.
+
+    python -m colo_lib.record.notebook_host SOCKET
+
+An order is `{"do": "execute", "notebook": …, "out": …, "params": {…}, "cell_timeout_s": …}`; the answer holds
+papermill's complaint or null. Its word is not taken for success (a dead kernel and `sys.exit(0)` look like
+one): the step's own record is.
+
+
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +30,65 @@ from colo_lib.launch.load import package_environment, wait_for
 from colo_lib.launch.rpc import Handle, call
 from colo_lib.params import Params
 from colo_lib.paths import NOTEBOOKS
+
+LAST_WORDS = 4000
+
+
+def execute(order: dict[str, Any]) -> str | None:
+    """Run one notebook; None, or what went wrong in words. The executed copy appears whole or not at all."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillException
+
+    out = Path(order["out"])
+    temporary = out.with_name(out.stem + ".tmp.ipynb")
+    complaint = None
+    try:
+        papermill.execute_notebook(
+            order["notebook"],
+            # Papermill takes an output path for a format string.
+            str(temporary).replace("{", "{{").replace("}", "}}"),
+            parameters=order["params"],
+            progress_bar=False,
+            execution_timeout=int(order["cell_timeout_s"]),
+            cwd=order.get("cwd"),
+            extra_arguments=["--log-level=50"],  # what it logs is about its own sockets and its own end
+        )
+    except CellTimeoutError:
+        complaint = f"a cell did not end within cell_timeout_s = {order['cell_timeout_s']:g} s"
+    except DeadKernelError:
+        complaint = "the notebook's kernel died"
+    except PapermillException as error:
+        # A bare interrupt has no words of its own; papermill's are the whole traceback.
+        complaint = getattr(error, "evalue", None) or getattr(error, "ename", None) or str(error)
+    except Exception as error:  # Papermill lets a full disk, a bad notebook and more through as they are.
+        complaint = f"{type(error).__name__}: {error}"
+    with contextlib.suppress(OSError, ValueError):
+        json.loads(temporary.read_text())
+        temporary.replace(out)
+    temporary.unlink(missing_ok=True)
+    return None if complaint is None else complaint[-LAST_WORDS:]
+
+
+def main() -> None:
+    """Answer orders, one connection at a time, until ended."""
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    # The kernel is an ordinary child; matplotlib must not look for a display in it.
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    import papermill  # noqa: F401  (paid for once, here)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(sys.argv[1])
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rw") as stream:
+                for line in stream:
+                    order = json.loads(line)
+                    told = {"complaint": execute(order)} if order["do"] == "execute" else {}
+                    stream.write(json.dumps(told) + "\n")
+                    stream.flush()
+
 
 HOST_TIMEOUT_S = 60.0
 
@@ -52,10 +126,14 @@ def notebook_host(runtime: Path, log: Path, additions: Mapping[str, str]) -> Ite
     socket_path = runtime / "notebooks.sock"
     # Kernels are the user's own code: they keep the whole environment.
     env = dict(os.environ) | package_environment(dict(additions))
-    command = [sys.executable, "-m", "colo_lib.record.notebook_process", str(socket_path)]
+    command = [sys.executable, "-m", "colo_lib.record.notebook_host", str(socket_path)]
     child = Child("notebooks", command, log, env=env, grace_s=5.0)
     try:
         wait_for(socket_path.exists, child, HOST_TIMEOUT_S, "the notebook host")
         yield NotebookHost(Handle(str(socket_path), child.pid, str(log)), child)
     finally:
         child.stop()
+
+
+if __name__ == "__main__":
+    main()

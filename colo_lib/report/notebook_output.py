@@ -21,7 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from colo_lib.report import blocks, templating
+from colo_lib.report import templating
 from colo_lib.report.sections import FIRST, known
 
 KEY = "colo"
@@ -110,7 +110,7 @@ def lift(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 def _html(part: dict[str, Any], lines: Sequence[str] = ()) -> str:
     """An output of a notebook: a table or a timeline with its script and style, else `lines`."""
     zooming = part["kind"] == "timeline"
-    own = {"style": Markup(blocks.page_style(zooming)), "script": Markup(blocks.page_script(zooming))}
+    own = {"style": Markup(templating.page_style(zooming)), "script": Markup(templating.page_script(zooming))}
     return templating.render("output.html", part=part, lines=lines, **own)
 
 

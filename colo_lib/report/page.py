@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from colo_lib import __version__
 from colo_lib.data.run import Run
-from colo_lib.report import blocks, provenance, sections, templating
+from colo_lib.report import provenance, sections, templating
 from colo_lib.steps import DEVICES, TABLE
 
 
@@ -107,8 +107,8 @@ def document(
 
     `skip`: address and words of the link past the first screen. `zooming`: a timeline to zoom is among it.
     """
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + blocks.page_style(zooming)
-    script = blocks.page_script(zooming)
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + templating.page_style(zooming)
+    script = templating.page_script(zooming)
     own = {"style": Markup(style), "style_hash": _digest(style), "script": Markup(script)}
     own |= {"script_hash": _digest(script), "about_name": ABOUT, "about": json.dumps(about), "question": QUESTION}
     return templating.render(template, title=title, footer=footer, skip=skip, **own, **values)

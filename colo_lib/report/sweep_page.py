@@ -13,9 +13,9 @@ from colo_lib.data.sweep import Sweep, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.report import index, page, provenance, sections
 from colo_lib.report.across_tables import states
-from colo_lib.report.blocks import table_part
 from colo_lib.report.build import execute_with, keep_figures
 from colo_lib.report.page import write_page
+from colo_lib.report.templating import table_part
 
 # notebook -> (parameters of which the sweep varies one, steps of which it has one); the most telling first
 NOTEBOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

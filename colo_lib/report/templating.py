@@ -1,6 +1,11 @@
 """The templates of the pages: everything that is put into one is escaped, whatever a run's strings hold.
 
 Only the style and the script of this package go in as they are; nothing that comes from a run or a notebook does.
+
+The scripts and the style of what a reader can handle: tables to sort, a timeline to zoom.
+
+They are files of this package, for a page as for one output of a notebook, and fetch nothing. Scripts add to what is
+there without them; each looks for elements of its own that it has not taken yet, so it may stand on a page many times.
 """
 
 from __future__ import annotations
@@ -11,13 +16,14 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
 from colo_lib.report import timeline
-from colo_lib.report.blocks import TABLE
 
 INTERVAL = re.compile(r"([^\[\](]+?) (\[[^\[\]]*\]|\([^()]*\))")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -96,3 +102,34 @@ def readable(part: dict[str, Any]) -> bool:
 def folded(parts: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Title of what is to be unfolded, empty for none, and the neighbouring parts that it holds."""
     return [(title, list(own)) for title, own in groupby(parts, key=lambda part: str(part.get("fold", "")))]
+
+
+TABLE = "colo-table"  # class of the tables that are sorted
+FILES = {
+    "sorting": ("sorting.js",),
+    "zooming": ("timeline_data.js", "timeline_draw.js", "timeline_pointer.js", "timeline.js"),
+}
+STARTS = {"sorting": "startSorting();", "zooming": "startTimelines();"}
+_FOLDER = Path(__file__).parent
+
+
+@cache
+def page_script(zooming: bool = False) -> str:
+    """What a script element holds: sorting, and zooming if asked; nothing in it is seen from outside."""
+    wanted = ("sorting", "zooming") if zooming else ("sorting",)
+    bodies = [(_FOLDER / file).read_text(encoding="utf-8") for name in wanted for file in FILES[name]]
+    return "\n".join(["(() => {", '"use strict";', *bodies, *(STARTS[name] for name in wanted), "})();"])
+
+
+@cache
+def page_style(zooming: bool = False) -> str:
+    """What a style element holds: that of sorted tables, and of timelines if asked."""
+    whole = (_FOLDER / "widgets.css").read_text(encoding="utf-8")
+    return whole if zooming else "\n".join(line for line in whole.splitlines() if f".{TABLE} " in line)
+
+
+def table_part(shown: pd.DataFrame, caption: str, empty: str = "None.") -> dict[str, Any]:
+    """A frame whose cells are already as they are to be read, as a table part of the templates."""
+    columns = [str(column) for column in shown.columns]
+    rows = [[str(value) for value in row] for row in shown.itertuples(index=False)]
+    return {"columns": columns, "rows": rows, "caption": caption, "empty": empty}

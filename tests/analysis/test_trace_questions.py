@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colo_lib.analysis.trace import downsample, gaps, intervals, occupancy, token_time
+from colo_lib.analysis.trace import downsample, intervals, occupancy, token_time
 from colo_lib.analysis.trace import kernels as trace_kernels
 from colo_lib.analysis.trace.processes import assign, launchers, likely
 from colo_lib.analysis.trace.window import TraceWindow, look
@@ -162,10 +162,10 @@ def test_what_is_drawn_over_time_adds_up_to_what_is_counted(tmp_path: Path) -> N
         assert shares is not None
         assert shares["by_count"].sum() == pytest.approx(1)
         assert shares["by_time"].sum() == pytest.approx(1)
-    holes = gaps.find_gaps(view)
-    classes = gaps.by_class(holes, view.window_ns)
+    holes = occupancy.find_gaps(view)
+    classes = occupancy.by_class(holes, view.window_ns)
     assert sum(row["count"] for row in classes) == len(holes[0])
-    drawn = sum((share * width).sum() for share in gaps.idle_over_time(holes, view.window, 50)["classes"].values())
+    drawn = sum((share * width).sum() for share in occupancy.idle_over_time(holes, view.window, 50)["classes"].values())
     assert drawn == pytest.approx(view.window_ns - intervals.length(view.busy))
 
 

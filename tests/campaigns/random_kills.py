@@ -50,7 +50,7 @@ PARAMS = {
 KINDS = {
     "launcher": "colo_lib.cli", "guardian": "guardian.py", "server": "", "core": "VLLM::EngineCore",
     "embed": "", "client": "colo_lib.launch.gen_client", "watcher": "colo_lib.telemetry.watchdog",
-    "sampler": "colo_lib.telemetry.sampler", "alternator": "alternate.py", "host": "colo_lib.record.notebook_process",
+    "sampler": "colo_lib.telemetry.sampler", "alternator": "alternate.py", "host": "colo_lib.record.notebook_host",
     "kernel": "ipykernel_launcher", "tracker": "resource_tracker",
 }  # fmt: skip
 ENGINE_WORDS = {

@@ -12,7 +12,7 @@ from colo_lib.analysis.telemetry import parts_frame
 from colo_lib.data.trials import trials_frame
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import wait_still
-from colo_lib.launch.memory_parts import embed_parts, gen_parts, with_rest
+from colo_lib.launch.trial import embed_parts, gen_parts, with_rest
 from colo_lib.records import Trial
 from colo_lib.report import run_tables
 

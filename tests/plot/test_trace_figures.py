@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from colo_lib import params, paths
-from colo_lib.analysis.trace import downsample, gaps, kernels, occupancy, summary, window
+from colo_lib.analysis.trace import downsample, kernels, occupancy, summary, window
 from colo_lib.data.run import open_run
 from colo_lib.notebooks_sync import names_of
 from colo_lib.params import Params
@@ -41,13 +41,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def figures(data: dict[str, Any]) -> list[Figure]:
     view, found = data["view"], data["found"]
     stretch = downsample.typical_stretch(view, 2_000_000)
-    over, holes = occupancy.occupancy_over_time(view), gaps.find_gaps(view)
+    over, holes = occupancy.occupancy_over_time(view), occupancy.find_gaps(view)
     classes = {name: occupancy.distribution(active, view.device) for name, active in view.workloads.items()}
     kinds = {name: workload["categories"] for name, workload in found["workloads"].items()}
     return [
         plot_trace.timeline(downsample.rectangles(view, stretch), stretch, over, view.window[0]),
         plot_trace.occupancy(over, classes),
-        plot_trace.gaps(gaps.by_class(holes, view.window_ns), gaps.idle_over_time(holes, view.window)),
+        plot_trace.gaps(occupancy.by_class(holes, view.window_ns), occupancy.idle_over_time(holes, view.window)),
         plot_trace.shifts(data["shift"]),
         plot_trace.categories(kinds, kernels.CATEGORIES),
     ]

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 
 from colo_lib.analysis.trace import downsample, intervals
 from colo_lib.analysis.trace.window import TraceWindow, look
-from colo_lib.report import blocks as report_blocks
-from colo_lib.report import notebook_output, templating, timeline
+from colo_lib.report import notebook_output, timeline
+from colo_lib.report import templating as report_blocks
 from colo_lib.trace import Alignment, Capture, Copies, Device, Kernels, Overhead, Process, Switches
 from tests.analysis.test_pyramid import kernels_of, view_of
 from tests.corpus_files import MARKUP
@@ -147,7 +147,7 @@ def test_what_was_not_packed_is_told_not_embedded() -> None:
     assert timeline.readable(good)
     for text in strange:
         assert not timeline.readable(text), str(text)[:40]
-        html = templating.block("timeline", {"packed": text, "name": MARKUP, "caption": "", "alt": ""})
+        html = report_blocks.block("timeline", {"packed": text, "name": MARKUP, "caption": "", "alt": ""})
         assert "colo-timeline" not in html
         assert "<script" not in html
 

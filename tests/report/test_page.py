@@ -22,7 +22,7 @@ from colo_lib.cli import list as list_command
 from colo_lib.cli import report as report_command
 from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.report import blocks, build, notebook_output, page, sections, templating
+from colo_lib.report import build, notebook_output, page, sections, templating
 from colo_lib.report.build import execute
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
@@ -79,7 +79,7 @@ def only_own_script(html: str, zooming: bool = False) -> bool:
     tags = [tag for tag, _ in Reader(html).tags]
     return (
         tags.count("script") == 1
-        and html.count(f"<script>{blocks.page_script(zooming)}</script>") == 1
+        and html.count(f"<script>{templating.page_script(zooming)}</script>") == 1
         and not NEVER & {*tags}
     )
 
@@ -94,7 +94,7 @@ def test_nothing_is_fetched_and_nothing_but_our_script_runs(hostile_page: Path, 
 
 @pytest.mark.parametrize("zooming", [False, True])
 def test_our_script_fetches_nothing_and_makes_no_html_of_words(zooming: bool) -> None:
-    text = blocks.page_script(zooming)
+    text = templating.page_script(zooming)
     for word in ("</script", "<!--", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(",
                  "fetch(", "XMLHttpRequest", "import(", "http:", "https:"):  # fmt: skip
         assert word not in text, word

@@ -12,7 +12,7 @@ import jinja2
 import pytest
 
 from colo_lib import paths
-from colo_lib.report import blocks, page, templating
+from colo_lib.report import page, templating
 
 MARKUP = "<b onclick=x>\"'&\x07"
 ESCAPED = "&lt;b onclick=x&gt;&#34;&#39;&amp;\\x07"
@@ -72,10 +72,10 @@ def test_a_value_that_is_lacking_makes_no_page() -> None:
 def test_an_installed_package_has_every_file_that_a_page_is_made_of() -> None:
     project = tomllib.loads((paths.REPOSITORY / "pyproject.toml").read_text())
     globs = project["tool"]["setuptools"]["package-data"]["colo_lib"]
-    files = [file for file in Path(blocks.__file__).parent.rglob("*") if file.suffix in (".html", ".css", ".js")]
+    files = [file for file in Path(templating.__file__).parent.rglob("*") if file.suffix in (".html", ".css", ".js")]
     assert len(files) > 10
     for file in files:
-        name = file.relative_to(Path(blocks.__file__).parents[1]).as_posix()
+        name = file.relative_to(Path(templating.__file__).parents[1]).as_posix()
         assert any(fnmatch.fnmatch(name, glob) for glob in globs), name
 
 

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from colo_lib.analysis.trace import downsample, gaps, kernels, occupancy, overlap, summary, token_time
+from colo_lib.analysis.trace import downsample, kernels, occupancy
+from colo_lib.analysis.trace import overlap as trace_overlap
+from colo_lib.analysis.trace import summary as trace_summary
+from colo_lib.analysis.trace import token_time as trace_token_time
 from colo_lib.analysis.trace.collectives import StepCollectives, step_collectives
 from colo_lib.analysis.trace.window import TraceWindow, view_of, views_alone
 from colo_lib.data.capture import StepCapture
@@ -48,12 +51,12 @@ class CaptureAnalysis:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The object of `colo trace --json` (`summary.summary_of`)."""
-        return summary.summary_of(self.window)
+        return trace_summary.summary_of(self.window)
 
     @cached_property
     def profiled(self) -> str:
         """Rates while profiling over those of the trials, in words."""
-        return summary.profiled_words(self.captured.facts, self.unprofiled)
+        return trace_summary.profiled_words(self.captured.facts, self.unprofiled)
 
     @property
     def notes(self) -> str:
@@ -64,7 +67,7 @@ class CaptureAnalysis:
     def overlap(self) -> dict[str, Any] | None:
         """What the verdict takes as the overlap (`overlap.verdict_overlap`)."""
         rate = self.unprofiled.get("gen_tokens_per_s")
-        return overlap.verdict_overlap(self.window, self.captured.facts, rate)
+        return trace_overlap.verdict_overlap(self.window, self.captured.facts, rate)
 
     @cached_property
     def stretch(self) -> tuple[int, int]:
@@ -89,17 +92,17 @@ class CaptureAnalysis:
     @cached_property
     def gaps(self) -> Union:
         """The holes between all kernels."""
-        return gaps.find_gaps(self.window)
+        return occupancy.find_gaps(self.window)
 
     @cached_property
     def gap_classes(self) -> list[dict[str, Any]]:
         """The holes by size (`gaps.by_class`)."""
-        return gaps.by_class(self.gaps, self.window.window_ns)
+        return occupancy.by_class(self.gaps, self.window.window_ns)
 
     @cached_property
     def idle_over_time(self) -> dict[str, Any]:
         """Where in the window the holes lie (`gaps.idle_over_time`)."""
-        return gaps.idle_over_time(self.gaps, self.window.window)
+        return occupancy.idle_over_time(self.gaps, self.window.window)
 
     @cached_property
     def categories(self) -> dict[str, list[dict[str, Any]]]:
@@ -116,7 +119,9 @@ class CaptureAnalysis:
     def token_time(self) -> dict[str, Any] | None:
         """Where a decoded token's time went (`token_time.gen_times`); None without gen or its rate."""
         one = self.captured
-        return token_time.gen_times(one.capture, one.facts, one.window_s, one.launches(), self.params, self.concurrency)
+        return trace_token_time.gen_times(
+            one.capture, one.facts, one.window_s, one.launches(), self.params, self.concurrency
+        )
 
     @cached_property
     def collectives(self) -> StepCollectives | None:

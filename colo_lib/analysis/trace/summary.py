@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from colo_lib.analysis.trace import gaps, intervals, occupancy, overlap
+from colo_lib.analysis.trace import intervals, occupancy, overlap
 from colo_lib.analysis.trace import kernels as trace_kernels
 from colo_lib.analysis.trace.processes import launchers, printable
 from colo_lib.analysis.trace.residency import RESIDENCY
@@ -52,7 +52,7 @@ def summary_of(view: TraceWindow, patterns: trace_kernels.Patterns = trace_kerne
         "busy_ns": busy_ns,
         "idle_fraction": 1 - busy_ns / view.window_ns,
         "idle_fraction_with_copies": trace_kernels.idle_without(view),
-        "gaps": gaps.gap_summary(intervals.gaps(busy, view.window)),
+        "gaps": occupancy.gap_summary(intervals.gaps(busy, view.window)),
         **overlap.overlap_summary(view),
         "alignment": {
             "method": alignment.method,
