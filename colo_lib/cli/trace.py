@@ -45,7 +45,7 @@ def carry_out(options: argparse.Namespace) -> int:
     from colo_lib.analysis.trace.summary import summary_of
     from colo_lib.analysis.trace.window import looked_at, window_of
     from colo_lib.data.capture import read_files
-    from colo_lib.report import trace_tables
+    from colo_lib.report import trace_text
 
     patterns, window = categories_of(options.category), window_of(options.window)
     mechanism = mechanism_of(options.mechanism)
@@ -61,7 +61,7 @@ def carry_out(options: argparse.Namespace) -> int:
             print(told)
     found = summary_of(view, patterns) | {"workloads_guessed": guessed}
     found["notes"] += captured.doubts(mechanism)
-    print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_tables.text(found))
+    print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
     return 0
 
 

@@ -2,8 +2,6 @@
 
 What a child process gets of our environment: an allow-list, and what a profiler needs in the engines.
 
-The interpreters that run the engines, what they can import, and the models they are to load.
-
 Which interpreter runs an engine, and what it can import. The workbook's own environment holds neither engine.
 
 Names in the parameters to what the engines need: an interpreter each, a model each.

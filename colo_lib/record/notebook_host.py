@@ -7,8 +7,6 @@ Executes notebooks through papermill in a process of its own, one order at a tim
 An order is `{"do": "execute", "notebook": …, "out": …, "params": {…}, "cell_timeout_s": …}`; the answer holds
 papermill's complaint or null. Its word is not taken for success (a dead kernel and `sys.exit(0)` look like
 one): the step's own record is.
-
-
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from colo_lib.analysis.trace import downsample
 from colo_lib.analysis.trace.downsample import Level, Rows
 from colo_lib.analysis.trace.processes import printable
 from colo_lib.analysis.trace.window import TraceWindow
-from colo_lib.report.trace_tables import percent
+from colo_lib.report.trace_text import percent
 from colo_lib.trace import Ints
 
 VERSION = 1

@@ -18,7 +18,7 @@ from colo_lib.analysis.trace.window import look
 from colo_lib.analysis.verdict import judge
 from colo_lib.data.capture import read_exports
 from colo_lib.params import Params
-from colo_lib.report import trace_tables
+from colo_lib.report import trace_tables, trace_text
 from tests.exports import EMBED, GEN, Kernel, write
 from tests.run_folders import Plan, planted_measures
 
@@ -80,7 +80,7 @@ def test_a_comb_of_kernels_may_overlap_wholly_or_not_at_all(tmp_path: Path) -> N
     assert alignment["overlap_ns_range"] == [0, 2_000 * 25_000]
     assert alignment["overlap_of_gen_range"] == alignment["overlap_of_embed_range"] == [0.0, 1.0]
     assert alignment["range_is_exact"]
-    text = trace_tables.text(found | {"workloads_guessed": False})
+    text = trace_text.text(found | {"workloads_guessed": False})
     assert "0.00 ms to 50.00 ms, 0.0% to 100.0% of gen's, 0.0% to 100.0% of embed's" in text
     assert trace_tables.overlap(found)["Value"].tolist()[3:] == [
         "0.00 ms to 50.00 ms", "0.0% to 100.0% of gen's", "0.0% to 100.0% of embed's",
