@@ -21,7 +21,7 @@ from colo_lib.notebooks_sync import names_of
 from colo_lib.params import Params
 from colo_lib.plot import trace as plot_trace
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
-from colo_lib.report import notebook_output
+from colo_lib.report import notebook_output, templating
 from colo_lib.select import select_trace
 from tests.corpus_files import MARKUP
 from tests.run_folders import Plan, add_capture, write_run
@@ -117,21 +117,27 @@ def test_hostile_names_are_drawn_as_words() -> None:
     assert plot_trace.signed(-0.001) == "+0%"
 
 
-def test_hostile_names_stand_in_tables_as_words(tmp_path: Path) -> None:
+def test_hostile_names_stand_in_tables_as_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from colo_lib.analysis.trace.processes import assign
     from colo_lib.data.capture import read_exports
     from colo_lib.report import trace_tables
     from tests.exports import EMBED, GEN, Kernel, write
 
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(notebook_output, "_publish", lambda data, part: shown.append(data))
     named = {GEN: MARKUP, EMBED: MARKUP}
     file = write(tmp_path / "e.sqlite", [Kernel(GEN, 0, 9, name=MARKUP), Kernel(EMBED, 5, 20)], processes=named)
     capture = read_exports([file])
     found = summary.capture_summary(capture, assign(capture, {"gen": str(GEN)})[0])
     for table in (trace_tables.top_kernels(found), trace_tables.device(found), trace_tables.categories(found)):
-        columns, rows = list(table.columns), [list(map(str, row)) for row in table.itertuples(index=False)]
-        html = notebook_output.table_html({"columns": columns, "rows": rows})
-        assert not [tag for tag in ("<script", "<img", "<b ") if tag in html]
-        assert all(char.isprintable() for char in html)
+        notebook_output.show_table(table, "hostile", "Names from outside.", section="traces")
+        html = shown.pop()["text/html"]
+        for own in (templating.page_style(), templating.page_script()):
+            assert own in html
+            html = html.replace(own, "")
+        assert html.count("<script") == 1, "our own, which is empty now"
+        assert not [tag for tag in ("<img", "<b ") if tag in html]
+        assert all(char.isprintable() for char in html.replace("\n", ""))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
