@@ -88,7 +88,7 @@ def moved_clocks(samples: pd.DataFrame) -> pd.DataFrame:
     """Trials whose mean SM clock is off the median of their step's trials.
 
     Columns: step, trial, device, clock_mhz, usual_mhz, mechanism.
-    `samples`: `telemetry.series`. What a step does to the clocks meets each of its trials alike; what meets one of
+    `samples`: `telemetry_series`. What a step does to the clocks meets each of its trials alike; what meets one of
     them alone (heat, a power cap, a neighbour) is not the step's doing. Over 3 % is named; steps of one trial are not.
     """
     columns = ["step", "trial", "device", "clock_mhz", "usual_mhz"]

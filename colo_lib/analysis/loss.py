@@ -200,7 +200,7 @@ UNKNOWN_SHARE = 0.02  # of the time may have no recorded launch for the rest to 
 def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFrame) -> dict[str, PerToken]:
     """step -> its device time per token from unprofiled trials: 1 / mean rate; clock and waiting where they are known.
 
-    `telemetry`: `telemetry.summary`. Busy time needs a capture. Waiting is known where we took the turns ourselves
+    `telemetry`: `telemetry_summary`. Busy time needs a capture. Waiting is known where we took the turns ourselves
     (`slices`): the share of the window outside gen's own turns; a step that runs gen alone waits for nobody.
     """
     found = {}

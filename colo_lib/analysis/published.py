@@ -154,7 +154,7 @@ def points(figures: pd.DataFrame, run: str) -> pd.DataFrame:
 def own_points(run_id: str, rates: pd.DataFrame, kept: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
     """A run of this workbook on the same metrics; low and high are its 95 % interval, or null.
 
-    `rates`: `steps_table` rows of throughput; `kept`: `kept_fractions`; `telemetry`: `telemetry.summary`.
+    `rates`: `steps_table` rows of throughput; `kept`: `kept_fractions`; `telemetry`: `telemetry_summary`.
     """
     rows = []
     labels = {label: metric for metric, (label, _) in SHARED_METRICS.items()}

@@ -139,12 +139,12 @@ class RunAnalysis:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """Every sample of telemetry (`telemetry.telemetry_series`)."""
+        """Every sample of telemetry (`telemetry_series`)."""
         return telemetry.telemetry_series(self.run.trials, self.run.frame)
 
     @cached_property
     def telemetry(self) -> pd.DataFrame:
-        """Means inside the windows that count (`telemetry.telemetry_summary`)."""
+        """Means inside the windows that count (`telemetry_summary`)."""
         return telemetry.telemetry_summary(self.samples)
 
     @cached_property

@@ -122,7 +122,7 @@ WATTS = "device_power_w"
 def with_power(counted: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """`counted` with a column `WATTS`: the sum over the trial's devices, null where no device offers it.
 
-    `samples`: `telemetry.series`. The counter's rise over the samples' span is exact where sampled power is not.
+    `samples`: `telemetry_series`. The counter's rise over the samples' span is exact where sampled power is not.
     """
     if samples.empty:
         return counted.assign(**{WATTS: np.nan})

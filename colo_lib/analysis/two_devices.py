@@ -67,7 +67,7 @@ def activity(summary: pd.DataFrame) -> pd.DataFrame:
     """step, mechanism, device, and the means of SM activity, DRAM, tensor cores, NVLink and power: a row a step and
     device.
 
-    `summary`: `telemetry.summary`; a metric that was not sampled is null.
+    `summary`: `telemetry_summary`; a metric that was not sampled is null.
     """
     metrics = ["sm_active", "dram_active", "tensor_active", "nvlink_gib_s", "power_w"]
     mine = summary[(summary["scope"] == "device") & summary["metric"].isin(metrics)]
@@ -108,7 +108,7 @@ def outcomes(
 ) -> list[str]:
     """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
 
-    `found`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collectives.summarise` and, where
+    `found`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collective_summary` and, where
     known, the means of `collectives.rank_times` over the ranks.
     """
     ratios = {row.what: row for row in found.itertuples()}

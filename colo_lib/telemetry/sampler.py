@@ -108,7 +108,7 @@ class Cores:
         return {}
 
     def pids(self) -> set[int]:
-        """Everything computes on cores: `launch.strangers` counts them by time."""
+        """Everything computes on cores: `telemetry.other_processes` counts them by time."""
         return set()
 
     def totals_gib(self) -> dict[str, float]:
