@@ -1,6 +1,4 @@
-"""The interpreters that run the engines, what they import, get of our environment, and are to load.
-
-What a child process gets of our environment: an allow-list, and what a profiler needs in the engines.
+"""The interpreters that run the engines, what they can import, and the models they are to load.
 
 Which interpreter runs an engine, and what it can import. The workbook's own environment holds neither engine.
 
@@ -15,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,46 +22,6 @@ from colo_lib.models.catalog import Model, models_of
 from colo_lib.params import Params
 from colo_lib.paths import REPOSITORY
 from colo_lib.records import ModelFacts
-
-PRELOAD = "LD_PRELOAD"
-
-
-# What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
-INHERITED = (
-    "COLO_MARK", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH",
-    "LD_PRELOAD",
-    "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH", "HF_HOME", "HF_TOKEN", "XDG_CACHE_HOME",
-    "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
-    "NVSHMEM_DISABLE_NVLS",
-)  # fmt: skip
-
-
-# vLLM's own settings are the user's to make; its key is ours.
-INHERITED_PREFIX, NOT_INHERITED = "VLLM_", ("VLLM_API_KEY",)
-
-
-# What a profiler added to our environment, as JSON: for the engines below us, and for nothing else that we start.
-INJECTION = "COLO_INJECTION"
-
-
-def vllm_settings() -> dict[str, str]:
-    """vLLM's settings in our environment, by name, without its key."""
-    names = [name for name in sorted(os.environ) if name.startswith(INHERITED_PREFIX) and name not in NOT_INHERITED]
-    return {name: os.environ[name] for name in names}
-
-
-def child_environment(additions: Mapping[str, str], inherited: Sequence[str] = INHERITED) -> dict[str, str]:
-    """The allow-listed part of our environment, with `additions` on top."""
-    names = [*inherited, *vllm_settings()]
-    return {name: os.environ[name] for name in names if name in os.environ} | dict(additions)
-
-
-def engine_environment(additions: Mapping[str, str]) -> dict[str, str]:
-    """An engine's environment: a child's, and what a profiler that it is started below needs in it."""
-    plain, injection = child_environment(additions), dict[str, str](json.loads(os.environ.get(INJECTION, "{}")))
-    libraries = [part[PRELOAD] for part in (injection, plain) if part.get(PRELOAD)]
-    return plain | injection | ({PRELOAD: ":".join(libraries)} if libraries else {})
-
 
 ENGINE_PYTHON = "COLO_ENGINE_PYTHON"
 MARK = "colo-versions:"

@@ -15,7 +15,7 @@ import psutil
 from pydantic import ValidationError
 
 from colo_lib import __version__
-from colo_lib.hardware.engine_python import child_environment, vllm_settings
+from colo_lib.child_environment import child_environment, vllm_settings
 from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
 from colo_lib.records import GpuFacts, Machine

@@ -24,8 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.launch.guardian import mapped, remove_segments
 
 GUARDIAN = Path(__file__).with_name("guardian.py")

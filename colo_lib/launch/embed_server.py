@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from colo_lib.child_environment import engine_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import engine_environment
 from colo_lib.launch.child import Child, ProfilerLaunch
 from colo_lib.launch.rpc import Handle, call
 from colo_lib.launch.specs import EmbedSpec

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
 from colo_lib.frames import write_frame
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.launch.child import Child, tail
 from colo_lib.launch.embed_server import read_rows
 from colo_lib.launch.engines import Handles

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from colo_lib.child_environment import engine_environment
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.hardware.engine_python import engine_environment
 from colo_lib.launch.child import Child, ProfilerLaunch
 from colo_lib.launch.specs import GenSpec
 

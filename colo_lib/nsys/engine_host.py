@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from colo_lib.child_environment import INJECTION
 from colo_lib.errors import ColoError
-from colo_lib.hardware.engine_python import INJECTION
 from colo_lib.json_records import write_json
 from colo_lib.launch.child import NOTES, ProfilerLaunch
 from colo_lib.launch.engines import Engines

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.launch.child import Child, carriers
 from tests.processes import token_carriers, wait_until
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from colo_lib.child_environment import INJECTION, child_environment, engine_environment
 from colo_lib.errors import InputError
-from colo_lib.hardware.engine_python import INJECTION, child_environment, engine_environment
 from colo_lib.nsys import commands
 from colo_lib.nsys.engine_host import hand_on_injection
 from colo_lib.params import check

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from colo_lib.hardware.engine_python import child_environment
+from colo_lib.child_environment import child_environment
 from colo_lib.launch.child import NOTES, Child, ProfilerLaunch
 
 ROWS = array.array("q")

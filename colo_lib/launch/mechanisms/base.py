@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.hardware.nvml import GpuLook
 from colo_lib.launch.child import Child
 from colo_lib.launch.specs import EngineSpec, GenSpec

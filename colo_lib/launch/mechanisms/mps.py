@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
 from colo_lib.launch.child import Child, carriers, tail
 from colo_lib.launch.mechanisms.base import (

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.mps import Mps

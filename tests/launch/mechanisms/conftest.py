@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from colo_lib.hardware.engine_python import child_environment
+from colo_lib.child_environment import child_environment
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms.base import EngineProcesses
 from colo_lib.launch.rpc import runtime_folder

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms import check_mechanism, mps, mps_control, verify
 from colo_lib.launch.mechanisms.mps import Mps

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed, StepSkipped
-from colo_lib.hardware.engine_python import child_environment
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.launch.child import Child
 from colo_lib.launch.mechanisms import sm_hold, start_mechanism, verify

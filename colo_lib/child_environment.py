@@ -1,0 +1,46 @@
+"""What a child process gets of our environment: an allow-list, and what a profiler needs in the engines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+PRELOAD = "LD_PRELOAD"
+
+
+# What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
+INHERITED = (
+    "COLO_MARK", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH", "HF_HOME", "HF_TOKEN", "XDG_CACHE_HOME",
+    "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST",
+    "NVSHMEM_DISABLE_NVLS",
+)  # fmt: skip
+
+
+# vLLM's own settings are the user's to make; its key is ours.
+INHERITED_PREFIX, NOT_INHERITED = "VLLM_", ("VLLM_API_KEY",)
+
+
+# What a profiler added to our environment, as JSON: for the engines below us, and for nothing else that we start.
+INJECTION = "COLO_INJECTION"
+
+
+def vllm_settings() -> dict[str, str]:
+    """vLLM's settings in our environment, by name, without its key."""
+    names = [name for name in sorted(os.environ) if name.startswith(INHERITED_PREFIX) and name not in NOT_INHERITED]
+    return {name: os.environ[name] for name in names}
+
+
+def child_environment(additions: Mapping[str, str], inherited: Sequence[str] = INHERITED) -> dict[str, str]:
+    """The allow-listed part of our environment, with `additions` on top."""
+    names = [*inherited, *vllm_settings()]
+    return {name: os.environ[name] for name in names if name in os.environ} | dict(additions)
+
+
+def engine_environment(additions: Mapping[str, str]) -> dict[str, str]:
+    """An engine's environment: a child's, and what a profiler that it is started below needs in it."""
+    plain, injection = child_environment(additions), dict[str, str](json.loads(os.environ.get(INJECTION, "{}")))
+    libraries = [part[PRELOAD] for part in (injection, plain) if part.get(PRELOAD)]
+    return plain | injection | ({PRELOAD: ":".join(libraries)} if libraries else {})
