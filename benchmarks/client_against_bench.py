@@ -94,7 +94,8 @@ def rounds(params: Params, count: int) -> list[tuple[float, float]]:
         try:
             handles = engines.start(True, False, Progress())
             for number in range(1, count + 1):
-                ours = float(run_trial(specs.trial, handles, folder / f"trial-{number}", number)["gen_tokens_per_s"])
+                trial = run_trial(specs.trial, handles, folder / f"trial-{number}", number)
+                ours = float(trial.gen_tokens_per_s or math.nan)
                 requests = max(1, math.ceil(ours * params.window_s / params.gen_output_tokens))
                 # Whole turns of all slots: a last turn of fewer requests would not be the same load.
                 requests = math.ceil(requests / params.gen_concurrency) * params.gen_concurrency

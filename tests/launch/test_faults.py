@@ -162,7 +162,7 @@ def test_an_engine_without_its_turn_is_asked_until_it_has_one(up: Engines) -> No
         counters = read_counters(specs(nano(), "step1").trial.window, loads, handles)
         turn.join()
     assert counters is not None
-    assert counters["tokens"] > 0
+    assert counters.tokens > 0
 
 
 def test_who_died_while_holding_an_engine_back_is_told(up: Engines, tmp_path: Path) -> None:
