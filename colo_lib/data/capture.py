@@ -149,11 +149,6 @@ def _holds_kernels(file: Path) -> bool:
     return any(find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in ("KERNEL", "GRAPH_TRACE"))
 
 
-def find_capture(run_folder: str | Path, step: str) -> StepCapture | None:
-    """The capture of a step, or None where the run has none of it."""
-    return read_capture(run_folder, step) if step in captured_steps(run_folder) else None
-
-
 def _zero_utc_ns(capture: Capture) -> int | None:
     starts = [export.get("session_start_utc_ns") for export in capture.exports]
     known = [int(start) for start in starts if start is not None]
