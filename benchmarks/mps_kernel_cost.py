@@ -5,18 +5,21 @@
 A decode step is a graph of some hundred to a thousand short kernels, each waiting for the one before it. Here such
 graphs are replayed by a process of its own for every condition, one after the other on the same GPU: the time from one
 kernel to the next, in us, and its ratio to the same graph without MPS. The daemon is our own, in a private folder.
+Kernels are of two sorts: PyTorch's own, and straight lines of code of a given size on a given number of blocks, which
+tell what of the price goes with a kernel's code and what with its blocks.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # kind -> float32 elements of the vector that each kernel adds one to: one block, every SM a block, a stream of memory.
@@ -24,6 +27,11 @@ ELEMENTS = {"one block": 256, "a block an SM": 132 * 1024, "64 MiB": 16 * 2**20}
 # kind -> (rows, columns) of the bf16 matrix that a token's vector is multiplied with: Llama-3.1-8B's attention output
 # and its gate and up projection, 34 and 235 MB; each product reads another matrix, as layers do.
 PRODUCTS = {"product, 34 MB": (4096, 4096), "product, 235 MB": (4096, 28672)}
+# Straight-line code: KiB of instructions x blocks of one warp. A link of the chain is one of eight such kernels, each
+# with code of its own, so that none finds its instructions where the one before it left them.
+CODE_KIB, BLOCKS, DIFFERENT_KERNELS = (1, 4, 16, 32), (1, 8, 132), 8
+# CUDA Binary Utilities, "Instruction Set Reference": from Volta on an instruction is 128 bits.
+INSTRUCTION_BYTES = 16
 KERNELS, LARGE_KERNELS = 1000, 100
 MATRICES = 4
 REPLAYS = 30
@@ -57,14 +65,38 @@ def measure() -> dict[str, float]:
         out = torch.empty(1, shape[1], device="cuda", dtype=torch.bfloat16)
         products = [lambda matrix=matrix, row=row, out=out: torch.mm(row, matrix, out=out) for matrix in matrices]
         found |= both_ways(kind, products * (LARGE_KERNELS // MATRICES))
+    arguments = [torch.ones(1, device="cuda")]
+    for kib in CODE_KIB:
+        chain = [straight_line(kib, number) for number in range(DIFFERENT_KERNELS)]
+        for blocks in BLOCKS:
+            links = [functools.partial(link, (blocks, 1, 1), (32, 1, 1), arguments) for link in chain]
+            found |= both_ways(f"{kib} KiB of code, {blocks} blocks", links * (KERNELS // DIFFERENT_KERNELS))
     return found
 
 
-def both_ways(kind: str, steps: list[Callable[[], object]]) -> dict[str, float]:
+def straight_line(kib: int, number: int) -> Callable[..., None]:
+    """A kernel of about `kib` KiB of instructions without a jump: multiplications and additions, each needing the last.
+
+    `number` makes its code differ from its neighbours'.
+    """
+    import torch
+
+    count = kib * 1024 // INSTRUCTION_BYTES
+    source = f"""extern "C" __global__ void link(float* value) {{
+        float x = value[0], a = x * {number + 2}.0f;
+        #pragma unroll
+        for (int i = 0; i < {count}; i++) x = fmaf(x, a, 0.5f);
+        if (x == 12345.0f) value[0] = x;
+    }}"""
+    kernel: Callable[..., None] = torch.cuda._compile_kernel(source, "link")
+    return kernel
+
+
+def both_ways(kind: str, steps: Sequence[Callable[[], object]]) -> dict[str, float]:
     """us a step of a chain, replayed as a CUDA graph and launched by hand."""
     import torch
 
-    for step in steps[:MATRICES]:
+    for step in steps[: max(MATRICES, DIFFERENT_KERNELS)]:
         step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -109,7 +141,7 @@ def under(environment: dict[str, str], beside: str | None) -> dict[str, float]:
         assert neighbour.stdout is not None
         neighbour.stdout.readline()
     try:
-        done = subprocess.run([*words, "--as", "measure"], env=env, capture_output=True, check=True, timeout=120)
+        done = subprocess.run([*words, "--as", "measure"], env=env, capture_output=True, check=True, timeout=300)
     finally:
         if neighbour is not None:
             neighbour.communicate(timeout=30)
