@@ -6,8 +6,10 @@ Times are ns since the start of the earliest session; intervals are half-open [s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -202,3 +204,46 @@ class Capture:
     alignment: Alignment = field(default_factory=Alignment)
     omissions: list[str] = field(default_factory=list)
     simulated: bool = False
+
+
+FRAMES: dict[str, type[Columns]] = {"kernels": Kernels, "copies": Copies, "switches": Switches, "overhead": Overhead}
+REST = "rest.json"
+
+
+def save_capture(folder: Path, capture: Capture) -> None:
+    """Write a capture of one export into `folder`, a file a column; its alignment is that of one session."""
+    for frame, kind in FRAMES.items():
+        for column in kind.dtypes():
+            np.save(folder / f"{frame}.{column}.npy", getattr(getattr(capture, frame), column))
+    rest: dict[str, Any] = {
+        "names": capture.names,
+        "devices": [asdict(device) for device in capture.devices],
+        "processes": [asdict(process) for process in capture.processes],
+        "exports": capture.exports,
+        "omissions": capture.omissions,
+        "simulated": capture.simulated,
+    }
+    (folder / REST).write_text(json.dumps(rest), encoding="utf-8")
+
+
+def load_capture(folder: Path) -> Capture:
+    """What `save_capture` wrote; raises OSError, ValueError, KeyError or TypeError for anything else."""
+    rest = json.loads((folder / REST).read_text(encoding="utf-8"))
+    frames = {}
+    for frame, kind in FRAMES.items():
+        columns = {name: np.load(folder / f"{frame}.{name}.npy", mmap_mode="r") for name in kind.dtypes()}
+        if any(columns[name].dtype != np.dtype(wanted) for name, wanted in kind.dtypes().items()):
+            raise ValueError(f"{folder}: another layout")
+        frames[frame] = kind(**columns)
+    return Capture(
+        kernels=frames["kernels"],  # type: ignore[arg-type]
+        copies=frames["copies"],  # type: ignore[arg-type]
+        switches=frames["switches"],  # type: ignore[arg-type]
+        overhead=frames["overhead"],  # type: ignore[arg-type]
+        names=[str(name) for name in rest["names"]],
+        devices=[Device(**device) for device in rest["devices"]],
+        processes=[Process(**process) for process in rest["processes"]],
+        exports=rest["exports"],
+        omissions=rest["omissions"],
+        simulated=bool(rest["simulated"]),
+    )

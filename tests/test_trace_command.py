@@ -238,7 +238,7 @@ def test_redacting_keeps_residency_and_drops_strangers(capsys: pytest.CaptureFix
 def test_large_exports_are_read_the_same_in_parallel_and_from_the_cache(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from colo_lib.data import export_cache, sqlite_reader
+    from colo_lib.data import export, sqlite_reader
 
     kernels = [Kernel(GEN if k % 3 else EMBED, 100 * k, 100 * k + 150, k % 200 + 1, f"k{k % 7}") for k in range(3000)]
     (tmp_path / "in").mkdir()
@@ -250,9 +250,9 @@ def test_large_exports_are_read_the_same_in_parallel_and_from_the_cache(
     monkeypatch.setattr(sqlite_reader, "cores", lambda: 4)
     assert traced(capsys, *words) == alone, "four readers"
     monkeypatch.setenv("COLO_EXPORT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(export_cache, "WORTH_ROWS", 1000)
+    monkeypatch.setattr(export, "WORTH_ROWS", 1000)
     assert traced(capsys, *words) == alone
-    monkeypatch.setattr(export_cache, "read_export", lambda file: pytest.fail("it was in the cache"))
+    monkeypatch.setattr(export, "read_export", lambda file: pytest.fail("it was in the cache"))
     assert traced(capsys, *words) == alone
     assert [item.name for item in file.parent.iterdir()] == ["e.sqlite"], "nothing beside the input"
     monkeypatch.undo()

@@ -1,8 +1,18 @@
-"""One Nsight Systems SQLite export to a `traces.Capture`, read-only, few columns, once."""
+"""One Nsight Systems SQLite export to a `trace.Capture`, read-only, few columns, once; large ones through a cache.
+
+Reading a million rows costs more than all the analysis. The cache is disposable: it lies under the user's cache folder,
+never beside the input. Its key is the file's size, time and samples of its bytes, and the version of reading.
+`COLO_EXPORT_CACHE` names another folder, or turns it off when empty.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +21,22 @@ from typing import Any
 import numpy as np
 
 from colo_lib.data import nsys_schema as schema
-from colo_lib.data.export_devices import DeviceMap, read_devices, read_switches
-from colo_lib.data.export_worker import MISSING
-from colo_lib.data.sqlite_reader import check_file, looked_through, opened, read_table, tables_of
+from colo_lib.data.sqlite_reader import MISSING, check_file, looked_through, opened, read_table, tables_of
 from colo_lib.errors import InputError
-from colo_lib.trace import SET, UNKNOWN, Bools, Capture, Copies, Ints, Kernels, Launches, Overhead, Process
+from colo_lib.trace import (
+    SET,
+    UNKNOWN,
+    Bools,
+    Capture,
+    Copies,
+    Ints,
+    Kernels,
+    Launches,
+    Overhead,
+    Process,
+    load_capture,
+    save_capture,
+)
 
 NO_TIME = 2**62  # 146 years: no session's clock shows it, and differences below it cannot overflow
 LONGEST_NAME = 16_384  # characters; patterns are searched in every name
@@ -32,7 +53,7 @@ class Reader:
     file: Path
     connection: sqlite3.Connection
     tables: schema.Tables
-    device_map: DeviceMap
+    device_map: schema.DeviceMap
     pids: dict[int, int] = field(default_factory=dict)
     name_ids: dict[int, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -108,7 +129,7 @@ def read_export(file: Path) -> Capture:
         tables = tables_of(connection)
         if not any(schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in schema.ACTIVITY):
             raise InputError(f"{file} {_what_it_lacks(tables)}")
-        reader = Reader(file, connection, tables, read_devices(connection, tables))
+        reader = Reader(file, connection, tables, schema.read_devices(connection, tables))
         make = {"KERNEL": _kernels(reader), "GRAPH_TRACE": _graphs(reader)}
         kernels = _joined(Kernels, [reader.rows(name, Kernels, make[name]) for name in make])
         copies = _joined(Copies, [reader.rows(name, Copies, _copies(reader)) for name in ("MEMCPY", "MEMSET")])
@@ -116,7 +137,7 @@ def read_export(file: Path) -> Capture:
         capture = Capture(
             kernels=kernels,
             copies=copies,
-            switches=read_switches(connection, tables, reader.device_map),
+            switches=schema.read_switches(connection, tables, reader.device_map),
             overhead=overhead,
             names=_names(reader),
             devices=reader.device_map.devices,
@@ -133,7 +154,7 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
     """CUDA API calls of an export, sorted by start, times as the file has them; and the pid of each process place."""
     check_file(file)
     with opened(file) as connection:
-        reader = Reader(file, connection, tables_of(connection), DeviceMap([], {}))
+        reader = Reader(file, connection, tables_of(connection), schema.DeviceMap([], {}))
 
         def make(c: schema.Columns) -> Launches:
             return Launches(c["start_ns"], c["end_ns"], reader.processes(c["pid"]), c["correlation"])
@@ -310,3 +331,69 @@ def _places(values: Ints, known: dict[int, int]) -> Ints:
 def _bounded(values: Ints, kind: Any) -> np.ndarray:
     limits = np.iinfo(kind)
     return np.where(values == MISSING, 0, np.clip(values, limits.min, limits.max)).astype(kind)
+
+
+VERSION = 3  # of what reading makes; raise it when that changes
+WORTH_ROWS = 200_000
+KEPT_ENTRIES = 8
+SAMPLES, SAMPLE_BYTES = 32, 4096
+
+
+def read_cached(file: Path) -> Capture:
+    """`read_export`, or what the cache has of the very same file; raises InputError as that does."""
+    folder = _folder()
+    if folder is None:
+        return read_export(file)
+    check_file(file)
+    entry = folder / _key(file)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        capture = load_capture(entry)
+        os.utime(entry)
+        capture.exports[0] |= {"file": file.name, "path": str(file)}
+        return capture
+    capture = read_export(file)
+    if len(capture.kernels) + len(capture.copies) >= WORTH_ROWS:
+        with contextlib.suppress(OSError):  # a full disk costs the next reader some seconds, no more
+            _store(entry, capture)
+            _forget_oldest(folder)
+    return capture
+
+
+def _folder() -> Path | None:
+    given = os.environ.get("COLO_EXPORT_CACHE")
+    if given is not None:
+        return Path(given) if given else None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "colo" / "exports"
+
+
+def _key(file: Path) -> str:
+    digest = hashlib.sha256(f"{VERSION}".encode())
+    try:
+        status = file.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        with file.open("rb") as stream:
+            for place in range(SAMPLES):
+                stream.seek(status.st_size * place // SAMPLES)
+                digest.update(stream.read(SAMPLE_BYTES))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()[:40]
+
+
+def _store(entry: Path, capture: Capture) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
+    try:
+        save_capture(made, capture)
+        if entry.exists():
+            shutil.rmtree(entry)
+        made.rename(entry)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _forget_oldest(folder: Path) -> None:
+    entries = sorted((item for item in folder.iterdir() if item.is_dir()), key=lambda item: item.stat().st_mtime)
+    for entry in entries[:-KEPT_ENTRIES]:
+        shutil.rmtree(entry, ignore_errors=True)

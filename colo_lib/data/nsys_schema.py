@@ -2,6 +2,9 @@
 
 Tables are written only where there is something to write, and columns come and go: everything is probed. A column
 that a file lacks is read as the constant given here; a table that it lacks is an empty frame and a stated omission.
+
+Which GPU a number means is known here too, and when which context was resident on it. A process that sees one GPU of
+several calls it 0: numbers alone would put two GPUs into one.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colo_lib.errors import InputError
-from colo_lib.trace import Ints
+from colo_lib.trace import UNKNOWN, Device, Ints, Switches
 
 Tables = Mapping[str, tuple[str, ...]]
 Columns = dict[str, Any]  # our column -> its array, of the type that frames have it in
@@ -182,3 +186,130 @@ def rows_of(connection: sqlite3.Connection, tables: Tables, table: str, most: in
 def export_facts(connection: sqlite3.Connection, tables: Tables) -> dict[str, str]:
     """META_DATA_EXPORT: product, versions and parameters of the export; empty in files that have none."""
     return {str(row.get("name")): str(row.get("value")) for row in rows_of(connection, tables, "META_DATA_EXPORT")}
+
+
+MOST_DEVICES = 4096
+GPU_TABLES = ("TARGET_INFO_GPU", "TARGET_INFO_CUDA_GPU")
+LIMITS = {
+    "blocks": "maxBlocksPerSm",
+    "warps": "maxWarpsPerSm",
+    "registers": "maxRegistersPerSm",
+    "shared_bytes": "maxShmemPerSm",
+}
+
+
+@dataclass
+class DeviceMap:
+    """`devices`: the GPUs that work ran on, in the order met; `numbers`: (pid, CUDA device) -> GPU number."""
+
+    devices: list[Device]
+    numbers: Mapping[tuple[int, int], int]
+    known: Mapping[int, Device] | None = None
+
+    def places(self, device: Ints, process: NDArray[np.int16], pids: Mapping[int, int]) -> NDArray[np.int16]:
+        """Places in `devices` of a block's device numbers, `process` being places in `pids`."""
+        order, most = list(pids), int(device.max(initial=0)) + 1
+        if not 0 <= int(device.min(initial=0)) <= most <= MOST_DEVICES:
+            raise InputError(f"device numbers up to {most - 1}: this is no export of Nsight Systems")
+        inverse = process.astype(np.int64) * most + device
+        distinct = np.flatnonzero(np.bincount(inverse))
+        places = []
+        for value in distinct.tolist():
+            pid, cuda = order[value // most], value % most
+            places.append(self._place(self.numbers.get((pid, cuda), self.numbers.get((0, cuda), cuda))))
+        table = np.zeros(len(order) * most, np.int16)
+        table[distinct] = places
+        return table[inverse]
+
+    def place_of_number(self, number: int) -> int:
+        """Place of a GPU by its own number, as context switches name it."""
+        return self._place(number)
+
+    def _place(self, number: int) -> int:
+        device = (self.known or {}).get(number) or Device(f"gpu {number}", number, f"GPU {number}", None)
+        if device not in self.devices:
+            self.devices.append(device)
+        return self.devices.index(device)
+
+
+def read_devices(connection: sqlite3.Connection, tables: Tables) -> DeviceMap:
+    """The GPUs that the export describes; a number that it does not describe becomes a device without a name."""
+    table = next((name for name in GPU_TABLES if name in tables), "")
+    cuda = rows_of(connection, tables, "TARGET_INFO_CUDA_DEVICE")
+    sms = {row.get("gpuId"): row.get("numMultiprocessors") for row in cuda}
+    numbers = {}
+    for row in cuda:
+        pid, number, gpu = row.get("pid") or 0, row.get("cudaId"), row.get("gpuId")
+        if isinstance(pid, int) and isinstance(number, int) and isinstance(gpu, int):
+            numbers[pid, number] = gpu
+    known = {}
+    for row in rows_of(connection, tables, table):
+        number = row.get("id", row.get("gpuId"))
+        if isinstance(number, int):
+            known[number] = _device(row, number, row.get("smCount") or sms.get(number))
+    return DeviceMap([], numbers, known)
+
+
+def _device(row: Mapping[str, object], number: int, sm_count: object) -> Device:
+    key = next((str(row[name]) for name in ("uuid", "busLocation") if row.get(name)), f"gpu {number}")
+    limits = {ours: value for ours, theirs in LIMITS.items() if isinstance(value := row.get(theirs), int) and value > 0}
+    count = sm_count if isinstance(sm_count, int) and sm_count > 0 else None
+    return Device(key, number, str(row.get("name") or f"GPU {number}"), count, limits)
+
+
+TABLE = "GPU_CONTEXT_SWITCH_EVENTS"
+# tag -> name, as ENUM_GPU_CTX_SWITCH of 2024.2 has it; where the file's own table names a tag otherwise, that holds
+TAGS = {
+    -1: "UnknownGpuCtxswTag", 0: "SOF", 1: "REQ_BY_HOST", 2: "FE_ACK", 3: "FE_ACK_WFI", 4: "FE_ACK_GFXP",
+    5: "FE_ACK_CTAP", 6: "FE_ACK_CILP", 7: "SAVE_END", 8: "RESTORE_START", 9: "CONTEXT_START",
+    10: "INVALID_TIMESTAMP", 11: "ENGINE_RESET",
+}  # fmt: skip
+OPENS, CLOSES = {"RESTORE_START", "CONTEXT_START"}, {"SAVE_END", "ENGINE_RESET"}
+FAR_NS = 2**62
+
+
+def read_switches(connection: sqlite3.Connection, tables: Tables, devices: DeviceMap) -> Switches:
+    """Switches in and out, sorted by device and time; none where the export has no such rows.
+
+    A row that names no process (NULL, or 0) or no GPU is one of an UNKNOWN one. Where the export knows one GPU only, a
+    row that names none is of that.
+    """
+    if not tables.get(TABLE):
+        return Switches.empty()
+    switched = source(tables, TABLE, SWITCH_COLUMNS)
+    named = {row.get("id"): row.get("name") for row in rows_of(connection, tables, "ENUM_GPU_CTX_SWITCH")}
+    known = set(TAGS.values())
+    meaning = TAGS | {tag: name for tag, name in named.items() if isinstance(tag, int) and name in known}
+    only = _only_gpu(devices)
+    contexts_told = switched.columns["context"] != "NULL"
+    rows = []
+    for t_ns, tag, serial, context, gpu, sequence in connection.execute(
+        f'SELECT {", ".join(switched.columns.values())} FROM "{TABLE}"'
+    ):
+        word = meaning.get(tag, "") if isinstance(tag, int) else ""
+        timed = isinstance(t_ns, int) and abs(t_ns) < FAR_NS
+        if word not in OPENS | CLOSES and word:
+            continue
+        pid = (serial >> 24) & 0xFFFFFF if isinstance(serial, int) else 0
+        number = gpu if isinstance(gpu, int) and 0 <= gpu < MOST_DEVICES else only
+        order = sequence if isinstance(sequence, int) else 0
+        told = bool(word) and timed and (isinstance(context, int) or not contexts_told)
+        rows.append((number, t_ns if timed else 0, order, word in OPENS,
+                     context if isinstance(context, int) else UNKNOWN, pid or UNKNOWN, told))  # fmt: skip
+    rows.sort()
+    places = {number: UNKNOWN if number == UNKNOWN else devices.place_of_number(number) for number, *_ in rows}
+    return Switches(
+        t_ns=np.array([row[1] for row in rows], np.int64),
+        opens=np.array([row[3] for row in rows], np.bool_),
+        device=np.array([places[row[0]] for row in rows], np.int16),
+        context=np.array([row[4] for row in rows], np.int64),
+        host_pid=np.array([row[5] for row in rows], np.int32),
+        session=np.zeros(len(rows), np.int16),
+        told=np.array([row[6] for row in rows], np.bool_),
+    )
+
+
+def _only_gpu(devices: DeviceMap) -> int:
+    """The number of the one GPU that the export describes or that work ran on; UNKNOWN where there are several."""
+    numbers = {device.number for device in devices.devices} | set(devices.known or {})
+    return numbers.pop() if len(numbers) == 1 else UNKNOWN

@@ -1,35 +1,37 @@
 """SQLite files of somebody else's: opened so that nothing appears beside them, columns read on all cores.
 
-Open a SQLite file of somebody else's: read-only and immutable, so that nothing appears beside it.
+They are opened read-only and immutable: SQLite looks neither at locks nor at journals; both are therefore looked at
+here first.
 
-Immutable means that SQLite looks neither at locks nor at journals; both are therefore looked at here first.
-
-Columns of a SQLite table as numpy arrays, read once, in rowid ranges on all the cores there are.
-
-Making Python objects is what reading costs, and it holds the interpreter's lock; so each range is read by a process
-of its own, which needs the standard library alone and hands back plain int64.
+Columns become numpy arrays, read once, in rowid ranges on all the cores there are. Making Python objects is what
+reading costs, and it holds the interpreter's lock; so each range is read by a process of its own. That runs this file
+(`main`) with the standard library alone, and hands back plain int64.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import sqlite3
-import stat
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from threading import Lock
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
-import numpy as np
+if __name__ != "__main__":  # what a reader of one range needs none of: it has to start soon
+    import os
+    import stat
+    import subprocess
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+    from threading import Lock
 
-from colo_lib.data import export_worker
-from colo_lib.errors import InputError
-from colo_lib.trace import Columns, Ints
+    import numpy as np
+
+    from colo_lib.errors import InputError
+    from colo_lib.trace import Columns, Ints
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
@@ -166,7 +168,10 @@ def tables_of(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
 WORTH_A_PROCESS = 60_000  # rows; fewer are read sooner than a process starts
 BLOCK_ROWS = 131_072
 LEAST_ROW_BYTES = 8  # no row of an export is shorter; more rowids than that have holes between them
-ColumnsT = TypeVar("ColumnsT", bound=Columns)
+ColumnsT = TypeVar("ColumnsT", bound="Columns")
+MISSING = -(2**63)  # stands for NULL and for anything that is not a number
+LARGEST = 2**62
+ROWS = 1024
 
 
 def read_table(
@@ -179,7 +184,7 @@ def read_table(
 ) -> ColumnsT:
     """`make` of every block of the table as one frame in rowid order; a block is int64 [rows, columns].
 
-    `columns` are SQL expressions over the table. What is not a number is `export_worker.MISSING`. Blocks go straight to
+    `columns` are SQL expressions over the table. What is not a number is `MISSING`. Blocks go straight to
     their place in arrays as long as the table: ten million rows are never held twice. `make` is called by one thread at
     a time. Raises InputError where the file is damaged.
     """
@@ -247,7 +252,7 @@ def cores() -> int:
 def _own(connection: sqlite3.Connection, query: str, span: tuple[int, int], width: int) -> Iterator[Ints]:
     held: list[Ints] = []
     rows = 0
-    for block in export_worker.blocks(connection, query, *span):
+    for block in row_blocks(connection, query, *span):
         held.append(np.frombuffer(block, np.int64).reshape(-1, width))
         rows += len(held[-1])
         if rows >= BLOCK_ROWS:
@@ -258,7 +263,7 @@ def _own(connection: sqlite3.Connection, query: str, span: tuple[int, int], widt
 
 
 def _of_worker(file: Path, query: str, span: tuple[int, int], width: int) -> Iterator[Ints]:
-    command = [sys.executable, "-I", "-S", export_worker.__file__]
+    command = [sys.executable, "-I", "-S", __file__]
     request = {"address": address(file), "query": query, "low": span[0], "high": span[1]}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
@@ -278,3 +283,51 @@ def _of_worker(file: Path, query: str, span: tuple[int, int], width: int) -> Ite
         process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+def row_blocks(connection: sqlite3.Connection, query: str, low: int, high: int) -> Iterator[array[int]]:
+    """Blocks of int64, row after row, of the rows with low <= rowid <= high."""
+    cursor = connection.execute(query, (low, high))
+    while rows := cursor.fetchmany(ROWS):
+        block = array("q")
+        try:
+            block.extend(chain.from_iterable(rows))
+        except (TypeError, OverflowError):
+            block = array("q", _careful(chain.from_iterable(rows)))
+        yield block
+
+
+def _careful(values: Iterable[Any]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, int):
+            yield value
+        elif isinstance(value, float) and value == value:
+            # SQLite turns an integer product that does not fit into a float.
+            yield int(min(max(value, -LARGEST), LARGEST))
+        else:
+            yield MISSING
+
+
+def main() -> int:
+    """Serve the one request on standard input, a JSON object (address, query, low, high), to standard output.
+
+    A row becomes as many int64 as the query has columns, in the machine's byte order.
+    """
+    gc.disable()  # rows hold no cycles, and looking for them costs a tenth of the reading
+    request = json.load(sys.stdin)
+    connection = sqlite3.connect(request["address"], uri=True)
+    connection.text_factory = bytes  # text is no number whatever its bytes are: not decoded, it cannot fail to be
+    try:
+        for block in row_blocks(connection, request["query"], request["low"], request["high"]):
+            sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second where SQLite's message is no UTF-8
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

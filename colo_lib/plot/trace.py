@@ -34,7 +34,7 @@ FEW = 250  # kernels of a row up to which each gets an outline
 def timeline(drawn: Mapping[str, Any], stretch: tuple[int, int], over_time: Mapping[str, Any], zero_ns: int) -> Figure:
     """Above: `downsample.rectangles` of `stretch`; below: each workload's busy share over the window.
 
-    `over_time`: `occupancy_over_time`. Times are drawn from `zero_ns`, the window's start.
+    `over_time`: `downsample.busy_over_time`. Times are drawn from `zero_ns`, the window's start.
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 4.6), layout="constrained")

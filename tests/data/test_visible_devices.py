@@ -9,8 +9,7 @@ import pytest
 
 from colo_lib.analysis.trace import summary
 from colo_lib.analysis.trace.window import look
-from colo_lib.data.capture import read_capture, read_exports
-from colo_lib.data.export_devices import on_their_gpus
+from colo_lib.data.capture import on_their_gpus, read_capture, read_exports
 from colo_lib.paths import RECORDED
 from tests.exports import Kernel, write
 

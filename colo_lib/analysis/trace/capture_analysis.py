@@ -80,6 +80,11 @@ class CaptureAnalysis:
         return downsample.rectangles(self.window, self.stretch)
 
     @cached_property
+    def busy_over_time(self) -> dict[str, Any]:
+        """Busy share of the device by workload over the window (`downsample.busy_over_time`)."""
+        return downsample.busy_over_time(self.window)
+
+    @cached_property
     def over_time(self) -> dict[str, Any]:
         """Busy and filled share of the device over the window (`occupancy.occupancy_over_time`)."""
         return occupancy.occupancy_over_time(self.window)

@@ -178,6 +178,25 @@ def _rows(active: Active, stretch: tuple[int, int], zero_ns: int) -> Rows:
     )
 
 
+def equal_bins(window: tuple[int, int], bins: int) -> Ints:
+    """Edges of `bins` equal parts of the window, ns; fewer where the window has fewer ns."""
+    edges: Ints = np.unique(np.linspace(window[0], window[1], bins + 1).round().astype(np.int64))
+    return edges
+
+
+def busy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
+    """Share of time in which each workload ran, in `bins` equal parts of the window: `edges_s`, and by workload `busy`.
+
+    `edges_s` are from the window's start.
+    """
+    edges = equal_bins(view.window, bins)
+    shares = {}
+    for name, active in view.workloads.items():
+        busy = intervals.weight_by_bin(*active.busy, np.ones(len(active.busy[0])), edges) / np.diff(edges)
+        shares[name] = {"busy": np.clip(busy, 0, 1)}
+    return {"edges_s": (edges - view.window[0]) / 1e9, "workloads": shares}
+
+
 MOST_RECTANGLES = 4000
 
 

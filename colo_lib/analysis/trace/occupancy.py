@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from colo_lib.analysis.trace import intervals
+from colo_lib.analysis.trace import downsample, intervals
 from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.trace import Device, Floats, Ints, Kernels, Union
 
@@ -104,17 +104,15 @@ def resident_fraction(kernels: Kernels, rows: Ints, limits: Mapping[str, int], s
 
 
 def occupancy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
-    """Occupancy in `bins` equal parts of the window: `edges_s`, and for each workload busy and filled shares of time.
+    """`downsample.busy_over_time` with each workload's `filled` share of time beside its busy one.
 
-    `busy`: share of the bin in which the workload ran; `filled`: the same weighted by min(blocks / SMs, 1), an estimate
-    by launch shape, NaN where no shape is known. Kernels that run beside each other add up, so 1 is a limit put on it.
+    `filled`: busy time weighted by min(blocks / SMs, 1), an estimate by launch shape, NaN where no shape is known.
+    Kernels that run beside each other add up, so 1 is a limit put on it.
     """
-    edges = np.linspace(view.window[0], view.window[1], bins + 1).round().astype(np.int64)
-    edges = np.unique(edges)
+    edges = downsample.equal_bins(view.window, bins)
     width = np.diff(edges)
-    found: dict[str, Any] = {"edges_s": (edges - view.window[0]) / 1e9, "workloads": {}}
+    over_time = downsample.busy_over_time(view, bins)
     for name, active in view.workloads.items():
-        busy = intervals.weight_by_bin(*active.busy, np.ones(len(active.busy[0])), edges) / width
         filled = np.full(len(width), np.nan)
         blocks = active.get("blocks")
         known = blocks > 0
@@ -123,8 +121,8 @@ def occupancy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
             owner, start, end = intervals.pieces(start[known], end[known], active.busy)
             share = of_kernels(blocks[known], view.device.sm_count)[owner]
             filled = np.minimum(intervals.weight_by_bin(start, end, share, edges) / width, 1.0)
-        found["workloads"][name] = {"busy": np.clip(busy, 0, 1), "filled": filled}
-    return found
+        over_time["workloads"][name]["filled"] = filled
+    return over_time
 
 
 def distribution(active: Active, device: Device) -> dict[str, Any] | None:
@@ -195,7 +193,7 @@ def by_class(spans: Union, window_ns: int) -> list[dict[str, Any]]:
 
 def idle_over_time(spans: Union, window: tuple[int, int], bins: int = 200) -> dict[str, Any]:
     """Where gaps fall: `edges_s` from the window's start, and the idle share of each bin by size class."""
-    edges: Ints = np.unique(np.linspace(window[0], window[1], bins + 1).round().astype(np.int64))
+    edges = downsample.equal_bins(window, bins)
     length, width = spans[1] - spans[0], np.diff(edges)
     shares = {}
     for name, (low, high) in CLASSES_NS.items():
