@@ -86,7 +86,7 @@ def rounds(params: Params, count: int) -> list[tuple[float, float]]:
     with runtime_folder() as runtime, tempfile.TemporaryDirectory() as made:
         folder, tokenizer = Path(made), Path(made) / "tokenizer"
         subprocess.run(
-            [str(models.gen_python), "-c", TOKENIZER, str(models.gen_vocab_size), str(tokenizer)], check=True
+            [str(models.gen.python), "-c", TOKENIZER, str(models.gen_vocab_size), str(tokenizer)], check=True
         )
         own = params.model_copy(update={"gen_extra_args": f"--no-skip-tokenizer-init --tokenizer {tokenizer}"})
         specs = specs_of(own, placement)
@@ -99,7 +99,7 @@ def rounds(params: Params, count: int) -> list[tuple[float, float]]:
                 requests = max(1, math.ceil(ours * params.window_s / params.gen_output_tokens))
                 # Whole turns of all slots: a last turn of fewer requests would not be the same load.
                 requests = math.ceil(requests / params.gen_concurrency) * params.gen_concurrency
-                theirs = bench(own, models.gen_python, handles, tokenizer, requests, folder)
+                theirs = bench(own, models.gen.python, handles, tokenizer, requests, folder)
                 print(
                     f"round {number}: ours {ours:,.1f}, vllm bench serve {theirs:,.1f} tokens/s, {ours / theirs:.3f}",
                     flush=True,

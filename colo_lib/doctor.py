@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from colo_lib.errors import InputError
 from colo_lib.gpus import find_gpu
-from colo_lib.hardware.budget import refuse_if_too_large
+from colo_lib.hardware.budget import demand_of, refuse_if_too_large
 from colo_lib.hardware.engine_python import KERNELS, EngineLook, look_at_engine, resolve_pythons
 from colo_lib.hardware.memory import budget_here, host_memory
 from colo_lib.hardware.nvml import GpuLook, look_at_gpus
@@ -193,7 +193,7 @@ def _nsys(params: Params) -> list[Row]:
 
 
 def _engines(params: Params, timeout_s: float) -> list[Row]:
-    gen, embed = resolve_pythons(params)
+    gen, embed = resolve_pythons(params.gen_python, params.embed_python, params.device)
     modules = ["torch", "transformers", "vllm", *([KERNELS] if params.device == "cpu" else [])]
     if gen == embed:
         return [_engine("engines", look_at_engine(gen, modules, timeout_s), params.device)]
@@ -218,7 +218,7 @@ def _engine(name: str, look: EngineLook, device: str) -> Row:
 
 
 def _budget(params: Params, gpus: GpuLook) -> list[Row]:
-    budget = budget_here(params, gpus)
+    budget = budget_here(demand_of(params), gpus)
     refuse_if_too_large(budget)
     told = "; ".join(f"device {g.device}: {g.needed_gib:.1f} GiB of {g.available_gib:.1f} free" for g in budget.groups)
     return [Row("memory for the pair", OK, told, needed=True)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from colo_lib.errors import InputError
 from colo_lib.gpus import GPUS
 from colo_lib.hardware import memory
-from colo_lib.hardware.budget import device_groups, format_budget, plan_budget, refuse_if_too_large
+from colo_lib.hardware.budget import demand_of, device_groups, format_budget, plan_budget, refuse_if_too_large
 from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.params import Params, load
 from colo_lib.paths import REPOSITORY
@@ -24,13 +24,12 @@ TWO_GPUS = {**CUDA, "devices": "0,1", "gen_kv_cache_gib": 8.0}
 
 
 def plan(available_gib: float = 64.0, total_gib: float | None = None, **values: object):
-    params = Params(**values)
-    return plan_budget(params, params.devices.split(","), available_gib, total_gib)
+    return plan_budget(demand_of(Params(**values)), available_gib, total_gib)
 
 
 def test_cores_share_one_memory_and_gpus_do_not() -> None:
-    assert device_groups(Params()) == ["0,1"]
-    assert device_groups(Params(device="cuda")) == ["0", "1"]
+    assert device_groups("cpu", ["0", "1"]) == ["0,1"]
+    assert device_groups("cuda", ["0", "1"]) == ["0", "1"]
 
 
 def test_the_published_h200_run_takes_what_it_took() -> None:
@@ -149,7 +148,7 @@ def test_the_table_and_the_record_tell_every_part() -> None:
 @pytest.mark.parametrize("name", [*GPUS, "rtx4090-llama"])
 def test_each_card_holds_the_pair_of_its_params_file(name: str) -> None:
     params, card = load(REPOSITORY / "params" / f"{name}.yaml"), GPUS[name.partition("-")[0]]
-    refuse_if_too_large(plan_budget(params, ["0"], card.memory_gib - 1.0, card.memory_gib))
+    refuse_if_too_large(plan_budget(demand_of(params), card.memory_gib - 1.0, card.memory_gib))
 
 
 # --- what is free ----------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ def gpu(index: int, free_gib: float | None = 70.0) -> GpuRow:
 
 
 def test_gpus_are_found_by_index_or_uuid() -> None:
-    found = memory.group_memory(Params(device="cuda", devices="1,GPU-0"), GpuLook("ok", gpus=[gpu(0), gpu(1)]))
+    found = memory.group_memory("cuda", ["1", "GPU-0"], GpuLook("ok", gpus=[gpu(0), gpu(1)]))
     assert {name: one.free_gib for name, one in found.items()} == {"1": 70.0, "GPU-0": 70.0}
 
 
@@ -206,4 +205,4 @@ def test_gpus_are_found_by_index_or_uuid() -> None:
 )
 def test_a_gpu_that_is_not_there_is_wrong_input(look: GpuLook, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        memory.group_memory(Params(device="cuda"), look)
+        memory.group_memory("cuda", ["0", "1"], look)

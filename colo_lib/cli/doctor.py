@@ -29,7 +29,7 @@ def carry_out(options: argparse.Namespace) -> int:
     from colo_lib import doctor
     from colo_lib.errors import InputError
     from colo_lib.hardware import memory
-    from colo_lib.hardware.budget import format_budget
+    from colo_lib.hardware.budget import demand_of, format_budget
     from colo_lib.hardware.nvml import look_at_gpus
     from colo_lib.params import load
     from colo_lib.paths import REPOSITORY
@@ -39,7 +39,7 @@ def carry_out(options: argparse.Namespace) -> int:
     rows = doctor.examine(params, engine_timeout_s=options.engine_timeout_s, gpus=gpus)
     print(doctor.format_rows(rows))
     with contextlib.suppress(InputError):  # its row has said why
-        print("\n" + format_budget(memory.budget_here(params, gpus)))
+        print("\n" + format_budget(memory.budget_here(demand_of(params), gpus)))
     runs = doctor.can_run(rows)
     print(f"\n{file}: " + ("can run here" if runs else "cannot run here; see the rows marked * that are not ok"))
     return 0 if runs else 1

@@ -69,14 +69,14 @@ def _source(named: str | None, params: Params) -> Run:
 def costs_of(run: Run, params: Params) -> Costs:
     """What a start of all engines and a block of all steps take: a run's time, less its trials, over its starts."""
     from colo_lib.analysis.planning import Costs
-    from colo_lib.record.plan import expected_trial_s, plan_trials
+    from colo_lib.record.plan import plan_run
 
-    steps = len(params.step_names())
-    sets = len({trial.placement.engine_key() for trial in plan_trials(params)})
+    steps, plan = len(params.step_names()), plan_run(params)
+    sets = len({trial.placement.engine_key() for trial in plan.trials})
     mine = run.trials
     starts = max(1, len(set(zip(mine["gen_start"], mine["embed_start"], strict=True)) - {("", "")}))
-    spent_s = float(run.manifest.total_s or 0.0) - len(mine) * expected_trial_s(run.params)
-    return Costs(sets * max(LEAST_START_S, spent_s / starts), steps * expected_trial_s(params))
+    spent_s = float(run.manifest.total_s or 0.0) - len(mine) * plan_run(run.params).trial_s
+    return Costs(sets * max(LEAST_START_S, spent_s / starts), steps * plan.trial_s)
 
 
 def _told(row: Need) -> str:

@@ -15,7 +15,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from colo_lib.record.run_folder import OpenRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +58,7 @@ def carry_out(options: argparse.Namespace) -> int:
     if options.resume:
         if options.set:
             raise InputError("--set cannot change a run that has begun: leave it out, or begin a new run")
-        folder, params = resume(options.resume, "runs", check_unfinished)
-        return record_and_report(options, params, folder)
+        return record_and_report(options, resume(options.resume, "runs", check_unfinished))
     every = [load(file, **changes(options.set)) for file in options.params]
     for params in every:
         _refuse(params)
@@ -65,26 +67,26 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def _refuse(params: Any) -> None:
     """Raises InputError for parameters that no run can be made of."""
-    from colo_lib.hardware.budget import refuse_if_too_large
+    from colo_lib.hardware.budget import demand_of, refuse_if_too_large
     from colo_lib.hardware.engine_python import resolve_models
     from colo_lib.hardware.memory import budget_here
     from colo_lib.hardware.nvml import look_at_gpus
     from colo_lib.launch.vllm_server import free_port
     from colo_lib.record.captures import refuse_conflicts
-    from colo_lib.record.plan import plan_trials
+    from colo_lib.record.plan import plan_run
 
-    plan_trials(params)
-    refuse_conflicts(params)
+    plan_run(params)
+    refuse_conflicts(params.gen_extra_args, params.capture_s)
     resolve_models(params)
-    refuse_if_too_large(budget_here(params, look_at_gpus() if params.device == "cuda" else None))
+    refuse_if_too_large(budget_here(demand_of(params), look_at_gpus() if params.device == "cuda" else None))
     free_port(params.gen_port)
 
 
 def _begin(options: argparse.Namespace, params: Any) -> tuple[int, Path]:
     from colo_lib.record.run_folder import begin_run
 
-    folder = begin_run(params, say=_say)
-    return record_and_report(options, params, folder), folder
+    run = begin_run(params, say=_say)
+    return record_and_report(options, run), run.folder
 
 
 def _one_after_the_other(options: argparse.Namespace, every: list[Any]) -> int:
@@ -116,18 +118,18 @@ def _one_after_the_other(options: argparse.Namespace, every: list[Any]) -> int:
     return max(codes)
 
 
-def record_and_report(options: argparse.Namespace, params: Any, folder: Path) -> int:
-    """Carry out the run in `folder`; tell where everything is, whatever happens."""
+def record_and_report(options: argparse.Namespace, run: OpenRun) -> int:
+    """Carry out a run; tell where everything is, whatever happens."""
     from colo_lib.hardware.engine_python import resolve_models
     from colo_lib.record.run import carry_out_run
 
-    resolve_models(params)
+    resolve_models(run.params)
     say = _say
-    say(f"run folder: {folder}")
+    say(f"run folder: {run.folder}")
     try:
-        outcome = carry_out_run(params, folder, say)
+        outcome = carry_out_run(run, say)
     except KeyboardInterrupt as interrupt:
-        say(f"interrupted ({interrupt or 'Ctrl-C'}): nothing is left running; colo run --resume {folder}")
+        say(f"interrupted ({interrupt or 'Ctrl-C'}): nothing is left running; colo run --resume {run.folder}")
         return 130
     if outcome.failures:
         for failure in outcome.failures:

@@ -77,7 +77,7 @@ def _begin(options: argparse.Namespace) -> Path:
     from colo_lib.cli.run import changes
     from colo_lib.hardware.engine_python import resolve_models
     from colo_lib.params import load
-    from colo_lib.record.plan import plan_trials
+    from colo_lib.record.plan import plan_run
     from colo_lib.sweep_plan import begin_sweep, cell_params, grid, parse_axis
 
     params = load(options.params, **changes(options.set))
@@ -85,7 +85,7 @@ def _begin(options: argparse.Namespace) -> Path:
     cells = grid(params, axes)
     for cell in cells:  # what no cell could run is told before the first one starts
         wanted = cell_params(params, cell, Path(params.sweeps_dir) / "planned")
-        plan_trials(wanted)
+        plan_run(wanted)
         resolve_models(wanted)
     return begin_sweep(params, axes, cells, options.jointly)
 

@@ -61,131 +61,196 @@ class Budget:
         return [group.record() for group in self.groups]
 
 
-def device_groups(params: Params) -> list[str]:
-    """Names of the groups that share one memory: all cores together on a CPU, each GPU by itself."""
-    devices = split_list(params.devices)
-    return [",".join(devices)] if params.device == "cpu" else devices
+@dataclass(frozen=True)
+class GenDemand:
+    """What of gen decides its memory. `kv_cache_gib` 0: what `gpu_memory_utilization` leaves of a GPU."""
+
+    model: Model
+    dtype: str
+    quantization: str
+    max_model_len: int
+    max_num_seqs: int
+    concurrency: int
+    request_tokens: int
+    """Of a prompt and its output."""
+    kv_cache_gib: float
+    gpu_memory_utilization: float
+
+    def working_bytes(self, device: str, shards: int) -> float:
+        """Activations of one rank, bytes."""
+        tokens = max(BATCHED_TOKENS[device], self.max_model_len)
+        return activation_bytes(self.model.config, tokens, self.dtype, self.max_num_seqs, shards)
+
+    def held_bytes(self, shards: int) -> float:
+        """Weights of one rank, bytes."""
+        return weight_bytes(self.model.config, "gen", self.dtype, self.quantization, shards)
 
 
-def plan_budget(
-    params: Params,
-    devices: Sequence[str],
-    available_gib: float | Mapping[str, float],
-    total_gib: float | Mapping[str, float] | None = None,
-) -> Budget:
-    """The budget of `params` on `devices` (cores, or GPUs), of which `available_gib` is free, a group or each group.
+@dataclass(frozen=True)
+class EmbedDemand:
+    """What of embed decides its memory."""
 
-    `total_gib` is a GPU's whole memory, of which gen_gpu_memory_utilization is a share; without it, what is free.
-    Raises InputError for an unknown model or lengths that no memory would make possible.
+    model: Model
+    dtype: str
+    batch_size: int
+    sequence_tokens: int
+
+    def parts(self) -> dict[str, float]:
+        """GiB of its weights and activations."""
+        tokens, config = self.batch_size * self.sequence_tokens, self.model.config
+        return {
+            "embed weights": weight_bytes(config, "embed", self.dtype) / GIB,
+            "embed activations": activation_bytes(config, tokens, self.dtype) / GIB,
+        }
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run asks of memory: its two engines, and the steps that place them on its devices."""
+
+    device: str
+    devices: tuple[str, ...]
+    steps: tuple[str, ...]
+    gen: GenDemand
+    embed: EmbedDemand
+
+    def groups(self) -> list[str]:
+        """Names of the device groups."""
+        return device_groups(self.device, self.devices)
+
+    def ranks_in_group(self) -> int:
+        """vLLM's KV cache size is each rank's own; on a CPU sharding puts both ranks into the one memory."""
+        return 2 if self.device == "cpu" and self._sharded() else 1
+
+    def fullest(self, group: int, total_gib: float) -> dict[str, float]:
+        """GiB of each part of the fullest placement on the `group`-th group, of which `total_gib` is the whole."""
+        placements = [self._parts(total_gib, *where) for where in self._placements(group)]
+        return max(placements, key=lambda parts: sum(parts.values()))
+
+    def _sharded(self) -> bool:
+        return bool(set(self.steps) & set(SHARDED))
+
+    def _placements(self, group: int) -> list[tuple[bool, bool, int]]:
+        """(gen here, embed here, shards of gen) of every wanted step on the `group`-th group."""
+        if self.device == "cpu":
+            return [(True, True, 1)]  # weights split over two ranks lie in the same memory: their sum is the same
+        placements = []
+        if group == 0 and any(name not in TWO_DEVICES for name in self.steps):
+            placements.append((True, True, 1))
+        if any(STEPS[name].layout == "one each" for name in self.steps) and group < 2:
+            placements.append((group == 0, group == 1, 1))
+        if self._sharded() and group < 2:
+            placements.append((True, True, 2))
+        return placements or [(False, False, 1)]
+
+    def _parts(self, total_gib: float, has_gen: bool, has_embed: bool, shards: int) -> dict[str, float]:
+        """GiB of each part of one placement; every name of `BUDGET_PARTS` is there."""
+        parts = dict.fromkeys(BUDGET_PARTS, 0.0)
+        if has_gen:
+            weights, working = self.gen.held_bytes(shards), self.gen.working_bytes(self.device, shards)
+            parts["gen weights"], parts["gen activations"] = weights / GIB, working / GIB
+            parts["gen KV cache"] = self._kv_gib(total_gib, (weights + working) / GIB)
+        if has_embed:
+            parts |= self.embed.parts()
+        parts["reserve"] = self._reserve_gib(has_gen, has_embed)
+        return parts
+
+    def _kv_gib(self, total_gib: float, held_gib: float) -> float:
+        """The KV cache in a group, GiB: what the parameter says, or what vLLM's share of the GPU leaves."""
+        if self.gen.kv_cache_gib > 0:
+            return self.gen.kv_cache_gib * self.ranks_in_group()
+        if self.device == "cpu":
+            raise InputError(
+                "gen_kv_cache_gib = 0 leaves the size to vLLM, which on a CPU would take most of the memory; give GiB"
+            )
+        # vLLM: share of the whole GPU, less weights and a profiling pass (gpu_worker.determine_available_memory).
+        return max(0.0, self.gen.gpu_memory_utilization * total_gib - held_gib)
+
+    def _reserve_gib(self, has_gen: bool, has_embed: bool) -> float:
+        if self.device == "cpu":
+            return PROCESS_GIB * (2 + self.ranks_in_group() + 1) + MARGIN_GIB  # API server, core, workers, embed
+        return CONTEXT_GIB * (has_gen + has_embed) + (MARGIN_GIB if has_gen or has_embed else 0.0)
+
+
+def demand_of(params: Params) -> Demand:
+    """What a run with these parameters asks of memory.
+
+    Raises InputError for an unknown model, lengths that no memory would make possible, and steps of two devices on one.
     """
-    gen, embed = models_of(params)
-    check_lengths(params, gen, embed)
-    groups, used = device_groups(params), split_list(params.steps)
-    if set(used) & set(TWO_DEVICES):
-        _demand_two(params, devices)
-    kv_gib = 0.0
-    budgets = []
-    for index, group in enumerate(groups):
-        free, total = _of(available_gib, group), _of(available_gib if total_gib is None else total_gib, group)
-        placements = [_parts(params, gen, embed, total, *where) for where in _placements(params, index)]
-        fullest = max(placements, key=lambda parts: sum(parts.values()))
-        budgets.append(DeviceBudget(group, free, fullest))
-        kv_gib = max(kv_gib, fullest["gen KV cache"] / (_ranks_in_group(params)))
-    kv_tokens = int(kv_gib * GIB // kv_bytes_per_token(gen.config, params.gen_dtype))
-    wanted = params.gen_concurrency * (params.gen_prompt_tokens + params.gen_output_tokens)
-    return Budget(tuple(budgets), kv_tokens, wanted, gen.name, embed.name)
+    gen_model, embed_model = models_of(params)
+    gen = GenDemand(
+        model=gen_model,
+        dtype=params.gen_dtype,
+        quantization=params.gen_quantization,
+        max_model_len=params.gen_max_model_len,
+        max_num_seqs=params.gen_max_num_seqs or params.gen_concurrency,
+        concurrency=params.gen_concurrency,
+        request_tokens=params.gen_prompt_tokens + params.gen_output_tokens,
+        kv_cache_gib=params.gen_kv_cache_gib,
+        gpu_memory_utilization=params.gen_gpu_memory_utilization,
+    )
+    embed = EmbedDemand(embed_model, params.embed_dtype, params.embed_batch_size, params.embed_sequence_tokens)
+    _check_lengths(gen, embed)
+    devices, steps = tuple(split_list(params.devices)), tuple(split_list(params.steps))
+    _check_two_devices(devices, steps)
+    return Demand(params.device, devices, steps, gen, embed)
 
 
-def _of(amount_gib: float | Mapping[str, float], group: str) -> float:
-    return float(amount_gib[group] if isinstance(amount_gib, Mapping) else amount_gib)
-
-
-def _demand_two(params: Params, devices: Sequence[str]) -> None:
-    if len(set(devices)) < 2:
+def _check_lengths(gen: GenDemand, embed: EmbedDemand) -> None:
+    """Raises InputError where prompt, output or sequence is longer than a model or the server takes."""
+    if gen.request_tokens > gen.max_model_len:
         raise InputError(
-            f"steps = {params.steps!r} need two devices, devices = {params.devices!r} names {len(set(devices))}; "
-            f"name two, or leave {', '.join(sorted(set(split_list(params.steps)) & set(TWO_DEVICES)))} out of steps"
-        )
-
-
-def _sharded(params: Params) -> bool:
-    return bool(set(split_list(params.steps)) & set(SHARDED))
-
-
-def _ranks_in_group(params: Params) -> int:
-    """vLLM's KV cache size is each rank's own; on a CPU sharding puts both ranks into the one memory."""
-    return 2 if params.device == "cpu" and _sharded(params) else 1
-
-
-def _placements(params: Params, index: int) -> list[tuple[bool, bool, int]]:
-    """(gen here, embed here, shards of gen) of every wanted step on the `index`-th group."""
-    steps = split_list(params.steps)
-    if params.device == "cpu":
-        return [(True, True, 1)]  # weights split over two ranks lie in the same memory: their sum is the same
-    found = []
-    if index == 0 and any(name not in TWO_DEVICES for name in steps):
-        found.append((True, True, 1))
-    if any(STEPS[name].layout == "one each" for name in steps) and index < 2:
-        found.append((index == 0, index == 1, 1))
-    if _sharded(params) and index < 2:
-        found.append((True, True, 2))
-    return found or [(False, False, 1)]
-
-
-def _parts(
-    params: Params, gen: Model, embed: Model, total_gib: float, has_gen: bool, has_embed: bool, shards: int
-) -> dict[str, float]:
-    """GiB of each part of one placement; every name of `PARTS` is there."""
-    parts = dict.fromkeys(BUDGET_PARTS, 0.0)
-    if has_gen:
-        weights = weight_bytes(gen.config, "gen", params.gen_dtype, params.gen_quantization, shards)
-        tokens = max(BATCHED_TOKENS[params.device], params.gen_max_model_len)
-        most_requests = params.gen_max_num_seqs or params.gen_concurrency
-        working = activation_bytes(gen.config, tokens, params.gen_dtype, most_requests, shards)
-        parts["gen weights"], parts["gen activations"] = weights / GIB, working / GIB
-        parts["gen KV cache"] = _kv_gib(params, total_gib, (weights + working) / GIB)
-    if has_embed:
-        tokens = params.embed_batch_size * params.embed_sequence_tokens
-        parts["embed weights"] = weight_bytes(embed.config, "embed", params.embed_dtype) / GIB
-        parts["embed activations"] = activation_bytes(embed.config, tokens, params.embed_dtype) / GIB
-    parts["reserve"] = _reserve_gib(params, has_gen, has_embed)
-    return parts
-
-
-def _kv_gib(params: Params, total_gib: float, held_gib: float) -> float:
-    """The KV cache in a group, GiB: what the parameter says, or what vLLM's share of the GPU leaves."""
-    if params.gen_kv_cache_gib > 0:
-        return params.gen_kv_cache_gib * _ranks_in_group(params)
-    if params.device == "cpu":
-        raise InputError(
-            "gen_kv_cache_gib = 0 leaves the size to vLLM, which on a CPU would take most of the memory; give GiB"
-        )
-    # vLLM: share of the whole GPU, less weights and a profiling pass (gpu_worker.determine_available_memory).
-    return max(0.0, params.gen_gpu_memory_utilization * total_gib - held_gib)
-
-
-def _reserve_gib(params: Params, has_gen: bool, has_embed: bool) -> float:
-    if params.device == "cpu":
-        ranks = _ranks_in_group(params)
-        return PROCESS_GIB * (2 + ranks + 1) + MARGIN_GIB  # API server, engine core, workers, embed
-    return CONTEXT_GIB * (has_gen + has_embed) + (MARGIN_GIB if has_gen or has_embed else 0.0)
-
-
-def check_lengths(params: Params, gen: Model, embed: Model) -> None:
-    """Raise InputError where prompt, output or sequence is longer than a model or the server takes."""
-    wanted, limit = params.gen_prompt_tokens + params.gen_output_tokens, params.gen_max_model_len
-    if wanted > limit:
-        raise InputError(
-            f"gen_prompt_tokens + gen_output_tokens = {wanted} is more than gen_max_model_len = {limit}; "
-            "raise that or shorten"
+            f"gen_prompt_tokens + gen_output_tokens = {gen.request_tokens} is more than "
+            f"gen_max_model_len = {gen.max_model_len}; raise that or shorten"
         )
     for name, value, model in (
-        ("gen_max_model_len", limit, gen),
-        ("embed_sequence_tokens", params.embed_sequence_tokens, embed),
+        ("gen_max_model_len", gen.max_model_len, gen.model),
+        ("embed_sequence_tokens", embed.sequence_tokens, embed.model),
     ):
         longest = model.config.get("max_position_embeddings", value)
         if value > longest:
             raise InputError(f"{name} = {value} is more than {model.name} can take, {longest} positions; lower it")
+
+
+def _check_two_devices(devices: Sequence[str], steps: Sequence[str]) -> None:
+    needy = sorted(set(steps) & set(TWO_DEVICES))
+    if needy and len(set(devices)) < 2:
+        raise InputError(
+            f"steps = {','.join(steps)!r} need two devices, devices = {','.join(devices)!r} names "
+            f"{len(set(devices))}; name two, or leave {', '.join(needy)} out of steps"
+        )
+
+
+def device_groups(device: str, devices: Sequence[str]) -> list[str]:
+    """Names of the groups that share one memory: all cores together on a CPU, each GPU by itself."""
+    return [",".join(devices)] if device == "cpu" else list(devices)
+
+
+def plan_budget(
+    demand: Demand,
+    available_gib: float | Mapping[str, float],
+    total_gib: float | Mapping[str, float] | None = None,
+) -> Budget:
+    """The budget of a run, of whose memory `available_gib` is free, in every device group or in each.
+
+    `total_gib` is a GPU's whole memory, of which gen_gpu_memory_utilization is a share; without it, what is free.
+    """
+    kv_gib = 0.0
+    budgets = []
+    for index, group in enumerate(demand.groups()):
+        free, total = _of(available_gib, group), _of(available_gib if total_gib is None else total_gib, group)
+        parts = demand.fullest(index, total)
+        budgets.append(DeviceBudget(group, free, parts))
+        kv_gib = max(kv_gib, parts["gen KV cache"] / demand.ranks_in_group())
+    gen = demand.gen
+    kv_tokens = int(kv_gib * GIB // kv_bytes_per_token(gen.model.config, gen.dtype))
+    return Budget(
+        tuple(budgets), kv_tokens, gen.concurrency * gen.request_tokens, gen.model.name, demand.embed.model.name
+    )
+
+
+def _of(amount_gib: float | Mapping[str, float], group: str) -> float:
+    return float(amount_gib[group] if isinstance(amount_gib, Mapping) else amount_gib)
 
 
 def refuse_if_too_large(budget: Budget) -> None:

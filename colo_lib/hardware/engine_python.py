@@ -85,10 +85,10 @@ def resolve_python(value: str, device: str = "cpu") -> Path:
     return Path(found).absolute()
 
 
-def resolve_pythons(params: Params) -> tuple[Path, Path]:
-    """(gen, embed): embed's `auto` is gen's interpreter."""
-    gen = resolve_python(params.gen_python, params.device)
-    return gen, gen if params.embed_python == "auto" else resolve_python(params.embed_python, params.device)
+def resolve_pythons(gen: str, embed: str, device: str) -> tuple[Path, Path]:
+    """The interpreters that `gen_python` and `embed_python` name: embed's `auto` is gen's interpreter."""
+    gen_python = resolve_python(gen, device)
+    return gen_python, gen_python if embed == "auto" else resolve_python(embed, device)
 
 
 def look_at_engine(python: Path, modules: Sequence[str], timeout_s: float = 120.0) -> EngineLook:
@@ -121,38 +121,51 @@ def look_at_engine(python: Path, modules: Sequence[str], timeout_s: float = 120.
 
 
 @dataclass(frozen=True)
-class EngineModels:
-    """Interpreters, and a config folder or hub id for each workload."""
+class EngineModel:
+    """A workload's model as its engine loads it. `source`: a folder with a config.json, or a hub id."""
 
-    gen_python: Path
-    embed_python: Path
-    gen: Model
-    embed: Model
+    model: Model
+    python: Path
+    source: str
+    weights: str
+    dtype: str
+    """Of the weights, or how they are quantised."""
+
+    def facts(self) -> ModelFacts:
+        """What the manifest keeps of it."""
+        return ModelFacts(
+            name=self.model.name,
+            architecture=self.model.architecture,
+            parameters=self.model.parameters,
+            weights=self.weights,
+            dtype=self.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class EngineModels:
+    """The models of both workloads."""
+
+    gen: EngineModel
+    embed: EngineModel
 
     @property
     def gen_vocab_size(self) -> int:
         """Prompts are drawn below this token id."""
-        return int(self.gen.config["vocab_size"])
+        return int(self.gen.model.config["vocab_size"])
 
-    def facts(self, params: Params) -> dict[str, ModelFacts]:
+    def facts(self) -> dict[str, ModelFacts]:
         """The manifest's `models`."""
-        dtypes = {"gen": params.gen_quantization or params.gen_dtype, "embed": params.embed_dtype}
-        return {
-            role: ModelFacts(
-                name=model.name,
-                architecture=model.architecture,
-                parameters=model.parameters,
-                weights=params.weights,
-                dtype=dtypes[role],
-            )
-            for role, model in (("gen", self.gen), ("embed", self.embed))
-        }
+        return {"gen": self.gen.facts(), "embed": self.embed.facts()}
 
 
 def resolve_models(params: Params) -> EngineModels:
     """Raises InputError for an interpreter or a model that is not there, naming it and the remedy."""
     gen, embed = models_of(params)
-    for model in (gen, embed):
-        model.source(params.weights)
-    gen_python, embed_python = resolve_pythons(params)
-    return EngineModels(gen_python, embed_python, gen, embed)
+    gen_source, embed_source = (model.source(params.weights) for model in (gen, embed))
+    gen_python, embed_python = resolve_pythons(params.gen_python, params.embed_python, params.device)
+    gen_dtype = params.gen_quantization or params.gen_dtype
+    return EngineModels(
+        EngineModel(gen, gen_python, gen_source, params.weights, gen_dtype),
+        EngineModel(embed, embed_python, embed_source, params.weights, params.embed_dtype),
+    )

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from pydantic import ValidationError
 
 from colo_lib import __version__
 from colo_lib.child_environment import child_environment, vllm_settings
-from colo_lib.params import Params, split_list
 from colo_lib.paths import REPOSITORY
 from colo_lib.records import GpuFacts, Machine
 
@@ -34,18 +34,17 @@ ASK_VERSIONS = (
 )
 
 
-def describe(params: Params, engine_python: Path) -> Machine:
+def describe(device: str, devices: Sequence[str], engine_python: Path) -> Machine:
     """The manifest's `machine`: hardware, drivers, versions, commit. What cannot be found out is null."""
-    on_cpu = params.device == "cpu"
-    devices = split_list(params.devices)
+    on_cpu = device == "cpu"
     cpu = cpu_name()
     found = None if on_cpu else gpu_facts(devices[0])
     gpu = found or GpuFacts()
     commit = os.environ.get(COMMIT) or git("rev-parse", "HEAD")
     return Machine(
         stand_in=on_cpu,
-        device_kind=params.device,
-        device_name=f"{cpu}, cores {params.devices}" if on_cpu else gpu.name,
+        device_kind=device,
+        device_name=f"{cpu}, cores {','.join(devices)}" if on_cpu else gpu.name,
         device_count=len(devices),
         driver=gpu.driver,
         cuda=gpu.cuda,

@@ -10,17 +10,16 @@ vLLM sizes its cache by what is free when it starts, and stops when that grows w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.hardware.budget import Budget, device_groups, plan_budget
+from colo_lib.hardware.budget import Budget, Demand, device_groups, plan_budget
 from colo_lib.hardware.nvml import GpuLook, look_at_gpus
 from colo_lib.models.architecture import GIB
-from colo_lib.params import Params, split_list
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -74,14 +73,14 @@ def _statistic(file: Path, name: str) -> int:
         return 0
 
 
-def group_memory(params: Params, gpus: GpuLook | None = None) -> dict[str, Memory]:
+def group_memory(device: str, devices: Sequence[str], gpus: GpuLook | None = None) -> dict[str, Memory]:
     """Memory of each device group; raises InputError when a GPU that `devices` names is not there."""
-    if params.device == "cpu":
-        return {group: host_memory() for group in device_groups(params)}
+    if device == "cpu":
+        return {group: host_memory() for group in device_groups(device, devices)}
     gpus = gpus or look_at_gpus()
     if gpus.state != "ok":
         raise InputError(f"device: cuda needs an NVIDIA GPU, and there is none to be seen: {gpus.reason}")
-    return {device: _gpu_memory(device, gpus) for device in split_list(params.devices)}
+    return {name: _gpu_memory(name, gpus) for name in devices}
 
 
 def _gpu_memory(device: str, gpus: GpuLook) -> Memory:
@@ -94,12 +93,12 @@ def _gpu_memory(device: str, gpus: GpuLook) -> Memory:
     raise InputError(f"devices: no GPU {device!r} here; there are {known}")
 
 
-def budget_here(params: Params, gpus: GpuLook | None = None) -> Budget:
-    """The budget of `params` against what is free on this machine right now; raises InputError as its parts do."""
-    memory = group_memory(params, gpus)
-    free = {group: one.free_gib for group, one in memory.items()}
-    total = {group: one.total_gib for group, one in memory.items()}
-    return plan_budget(params, split_list(params.devices), free, total)
+def budget_here(demand: Demand, gpus: GpuLook | None = None) -> Budget:
+    """The budget of a run against what is free on this machine right now; raises InputError as its parts do."""
+    memory = group_memory(demand.device, demand.devices, gpus)
+    free = {group: held.free_gib for group, held in memory.items()}
+    total = {group: held.total_gib for group, held in memory.items()}
+    return plan_budget(demand, free, total)
 
 
 STILL_GIB = 0.05

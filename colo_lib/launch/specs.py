@@ -213,8 +213,8 @@ class _Wanted:
     def gen(self) -> GenSpec:
         params, placement = self.params, self.placement
         return GenSpec(
-            python=self.models.gen_python,
-            model=self.models.gen.source(params.weights),
+            python=self.models.gen.python,
+            model=self.models.gen.source,
             dummy=params.weights == "dummy",
             device=placement.device,
             devices=placement.gen_devices,
@@ -237,8 +237,8 @@ class _Wanted:
     def embed(self) -> EmbedSpec:
         params = self.params
         return EmbedSpec(
-            python=self.models.embed_python,
-            model=self.models.embed.source(params.weights),
+            python=self.models.embed.python,
+            model=self.models.embed.source,
             dummy=params.weights == "dummy",
             device=self.placement.device,
             devices=self.placement.embed_devices,

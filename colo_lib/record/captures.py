@@ -14,15 +14,15 @@ import psutil
 
 from colo_lib.errors import ColoError, InputError
 from colo_lib.launch.rpc import runtime_folder
-from colo_lib.launch.specs import Specs, specs_of
+from colo_lib.launch.specs import Specs
 from colo_lib.nsys.capture import capture_step, write_absent
 from colo_lib.nsys.commands import conflicting_words, find_nsys
 from colo_lib.nsys.session import JointFailed, Session
-from colo_lib.params import Params, split_list
+from colo_lib.params import split_list
 from colo_lib.paths import CAPTURE, capture_folder
-from colo_lib.placement import Placement, placement_of
+from colo_lib.placement import Placement
 from colo_lib.record.plan import Progress
-from colo_lib.record.run_folder import needed_gib, trial_status
+from colo_lib.record.run_folder import OpenRun, needed_gib, trial_status
 from colo_lib.records import CaptureFacts
 
 Say = Callable[[str], None]
@@ -32,24 +32,24 @@ NO_NSYS = "nsys is not on PATH: install Nsight Systems; without it throughput is
 RIVALS = {"nv-hostengine": "DCGM's host engine", "dcgm-exporter": "DCGM's exporter", "ncu": "Nsight Compute"}
 
 
-def refuse_conflicts(params: Params) -> None:
+def refuse_conflicts(gen_extra_args: str, capture_s: float) -> None:
     """Raises InputError for a torch profiler in a run that is to be captured: CUPTI serves one of them."""
-    words = conflicting_words(shlex.split(params.gen_extra_args)) if params.capture_s else []
+    words = conflicting_words(shlex.split(gen_extra_args)) if capture_s else []
     if words:
         raise InputError(
-            f"parameter 'gen_extra_args' holds {words[0]!r} while capture_s = {params.capture_s:g}: a torch profiler "
+            f"parameter 'gen_extra_args' holds {words[0]!r} while capture_s = {capture_s:g}: a torch profiler "
             "and Nsight Systems cannot both subscribe to CUPTI; leave one of them out"
         )
 
 
-def missing_captures(params: Params, folder: Path, steps: list[str]) -> list[Placement]:
+def missing_captures(run: OpenRun, steps: list[str]) -> list[Placement]:
     """Placements of the steps whose capture is wanted and not there; steps that can share engines stand together."""
-    if not params.capture_s:
+    if not run.params.capture_s:
         return []
     # What this machine cannot carry out cannot be captured either: its trials say why.
-    asked = set(split_list(params.capture_steps)) or set(steps)
-    carried_out = [step for step in steps if step in asked and trial_status(folder, step, 1) != "skipped"]
-    placements = [placement_of(step, params) for step in carried_out if capture_status(folder, step) != "done"]
+    asked = set(split_list(run.params.capture_steps)) or set(steps)
+    carried_out = [step for step in steps if step in asked and trial_status(run.folder, step, 1) != "skipped"]
+    placements = [run.placement(step) for step in carried_out if capture_status(run.folder, step) != "done"]
     keys = list(dict.fromkeys(placement.engine_key() for placement in placements))
     return sorted(placements, key=lambda placement: keys.index(placement.engine_key()))
 
@@ -72,25 +72,24 @@ def rivals() -> list[str]:
     return found
 
 
-def record_captures(params: Params, folder: Path, steps: list[str], say: Say) -> list[str]:
-    """Record the captures of `steps` that `folder` lacks; returns what is missing in the end, a sentence each."""
-    wanted = missing_captures(params, folder, steps)
+def record_captures(run: OpenRun, steps: list[str], say: Say) -> list[str]:
+    """Record the captures of `steps` that a run lacks; returns what is missing in the end, a sentence each."""
+    wanted = missing_captures(run, steps)
     if not wanted:
         return []
     binary, reason = find_nsys(), None
     if binary is None:
         reason = NO_NSYS
-    elif params.device == "cuda" and (others := rivals()):
+    elif run.params.device == "cuda" and (others := rivals()):
         reason = f"CUPTI is taken by {', '.join(others)}: end it (dcgmi profile --pause holds DCGM back) and resume"
     if binary is None or reason:
         for placement in wanted:
-            write_absent(specs_of(params, placement), capture_folder(folder, placement.step), str(reason))
+            write_absent(run.specs(placement), capture_folder(run.folder, placement.step), str(reason))
         names = ", ".join(placement.step for placement in wanted)
         return [f"no capture of {names}: {reason}"]
     missing: list[str] = []
     for _, group in groupby(wanted, key=Placement.engine_key):
-        specs = [specs_of(params, placement) for placement in group]
-        missing += _record_group(specs, folder, binary, say)
+        missing += _record_group([run.specs(placement) for placement in group], run.folder, binary, say)
     return missing
 
 
@@ -102,7 +101,8 @@ def _record_group(group: list[Specs], folder: Path, binary: Path, say: Say) -> l
     needed, missing = needed_gib(folder), list[str]()
     joint_reason: str | None = None
     # As in the trials: what idles in memory is the same in every step.
-    wanted = any(one.trial.placement.runs_gen for one in group), any(one.trial.placement.runs_embed for one in group)
+    placements = [specs.trial.placement for specs in group]
+    wanted = any(place.runs_gen for place in placements), any(place.runs_embed for place in placements)
     with runtime_folder() as runtime:
         session: Session | None = None
         try:

@@ -28,13 +28,13 @@ from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.specs import EmbedSpec, EngineSpec, GenSpec, Specs, specs_of
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import PURPOSES, Params
-from colo_lib.paths import PARTIAL, START, TRIAL, cell_folder, cell_runs, trial_folder
+from colo_lib.paths import PARTIAL, TRIAL, cell_folder, cell_runs, trial_folder
 from colo_lib.placement import Placement, placement_of
 from colo_lib.record.captures import record_captures
 from colo_lib.record.plan import rounds_of
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
-from colo_lib.record.run_folder import begin_run, counts, needed_gib, resume, run_lock, seal, trial_status
-from colo_lib.record.sweep import Order, finished_run
+from colo_lib.record.run_folder import OpenRun, begin_run, needed_gib, resume, run_lock, seal
+from colo_lib.record.sweep import Order, finished_run, unfinished_run
 from colo_lib.records import CellRecord, Trial
 from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
 
@@ -124,27 +124,26 @@ Say = Callable[[str], None]
 
 @dataclass
 class JointCell:
-    """A cell under way: its parameters, its unfinished run folder, what failed in it, what it lacks in the end."""
+    """A cell under way: its unfinished run, what failed in it, what it lacks in the end."""
 
     order: Order
-    params: Params
-    run: Path
+    run: OpenRun
     failures: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     def folder(self, trial: JointTrial) -> Path:
         """Where the record of a trial belongs."""
-        return trial_folder(self.run, trial.placement.step, trial.block)
+        return trial_folder(self.run.folder, trial.placement.step, trial.block)
 
     def lacks(self, trial: JointTrial) -> bool:
         """Whether the trial is not recorded here yet."""
-        return not counts(trial_status(self.run, trial.placement.step, trial.block))
+        return self.run.lacks(trial.placement.step, trial.block)
 
     def close(self, seconds: float) -> None:
         """Note the time of this sitting and, where nothing failed, make the folder a run."""
-        note_seconds(self.run, seconds)
+        note_seconds(self.run.folder, seconds)
         if not self.failures:
-            self.run = seal(self.run)
+            seal(self.run.folder)
 
 
 def carry_out_jointly(orders: list[Order], say: Say, check_unfinished: Callable[[Path], None]) -> Iterator[CellRecord]:
@@ -163,7 +162,7 @@ def carry_out_jointly(orders: list[Order], say: Say, check_unfinished: Callable[
             _capture(cells, say)
         except KeyboardInterrupt:
             for cell in cells.values():
-                note_seconds(cell.run, time.monotonic() - began)
+                note_seconds(cell.run.folder, time.monotonic() - began)
             raise
         for name, cell in cells.items():
             cell.close(time.monotonic() - began)
@@ -190,7 +189,7 @@ def _open_cells(
                 told[order.cell.name] = (DONE, None)
                 continue
             cell = _open_cell(order, check_unfinished)
-            stack.enter_context(run_lock(cell.run))
+            stack.enter_context(run_lock(cell.run.folder))
             cells[order.cell.name] = cell
         except InputError as error:
             told[order.cell.name] = (REFUSED, str(error))
@@ -201,7 +200,7 @@ def _capture(cells: dict[str, JointCell], say: Say) -> None:
     """The captures that cells want, after all trials: each starts engines of its own below nsys."""
     for name, cell in cells.items():
         if not cell.failures:
-            cell.missing = record_captures(cell.params, cell.run, cell.params.step_names(), say)
+            cell.missing = record_captures(cell.run, cell.run.params.step_names(), say)
             for sentence in cell.missing:
                 say(f"{name}: {sentence}")
 
@@ -211,17 +210,17 @@ def _open_cell(order: Order, check_unfinished: Callable[[Path], None]) -> JointC
     base, _ = read_plan(order.folder)
     params = cell_params(base, order.cell, order.folder)
     runs = cell_runs(cell_folder(order.folder, order.cell.name))
-    unfinished = sorted(file.parent for file in runs.glob(f"*{PARTIAL}/{START}"))
-    run = resume(unfinished[-1], runs, check_unfinished)[0] if unfinished else begin_run(params, say=lambda _: None)
-    return JointCell(order, params, run)
+    if unfinished := unfinished_run(runs):
+        return JointCell(order, OpenRun(resume(unfinished, runs, check_unfinished).folder, params))
+    return JointCell(order, begin_run(params, say=lambda _: None))
 
 
 def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:
     """Every trial that a cell lacks, measured once and laid into all of its cells."""
     if not cells:
         return
-    plan = plan_joint([(name, cell.params) for name, cell in cells.items()])
-    keeper = EngineKeeper(runtime, next(iter(cells.values())).run / "logs")
+    plan = plan_joint([(name, cell.run.params) for name, cell in cells.items()])
+    keeper = EngineKeeper(runtime, next(iter(cells.values())).run.folder / "logs")
     try:
         up = None
         for number, trial in enumerate(plan, 1):
@@ -253,7 +252,7 @@ def _one_trial(
     """Measure one trial into a cell's folder; None when it left a record that counts, else the cause."""
     folder = cell.folder(trial)
     try:
-        handles = keeper.ready_for(trial.specs.engines, others, needed_gib(cell.run), say)
+        handles = keeper.ready_for(trial.specs.engines, others, needed_gib(cell.run.folder), say)
         run_trial(trial.specs.trial, handles, folder, trial.block)
     except StepSkipped as skipped:
         skip_trial(trial.placement, folder, trial.block, str(skipped))

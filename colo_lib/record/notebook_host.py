@@ -26,7 +26,6 @@ from colo_lib.errors import StepFailed
 from colo_lib.launch.child import Child
 from colo_lib.launch.load import package_environment, wait_for
 from colo_lib.launch.rpc import Handle, call
-from colo_lib.params import Params
 from colo_lib.paths import NOTEBOOKS
 
 LAST_WORDS = 4000
@@ -89,6 +88,7 @@ def main() -> None:
 
 
 HOST_TIMEOUT_S = 60.0
+BESIDE_A_CELL_S = 120.0  # a notebook takes longer than its longest cell
 
 
 class NotebookHost:
@@ -97,7 +97,7 @@ class NotebookHost:
     def __init__(self, handle: Handle, child: Child) -> None:
         self.handle, self.child = handle, child
 
-    def execute(self, notebook: str, out: Path, params: Params, timeout_s: float) -> str | None:
+    def execute(self, notebook: str, out: Path, parameters: Mapping[str, Any], cell_timeout_s: float) -> str | None:
         """Run `notebook` (its name, without suffix) into `out`; raises StepFailed when the host itself is lost."""
         out.parent.mkdir(parents=True, exist_ok=True)
         told: dict[str, Any]
@@ -105,11 +105,11 @@ class NotebookHost:
             told = call(
                 self.handle,
                 "execute",
-                timeout_s=timeout_s,
+                timeout_s=cell_timeout_s + BESIDE_A_CELL_S,
                 notebook=str(NOTEBOOKS / f"{notebook}.ipynb"),
                 out=str(out.absolute()),
-                params=params.model_dump(),
-                cell_timeout_s=params.cell_timeout_s,
+                params=dict(parameters),
+                cell_timeout_s=cell_timeout_s,
                 cwd=os.getcwd(),
             )
         except OSError as error:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from colo_lib.params import Params
 from colo_lib.placement import Placement, placement_of
 
+BESIDE_THE_WINDOW_S = 6.0  # a notebook's start and end, and the hand-over of the engines
+
 
 @dataclass(frozen=True)
 class PlannedTrial:
@@ -41,8 +43,33 @@ def rounds_of(blocks: Iterable[int], starts: int) -> list[list[int]]:
     return [every[edges[place] : edges[place + 1]] for place in range(count)]
 
 
-def plan_trials(params: Params) -> list[PlannedTrial]:
-    """Every trial of the run in order; raises InputError when a step does not fit the devices.
+@dataclass(frozen=True)
+class RunPlan:
+    """Every trial of a run in order, and about how long one takes beside its engines' start, seconds."""
+
+    trials: list[PlannedTrial]
+    trial_s: float
+
+    def sharing(self, trial: PlannedTrial) -> list[Placement]:
+        """Placements of all trials that can use the same engines as `trial`."""
+        key = trial.placement.engine_key()
+        return [other.placement for other in self.trials if other.placement.engine_key() == key]
+
+    def seconds_left(self, done: int, engine_start_s: float, current: object) -> float:
+        """About how long the trials after the first `done` will take, engine starts included.
+
+        `current`: (round, key) of the engines that are up.
+        """
+        starts, left = 0, self.trials[done:]
+        for trial in left:
+            mine = (trial.round, trial.placement.engine_key())
+            starts += mine != current
+            current = mine
+        return len(left) * self.trial_s + starts * engine_start_s
+
+
+def plan_run(params: Params) -> RunPlan:
+    """The plan of a run; raises InputError when a step does not fit the devices.
 
     The blocks are spread over `starts` rounds. A round starts every set of engines once and runs all of its blocks on
     it; every second round takes the sets backwards, so that a drift of the machine meets the sets alike. Within a set
@@ -53,31 +80,14 @@ def plan_trials(params: Params) -> list[PlannedTrial]:
         placement = placement_of(step, params)
         sets.setdefault(placement.engine_key(), []).append(placement)
     groups = list(sets.values())
-    return [
+    trials = [
         PlannedTrial(placement, block, number)
         for number, blocks in enumerate(rounds_of(range(1, params.blocks + 1), params.starts), 1)
         for steps in (groups if number % 2 else groups[::-1])
         for block in blocks
         for placement in (steps if block % 2 else steps[::-1])
     ]
-
-
-def expected_trial_s(params: Params) -> float:
-    """About how long one trial takes beside its engines' start: warm-up, window, notebook and hand-over."""
-    return params.warmup_s + params.window_s + 6.0
-
-
-def seconds_left(params: Params, left: list[PlannedTrial], engine_start_s: float, current: object) -> float:
-    """About how long the trials that are left will take, engine starts included.
-
-    `current`: (round, key) of the engines that are up.
-    """
-    starts = 0
-    for trial in left:
-        mine = (trial.round, trial.placement.engine_key())
-        starts += mine != current
-        current = mine
-    return len(left) * expected_trial_s(params) + starts * engine_start_s
+    return RunPlan(trials, params.warmup_s + params.window_s + BESIDE_THE_WINDOW_S)
 
 
 def to_stderr(text: str) -> None:

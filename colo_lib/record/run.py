@@ -16,15 +16,14 @@ from typing import Any
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.launch.engines import ENGINES_FILE, Engines, Handles, publish
 from colo_lib.launch.rpc import runtime_folder
-from colo_lib.launch.specs import EngineSpec, GenSpec, specs_of
+from colo_lib.launch.specs import EngineSpec, GenSpec
 from colo_lib.launch.trial import skip_trial
-from colo_lib.params import Params
 from colo_lib.paths import START, TRIAL, trial_folder
 from colo_lib.placement import Placement
 from colo_lib.record.captures import record_captures
 from colo_lib.record.notebook_host import NotebookHost, notebook_host
-from colo_lib.record.plan import PlannedTrial, Progress, plan_trials, seconds_left
-from colo_lib.record.run_folder import counts, needed_gib, run_lock, seal, trial_records, trial_status
+from colo_lib.record.plan import PlannedTrial, Progress, plan_run
+from colo_lib.record.run_folder import OpenRun, needed_gib, run_lock, seal, trial_records
 from colo_lib.records import Start, Trial
 from colo_lib.steps import STEPS, with_id
 
@@ -40,14 +39,14 @@ class Outcome:
     missing: list[str]
 
 
-def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
-    """Record every trial and capture that `folder` lacks and seal it; on failed trials it stays `.partial`.
+def carry_out_run(run: OpenRun, say: Say = print) -> Outcome:
+    """Record every trial and capture that a run lacks and seal it; on failed trials it stays `.partial`.
 
     A capture that cannot be had does not keep a run open: what it measured is complete.
     Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended.
     """
-    plan, failures, began = plan_trials(params), list[str](), time.monotonic()
-    missing: list[str] = []
+    folder, plan, began = run.folder, plan_run(run.params), time.monotonic()
+    failures, missing = list[str](), list[str]()
     with ExitStack() as stack:
         stack.enter_context(terminable())
         stack.enter_context(run_lock(folder))
@@ -59,21 +58,20 @@ def carry_out_run(params: Params, folder: Path, say: Say = print) -> Outcome:
         environment = {ENGINES_FILE: str(keeper.file)}
         host = stack.enter_context(notebook_host(runtime, folder / "logs" / "notebooks.log", environment))
         up: object = None
-        for number, trial in enumerate(plan, 1):
-            if counts(trial_status(folder, trial.step, trial.block)):
+        for number, trial in enumerate(plan.trials, 1):
+            if not run.lacks(trial.step, trial.block):
                 continue
             if up not in (None, trial.round):
                 keeper.stop()  # engines of an earlier round would be no fresh start
             up = trial.round
-            sharing = [one.placement for one in plan if one.placement.engine_key() == trial.placement.engine_key()]
-            failure = carry_out_trial(params, folder, trial, sharing, keeper, host, say)
+            failure = carry_out_trial(run, trial, plan.sharing(trial), keeper, host, say)
             if failure:
                 failures.append(f"{trial.step}, trial {trial.block}: {failure}")
-            left = seconds_left(params, plan[number:], keeper.start_s, (trial.round, keeper.key))
-            say(progress_line(number, len(plan), folder, trial, failure, left))
+            left_s = plan.seconds_left(number, keeper.start_s, (trial.round, keeper.key))
+            say(progress_line(number, len(plan.trials), folder, trial, failure, left_s))
         keeper.stop()
         if not failures:
-            missing = record_captures(params, folder, params.step_names(), say)
+            missing = record_captures(run, run.params.step_names(), say)
     say(time_line(folder))
     return Outcome(folder if failures else seal(folder), failures, missing)
 
@@ -92,8 +90,7 @@ def note_seconds(folder: Path, seconds: float) -> None:
 
 
 def carry_out_trial(
-    params: Params,
-    folder: Path,
+    run: OpenRun,
     trial: PlannedTrial,
     sharing: list[Placement],
     keeper: EngineKeeper,
@@ -102,21 +99,20 @@ def carry_out_trial(
 ) -> str | None:
     """One trial through its step's notebook; None when it left a record that counts, else the cause."""
     complaint: str | None = None
-    step = STEPS[trial.step]
+    folder, params, step = run.folder, run.params, STEPS[trial.step]
     try:
         say(f"{with_id(trial.step, step.name_on(params.device))}, block {trial.block}: {trial.placement.mechanism}")
-        keeper.ready_for(specs_of(params, trial.placement).engines, sharing, needed_gib(folder), say)
+        keeper.ready_for(run.specs(trial.placement).engines, sharing, needed_gib(folder), say)
         notebook = step.notebook
         out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
-        told = params.model_copy(update={"run": str(folder.absolute()), "block": trial.block})
-        limit_s = params.cell_timeout_s + 120.0
-        complaint = host.execute(notebook, out, told, limit_s)
+        changed = {"run": str(folder.absolute()), "block": trial.block}
+        complaint = host.execute(notebook, out, params.model_dump() | changed, params.cell_timeout_s)
     except StepSkipped as skipped:
         skip_trial(trial.placement, trial_folder(folder, trial.step, trial.block), trial.block, str(skipped))
         return None
     except StepFailed as error:
         complaint = str(error)
-    if counts(trial_status(folder, trial.step, trial.block)):
+    if not run.lacks(trial.step, trial.block):
         return None
     # An engine that failed a trial is not trusted with the next one.
     keeper.stop()

@@ -12,18 +12,20 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from colo_lib.errors import InputError
 from colo_lib.frames import SCHEMA_VERSION
-from colo_lib.hardware.budget import format_budget, refuse_if_too_large
+from colo_lib.hardware.budget import demand_of, format_budget, refuse_if_too_large
 from colo_lib.hardware.engine_python import resolve_models
 from colo_lib.hardware.machine import describe
 from colo_lib.hardware.memory import budget_here
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.json_records import now_utc
 from colo_lib.launch.preflight import preflight
-from colo_lib.params import STEPS, Params, check_recorded, split_list
+from colo_lib.launch.specs import Specs, specs_of
+from colo_lib.params import STEPS, Params, check_recorded
 from colo_lib.paths import (
     CAPTURE,
     MANIFEST,
@@ -36,13 +38,33 @@ from colo_lib.paths import (
     partial_folder,
     trial_folder,
 )
-from colo_lib.placement import placement_of
+from colo_lib.placement import Placement, placement_of
 from colo_lib.records import CaptureFacts, ListedCapture, ListedFile, ListedTrial, Manifest, Start, Trial
 
 Say = Callable[[str], None]
 
 
-def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that is being recorded: its `.partial` folder, and the parameters that its trials are recorded with."""
+
+    folder: Path
+    params: Params
+
+    def placement(self, step: str) -> Placement:
+        """Where a step runs; raises InputError when the machine's devices do not suffice."""
+        return placement_of(step, self.params)
+
+    def specs(self, placement: Placement) -> Specs:
+        """What the launcher is told for a step; raises InputError as `specs_of` does."""
+        return specs_of(self.params, placement)
+
+    def lacks(self, step: str, block: int) -> bool:
+        """Whether a trial is still to be recorded."""
+        return not counts(trial_status(self.folder, step, block))
+
+
+def begin_run(params: Params, suffix: str = "", say: Say = print) -> OpenRun:
     """A new `.partial` folder that holds what is known at the start: parameters, machine, models, budget.
 
     Raises InputError, before anything is created, when the models cannot be found or cannot fit, or when a GPU's mode
@@ -50,11 +72,12 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
     """
     models = resolve_models(params)
     gpus = look_at_gpus() if params.device == "cuda" else None
-    budget = budget_here(params, gpus)
+    demand = demand_of(params)
+    budget = budget_here(demand, gpus)
     refuse_if_too_large(budget)
     say(format_budget(budget))
     placements = [placement_of(step, params) for step in params.step_names()] if gpus else []
-    notes = preflight(split_list(params.devices), placements, gpus) if gpus else []
+    notes = preflight(demand.devices, placements, gpus) if gpus else []
     for note in notes:
         say(f"note: {note}")
     name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
@@ -64,8 +87,8 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
     start = Start(
         created_utc=now_utc(),
         params=params.model_dump(),
-        machine=describe(params, models.gen_python),
-        models=models.facts(params),
+        machine=describe(params.device, demand.devices, models.gen.python),
+        models=models.facts(),
         budget=budget.record(),
         notes=notes,
     )
@@ -77,11 +100,11 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> Path:
         unborn.rename(folder)
     except OSError as error:
         raise InputError(f"parameter 'runs_dir' = {params.runs_dir!r}: {folder} cannot be made: {error}") from None
-    return folder
+    return OpenRun(folder, params)
 
 
-def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[Path], None]) -> tuple[Path, Params]:
-    """The folder and parameters of an unfinished run, by path or run id; `check_unfinished` looks at what it holds.
+def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[Path], None]) -> OpenRun:
+    """An unfinished run, by path or run id; `check_unfinished` looks at what it holds.
 
     Raises InputError when there is none, or what that check raises for damage.
     """
@@ -92,7 +115,7 @@ def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[P
             raise InputError(f"{candidate} is finished: there is nothing to resume; colo report {candidate}")
         if (candidate / START).is_file():
             check_unfinished(candidate)
-            return candidate, read_params(candidate)
+            return OpenRun(candidate, read_params(candidate))
     raise InputError(f"no unfinished run {text!r}: `colo list` shows what there is")
 
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 from colo_lib.errors import InputError, StepSkipped
 from colo_lib.launch.engines import engines_for
-from colo_lib.launch.specs import specs_of
 from colo_lib.launch.trial import run_trial, skip_trial
 from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
-from colo_lib.placement import placement_of
 from colo_lib.record.captures import record_captures, refuse_conflicts
 from colo_lib.record.plan import Progress, to_stderr
-from colo_lib.record.run_folder import begin_run, counts, needed_gib, run_lock, seal, trial_records, trial_status
+from colo_lib.record.run_folder import OpenRun, begin_run, needed_gib, run_lock, seal, trial_records
 from colo_lib.records import Trial
 
 if TYPE_CHECKING:
@@ -52,31 +50,32 @@ def record_step(params: Params, step: str) -> StepRecord:
     Raises InputError before anything starts, StepFailed when a trial cannot be measured.
     """
     if params.run:
-        folder = Path(params.run)
-        if not folder.name.endswith(PARTIAL):
+        run = OpenRun(Path(params.run), params)
+        if not run.folder.name.endswith(PARTIAL):
             raise InputError(
                 f"parameter 'run' = {params.run!r} is a finished run, which is never written to: leave it empty"
             )
-        record_trials(params, step, folder)
-        return read_step(folder, step)
-    refuse_conflicts(params)
+        record_trials(run, step)
+        return read_step(run.folder, step)
+    refuse_conflicts(params.gen_extra_args, params.capture_s)
     # The run holds this step alone, and its record says so.
-    folder = begin_run(params.model_copy(update={"steps": step}), step.lower())
-    with run_lock(folder):
-        record_trials(params, step, folder)
-        for sentence in record_captures(params, folder, [step], to_stderr):
+    run = begin_run(params.model_copy(update={"steps": step}), step.lower())
+    with run_lock(run.folder):
+        record_trials(run, step)
+        for sentence in record_captures(run, [step], to_stderr):
             to_stderr(sentence)
-        return read_step(seal(folder), step)
+        return read_step(seal(run.folder), step)
 
 
-def record_trials(params: Params, step: str, folder: Path) -> None:
-    """Carry out the trials of `step` that `folder` lacks, or record why this machine cannot."""
+def record_trials(run: OpenRun, step: str) -> None:
+    """Carry out the trials of `step` that a run lacks, or record why this machine cannot."""
+    params, folder = run.params, run.folder
     blocks = [params.block] if params.block else list(range(1, params.blocks + 1))
-    missing = [block for block in blocks if not counts(trial_status(folder, step, block))]
+    missing = [block for block in blocks if run.lacks(step, block)]
     if not missing:
         return
-    placement = placement_of(step, params)
-    specs = specs_of(params, placement)
+    placement = run.placement(step)
+    specs = run.specs(placement)
     try:
         with engines_for(specs.engines, folder / "logs", Progress(), needed_gib(folder)) as handles:
             for block in missing:

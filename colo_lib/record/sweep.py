@@ -47,7 +47,12 @@ def carry_out_cell(params: Params, folder: Path, cell: str, attempts: int, say: 
     began = time.monotonic()
     runs, log = cell_runs(folder), folder / "run.log"
     if not finished_run(runs):
-        words = [sys.executable, "-m", "colo_lib.cli", "run", *_order(params, folder, runs), "--no-report"]
+        if unfinished := unfinished_run(runs):
+            order = ["--resume", str(unfinished)]
+        else:
+            write_params(params, folder / "params.yaml")
+            order = [str(folder / "params.yaml")]
+        words = [sys.executable, "-m", "colo_lib.cli", "run", *order, "--no-report"]
         log.unlink(missing_ok=True)
         environment = dict(os.environ) | package_environment({"PYTHONUNBUFFERED": "1"})
         child = Child(cell, words, log, env=environment, grace_s=GRACE_S)
@@ -73,14 +78,9 @@ def finished_run(runs: Path) -> Path | None:
     return next((file.parent for file in sorted(runs.glob(f"*/{MANIFEST}")) if file.parent.suffix != PARTIAL), None)
 
 
-def _order(params: Params, folder: Path, runs: Path) -> list[str]:
-    """What `colo run` is told: the unfinished run that is there, else the cell's params file."""
-    unfinished = sorted(file.parent for file in runs.glob(f"*{PARTIAL}/{START}"))
-    if unfinished:
-        return ["--resume", str(unfinished[-1])]
-    file = folder / "params.yaml"
-    write_params(params, file)
-    return [str(file)]
+def unfinished_run(runs: Path) -> Path | None:
+    """The newest unfinished run folder of a cell, or None."""
+    return max((file.parent for file in runs.glob(f"*{PARTIAL}/{START}")), default=None)
 
 
 def _follow(child: Child, log: Path, say: Say) -> None:

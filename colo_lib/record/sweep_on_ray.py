@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from colo_lib.launch.child import Child
 from colo_lib.launch.load import package_environment, wait_for
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.vllm_server import free_port
-from colo_lib.params import Params, check, split_list
+from colo_lib.params import check, split_list
 from colo_lib.paths import cell_folder, cell_runs
 from colo_lib.record.run import terminable
 from colo_lib.record.sweep import Execute, Order, Say, carry_out_cell
@@ -129,7 +129,9 @@ def _carry_out(ray: Any, orders: list[Order], say: Say, work: Work) -> Iterator[
     def send(order: Order) -> None:
         base, _ = read_plan(order.folder)
         params = cell_params(base, order.cell, order.folder)
-        wanted = task.options(max_retries=0, **resources_of(params, ray.cluster_resources()))
+        wanted = task.options(
+            max_retries=0, **resources_of(params.device, split_list(params.devices), ray.cluster_resources())
+        )
         under_way[wanted.remote(params.model_dump(), order.cell.name, order.attempt)] = order
 
     for order in orders:
@@ -157,15 +159,13 @@ def _carry_out(ray: Any, orders: list[Order], say: Say, work: Work) -> Iterator[
             yield CellRecord.model_validate(record)
 
 
-def resources_of(params: Params, offered: dict[str, float]) -> dict[str, Any]:
-    """What a cell asks of Ray; raises InputError when the cluster could never give it."""
-    devices = len(split_list(params.devices))
-    if params.device == "cuda":
-        if offered.get("GPU", 0) < devices:
-            raise InputError(
-                f"--ray: a cell needs {devices} GPUs (parameter 'devices'), the cluster has {offered.get('GPU', 0):.0f}"
-            )
-        return {"num_gpus": devices, "num_cpus": 0}
+def resources_of(device: str, devices: Sequence[str], offered: Mapping[str, float]) -> dict[str, Any]:
+    """What a cell asks of Ray, in Ray's own words; raises InputError when the cluster could never give it."""
+    if device == "cuda":
+        needed, there = len(devices), offered.get("GPU", 0)
+        if there < needed:
+            raise InputError(f"--ray: a cell needs {needed} GPUs (parameter 'devices'), the cluster has {there:.0f}")
+        return {"num_gpus": needed, "num_cpus": 0}
     return {"num_cpus": min(1.0, offered.get("CPU", 1.0)), "scheduling_strategy": "SPREAD"}
 
 

@@ -21,7 +21,7 @@ from colo_lib.params import Params, check
 from colo_lib.paths import CAPTURE, REPOSITORY, capture_folder
 from colo_lib.record import captures
 from colo_lib.record.captures import missing_captures, record_captures
-from colo_lib.record.run_folder import capture_records
+from colo_lib.record.run_folder import OpenRun, capture_records
 from tests.processes import token_carriers, wait_until
 
 STAND_IN = Path(__file__).parents[1] / "standins" / "nsys"
@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params) -> Call
         thread = threading.Thread(target=during or (lambda: None))
         thread.start()
         chosen = params.model_copy(update={"device": "cuda"}) if on_gpu else params
-        missing = record_captures(chosen, tmp_path / "run.partial", ["step4"], lambda _: None)
+        missing = record_captures(OpenRun(tmp_path / "run.partial", chosen), ["step4"], lambda _: None)
         thread.join()
         told = json.loads((folder(tmp_path) / CAPTURE).read_text())
         return told, missing
@@ -91,10 +91,10 @@ def test_a_capture_says_what_was_recorded(run: Any, tmp_path: Path) -> None:
 
 def test_a_done_capture_is_not_repeated_and_a_failed_one_is(run: Any, tmp_path: Path, params: Params) -> None:
     run(fail={"stop": "error"})
-    assert [one.step for one in missing_captures(params, tmp_path / "run.partial", ["step4"])] == ["step4"]
+    assert [one.step for one in missing_captures(OpenRun(tmp_path / "run.partial", params), ["step4"])] == ["step4"]
     told, missing = run()
     assert (told["status"], missing) == ("done", [])
-    assert missing_captures(params, tmp_path / "run.partial", ["step4"]) == []
+    assert missing_captures(OpenRun(tmp_path / "run.partial", params), ["step4"]) == []
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_recording_without_importer_is_kept_with_the_remedy(run: Any, tmp_path
 
 def test_without_nsys_every_step_says_so(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captures, "find_nsys", lambda: None)
-    missing = record_captures(params, tmp_path / "run.partial", ["step1", "step4"], lambda _: None)
+    missing = record_captures(OpenRun(tmp_path / "run.partial", params), ["step1", "step4"], lambda _: None)
     assert len(missing) == 1
     assert "step1, step4" in missing[0]
     told = json.loads((folder(tmp_path) / CAPTURE).read_text())
@@ -158,7 +158,7 @@ def test_who_holds_cupti_is_named(run: Any, monkeypatch: pytest.MonkeyPatch, par
     monkeypatch.setattr(captures, "find_nsys", lambda: STAND_IN)
     monkeypatch.setattr(captures, "rivals", lambda: ["DCGM's host engine (nv-hostengine, pid 77)"])
     on_gpu = params.model_copy(update={"device": "cuda"})
-    (sentence,) = record_captures(on_gpu, tmp_path / "run.partial", ["step4"], lambda _: None)
+    (sentence,) = record_captures(OpenRun(tmp_path / "run.partial", on_gpu), ["step4"], lambda _: None)
     assert "nv-hostengine, pid 77" in sentence
     assert "dcgmi profile --pause" in sentence
 
@@ -205,9 +205,10 @@ from pathlib import Path
 from colo_lib.nsys import session
 from colo_lib.params import check
 from colo_lib.record.captures import record_captures
+from colo_lib.record.run_folder import OpenRun
 session.HOST = "tests.standins.capture_host"
 params = check({"capture_s": 60.0, "warmup_s": 0.1, "steps": "step4"}, "test")
-record_captures(params, Path(sys.argv[1]), ["step4"], print)
+record_captures(OpenRun(Path(sys.argv[1]), params), ["step4"], print)
 """
 
 

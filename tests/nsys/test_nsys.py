@@ -11,7 +11,6 @@ from colo_lib.child_environment import INJECTION, child_environment, engine_envi
 from colo_lib.errors import InputError
 from colo_lib.nsys import commands
 from colo_lib.nsys.engine_host import hand_on_injection
-from colo_lib.params import check
 from colo_lib.record.captures import refuse_conflicts
 
 NSYS = Path("/opt/nsys")
@@ -68,9 +67,9 @@ def test_a_refused_context_switch_trace_is_seen_in_the_answer() -> None:
 def test_a_torch_profiler_beside_a_capture_is_refused_by_name() -> None:
     for word in ("--profiler-config.profiler=torch", "--profiler_config={}", "--torch-profiler-dir=x"):
         with pytest.raises(InputError, match="CUPTI"):
-            refuse_conflicts(check({"capture_s": 2.0, "gen_extra_args": word}, "test"))
-        refuse_conflicts(check({"gen_extra_args": word}, "test"))
-    refuse_conflicts(check({"capture_s": 2.0, "gen_extra_args": "--max-num-batched-tokens 512"}, "test"))
+            refuse_conflicts(word, 2.0)
+        refuse_conflicts(word, 0.0)
+    refuse_conflicts("--max-num-batched-tokens 512", 2.0)
 
 
 def test_what_nsys_adds_to_the_environment_reaches_the_engines_alone(monkeypatch: pytest.MonkeyPatch) -> None:

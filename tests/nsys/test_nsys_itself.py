@@ -15,6 +15,7 @@ from colo_lib.nsys import commands
 from colo_lib.nsys.commands import events_by_pid
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.record.captures import record_captures
+from colo_lib.record.run_folder import OpenRun
 from tests.launch.test_faults import nano
 from tests.processes import token_carriers
 
@@ -36,7 +37,7 @@ def leftovers() -> set[Path]:
 def test_one_session_holds_server_engine_core_and_embedder(binary: Path, tmp_path: Path, engine_python: Path) -> None:
     before, params, said = leftovers(), nano(capture_s=1.5, steps="step1,step2,step3"), list[str]()
     steps = ["step1", "step2", "step3"]
-    assert record_captures(params, tmp_path, steps, said.append) == []
+    assert record_captures(OpenRun(tmp_path, params), steps, said.append) == []
     told = {step: json.loads((capture_folder(tmp_path, step) / CAPTURE).read_text()) for step in steps}
     # One launch for all three: the same processes in each.
     assert len({json.dumps([one["pids"], one["command"]]) for one in told.values()}) == 1

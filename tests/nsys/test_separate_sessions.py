@@ -25,6 +25,7 @@ from colo_lib.params import check
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.placement import placement_of
 from colo_lib.record.captures import record_captures
+from colo_lib.record.run_folder import OpenRun
 from tests.launch.test_faults import nano
 from tests.nsys.test_captures import engine_env, folder, nsys_process, params, put_nsys, run
 from tests.nsys.test_nsys_itself import leftovers
@@ -134,7 +135,8 @@ def test_both_engines_have_a_session_each(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     before = leftovers()
     steps = ["step1", "step2", "step3"] if which == "real" else ["step2", "step3"]
-    assert record_captures(nano(capture_s=1.0, steps=",".join(steps)), tmp_path, steps, print) == []
+    run = OpenRun(tmp_path, nano(capture_s=1.0, steps=",".join(steps)))
+    assert record_captures(run, steps, print) == []
     told = {step: json.loads((capture_folder(tmp_path, step) / CAPTURE).read_text()) for step in steps}
     both = ["trace-gen.sqlite", "trace-embed.sqlite"]
     assert [told[step]["exports"] for step in steps] == [both[:1] if step == "step1" else both for step in steps]

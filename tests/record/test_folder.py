@@ -33,11 +33,12 @@ def record(folder: Path, step: str, trial: int, status: str, start_ns: int) -> N
 
 def test_begin_keeps_what_resume_needs(tmp_path: Path, engine_python: Path) -> None:
     wanted = params(tmp_path, blocks=4)
-    folder = begin_run(wanted)
+    run = begin_run(wanted)
+    folder = run.folder
     assert folder.name.endswith(".partial")
     assert read_params(folder) == wanted
     for told in (folder, folder.name.removesuffix(".partial"), str(folder).removesuffix(".partial")):
-        assert resume(told, wanted.runs_dir, check_unfinished) == (folder, wanted)
+        assert resume(told, wanted.runs_dir, check_unfinished) == run
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_a_run_that_was_killed_while_it_was_sealed_is_sealed_again(
             seal(folder)
     if folder.exists():
         assert [one.name for one in find_unfinished(tmp_path)] == [folder.name]
-        assert resume(folder, tmp_path, check_unfinished)[0] == folder
+        assert resume(folder, tmp_path, check_unfinished).folder == folder
         assert seal(folder) == whole
     assert len(open_run(whole).trials) == 6
 
@@ -183,7 +184,7 @@ def test_a_damaged_unfinished_run_is_not_taken_up(tmp_path: Path, how: str, told
     (whole / MANIFEST).unlink()
     folder = whole.rename(whole.with_name(f"{whole.name}.partial"))
     write_json(folder / START, {name: manifest[name] for name in ("params", "machine", "models", "budget")})
-    assert resume(folder, tmp_path, check_unfinished)[0] == folder
+    assert resume(folder, tmp_path, check_unfinished).folder == folder
     harm(folder, how)
     with pytest.raises(InputError, match=told):
         resume(folder, tmp_path, check_unfinished)

@@ -34,7 +34,7 @@ def notebook(tmp_path: Path, *cells: str) -> str:
 
 def test_a_notebook_is_executed_with_its_parameters(host: NotebookHost, tmp_path: Path) -> None:
     name = notebook(tmp_path, "window_s = 1.0", f"open({str(tmp_path / 'seen')!r}, 'w').write(str(window_s))")
-    assert host.execute(name, tmp_path / "out.ipynb", check({"window_s": 7.5}, "test"), 60.0) is None
+    assert host.execute(name, tmp_path / "out.ipynb", check({"window_s": 7.5}, "test").model_dump(), 60.0) is None
     assert (tmp_path / "seen").read_text() == "7.5"
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells
 
@@ -50,18 +50,23 @@ def test_a_notebook_is_executed_with_its_parameters(host: NotebookHost, tmp_path
 )
 def test_failures_are_told(host: NotebookHost, tmp_path: Path, cell: str, told: str) -> None:
     name = notebook(tmp_path, "window_s = 1.0", cell)
-    complaint = host.execute(name, tmp_path / "out.ipynb", check({"cell_timeout_s": 3.0}, "test"), 60.0)
+    complaint = host.execute(name, tmp_path / "out.ipynb", check({}, "test").model_dump(), 3.0)
     assert complaint is not None
     assert told in complaint
     assert "Traceback" not in complaint
     # The host is fit for the next one.
-    assert host.execute(notebook(tmp_path, "window_s = 1.0"), tmp_path / "next.ipynb", check({}, "test"), 60.0) is None
+    assert (
+        host.execute(
+            notebook(tmp_path, "window_s = 1.0"), tmp_path / "next.ipynb", check({}, "test").model_dump(), 60.0
+        )
+        is None
+    )
 
 
 def test_a_damaged_run_is_a_sentence_in_a_notebook_too(host: NotebookHost, tmp_path: Path) -> None:
     cell = "from colo_lib.data.run import open_run; open_run('no-such-run')"
     complaint = host.execute(
-        notebook(tmp_path, "window_s = 1.0", cell), tmp_path / "out.ipynb", check({}, "test"), 60.0
+        notebook(tmp_path, "window_s = 1.0", cell), tmp_path / "out.ipynb", check({}, "test").model_dump(), 60.0
     )
     assert complaint == "no run folder no-such-run; `colo list` names the runs"
     shown = [output for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells for output in cell.get("outputs", [])]
@@ -72,7 +77,7 @@ def test_a_damaged_run_is_a_sentence_in_a_notebook_too(host: NotebookHost, tmp_p
 def test_a_quiet_exit_looks_like_success_to_papermill_alone(host: NotebookHost, tmp_path: Path) -> None:
     """Why a step is done only when its own record says so: nothing is complained of here."""
     name = notebook(tmp_path, "window_s = 1.0", "get_ipython().system('false')", "never = 'recorded'")
-    assert host.execute(name, tmp_path / "out.ipynb", check({}, "test"), 60.0) is None
+    assert host.execute(name, tmp_path / "out.ipynb", check({}, "test").model_dump(), 60.0) is None
 
 
 def test_children_of_a_kernel_end_with_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +85,7 @@ def test_children_of_a_kernel_end_with_the_host(tmp_path: Path, monkeypatch: pyt
     before = set(token_carriers())
     name = notebook(tmp_path, "window_s = 1.0", "import subprocess; subprocess.Popen(['sleep', '300'])")
     with runtime_folder() as runtime, notebook_host(runtime, tmp_path / "host.log", {}) as running:
-        assert running.execute(name, tmp_path / "out.ipynb", check({}, "test"), 60.0) is None
+        assert running.execute(name, tmp_path / "out.ipynb", check({}, "test").model_dump(), 60.0) is None
     assert wait_until(lambda: set(token_carriers()) <= before)
 
 
@@ -93,6 +98,6 @@ def test_a_lost_host_is_told(host: NotebookHost, tmp_path: Path) -> None:
     os.kill(host.child.pid, signal.SIGKILL)
     time.sleep(0.2)
     with pytest.raises(StepFailed, match="host is lost"):
-        host.execute(notebook(tmp_path, "window_s = 1.0"), tmp_path / "out.ipynb", check({}, "test"), 5.0)
+        host.execute(notebook(tmp_path, "window_s = 1.0"), tmp_path / "out.ipynb", check({}, "test").model_dump(), 5.0)
     with pytest.raises(OSError):
         call(host.handle, "status", timeout_s=1.0)

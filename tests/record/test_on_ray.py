@@ -115,12 +115,11 @@ def test_a_lost_node_costs_no_cell(cluster: Any, tmp_path: Path) -> None:
 
 def test_a_cell_asks_for_as_many_gpus_as_it_names() -> None:
     offered = {"GPU": 4.0, "CPU": 8.0}
-    one, pair = Params(device="cuda", devices="0"), Params(device="cuda", devices="0,1")
-    assert sweep_on_ray.resources_of(one, offered)["num_gpus"] == 1
-    assert sweep_on_ray.resources_of(pair, offered)["num_gpus"] == 2
-    assert "num_gpus" not in sweep_on_ray.resources_of(Params(), offered)
+    assert sweep_on_ray.resources_of("cuda", ["0"], offered)["num_gpus"] == 1
+    assert sweep_on_ray.resources_of("cuda", ["0", "1"], offered)["num_gpus"] == 2
+    assert "num_gpus" not in sweep_on_ray.resources_of("cpu", ["0", "1"], offered)
     with pytest.raises(InputError, match="the cluster has 1"):
-        sweep_on_ray.resources_of(pair, {"GPU": 1.0})
+        sweep_on_ray.resources_of("cuda", ["0", "1"], {"GPU": 1.0})
 
 
 def test_a_folder_travels_whole_and_escapes_nowhere(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.params import check
-from colo_lib.record.plan import plan_trials, rounds_of, seconds_left
+from colo_lib.record.plan import plan_run, rounds_of
 
 
 def order(**params: object) -> list[tuple[str, int]]:
-    return [(trial.step, trial.block) for trial in plan_trials(check(params, "test"))]
+    return [(trial.step, trial.block) for trial in plan_run(check(params, "test")).trials]
 
 
 def test_blocks_alternate_in_direction() -> None:
@@ -32,7 +32,7 @@ def test_every_step_has_every_block_once() -> None:
 
 
 def test_a_round_starts_every_set_of_engines_once() -> None:
-    plan = plan_trials(check({"blocks": 6, "starts": 3}, "test"))
+    plan = plan_run(check({"blocks": 6, "starts": 3}, "test")).trials
     for number in (1, 2, 3):
         mine = [trial for trial in plan if trial.round == number]
         assert sum(a.placement.engine_key() != b.placement.engine_key() for a, b in pairwise(mine)) == 2
@@ -40,7 +40,7 @@ def test_a_round_starts_every_set_of_engines_once() -> None:
 
 
 def test_every_second_round_takes_the_sets_backwards() -> None:
-    plan = plan_trials(check({"blocks": 2, "starts": 2}, "test"))
+    plan = plan_run(check({"blocks": 2, "starts": 2}, "test")).trials
     sets = [trial.placement.engine_key() for trial in plan]
     assert [key for key, _ in groupby(sets[:6])] == [key for key, _ in groupby(sets[6:])][::-1]
 
@@ -55,7 +55,7 @@ def test_rounds_are_even_and_hold_every_block_in_order(blocks: int, starts: int)
 
 def test_time_left_counts_engine_starts() -> None:
     params = check({"blocks": 2, "starts": 2, "warmup_s": 1.0, "window_s": 3.0}, "test")
-    plan = plan_trials(params)
-    assert seconds_left(params, plan, 30.0, None) == 12 * 10.0 + 6 * 30.0
-    assert seconds_left(params, plan[1:], 30.0, (1, plan[0].placement.engine_key())) == 11 * 10.0 + 5 * 30.0
-    assert seconds_left(params, [], 30.0, None) == 0
+    plan = plan_run(params)
+    assert plan.seconds_left(0, 30.0, None) == 12 * 10.0 + 6 * 30.0
+    assert plan.seconds_left(1, 30.0, (1, plan.trials[0].placement.engine_key())) == 11 * 10.0 + 5 * 30.0
+    assert plan.seconds_left(len(plan.trials), 30.0, None) == 0

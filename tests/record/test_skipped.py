@@ -15,7 +15,7 @@ from colo_lib.launch.specs import EngineSpec
 from colo_lib.params import check
 from colo_lib.plot.run import stalls
 from colo_lib.record import run as keeper_module
-from colo_lib.record.plan import plan_trials
+from colo_lib.record.plan import plan_run
 from colo_lib.record.run import EngineKeeper
 from colo_lib.record.run_folder import begin_run, trial_status
 from colo_lib.record.step import record_step
@@ -54,15 +54,13 @@ def test_a_run_asks_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(keeper_module, "Engines", Absent)
     params = check(NANO | {"runs_dir": str(tmp_path), "gen_python": "/bin/true", "steps": "mig"}, "test")
-    folder = begin_run(params, say=lambda _: None)
-    plan = plan_trials(params)
-    keeper = EngineKeeper(tmp_path, folder / "logs")
+    run = begin_run(params, say=lambda _: None)
+    plan = plan_run(params).trials
+    keeper = EngineKeeper(tmp_path, run.folder / "logs")
     for number, trial in enumerate(plan, 1):
-        assert (
-            keeper_module.carry_out_trial(params, folder, trial, [trial.placement], keeper, None, told.append) is None
-        )  # type: ignore[arg-type]
-        told.append(keeper_module.progress_line(number, 2, folder, trial, None, 0.0))
-        assert trial_status(folder, trial.step, trial.block) == "skipped"
+        assert keeper_module.carry_out_trial(run, trial, [trial.placement], keeper, None, told.append) is None  # type: ignore[arg-type]
+        told.append(keeper_module.progress_line(number, 2, run.folder, trial, None, 0.0))
+        assert trial_status(run.folder, trial.step, trial.block) == "skipped"
     assert len(asked) == 1
     assert "SKIPPED: mig: there is none" in told[-1]
 
