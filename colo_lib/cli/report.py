@@ -37,7 +37,7 @@ def carry_out(options: argparse.Namespace) -> int:
     """Make the page and print its path; 0 done, 1 a notebook failed, 2 a run cannot be read."""
     from colo_lib.errors import InputError
     from colo_lib.paths import SWEEP
-    from colo_lib.report.build import make_report
+    from colo_lib.report.page import make_report
     from colo_lib.report.side_by_side import make_side_by_side
     from colo_lib.report.sweep_page import make_sweep_report
     from colo_lib.select import named_run

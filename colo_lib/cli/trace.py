@@ -54,9 +54,9 @@ def carry_out(options: argparse.Namespace) -> int:
     window = window or captured.window_s
     view, guessed = looked_at(captured.capture, captured.facts, asked, window, options.device, mechanism)
     if options.perfetto:
-        from colo_lib.report import perfetto
+        from colo_lib.report import timeline
 
-        told = perfetto.write_perfetto(view, Path(options.perfetto))
+        told = timeline.write_perfetto(view, Path(options.perfetto))
         if not options.json:
             print(told)
     found = summary_of(view, patterns) | {"workloads_guessed": guessed}

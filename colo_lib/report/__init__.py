@@ -10,6 +10,6 @@ def make_report(run_folder: Path, reports_dir: Path) -> Path:
 
     Raises InputError for a run that cannot be read, StepFailed naming the notebook that did not reach its end.
     """
-    from colo_lib.report.build import make_report as make
+    from colo_lib.report.page import make_report as make
 
     return make(Path(run_folder), Path(reports_dir))

@@ -1,24 +1,32 @@
 """Frames of one run shaped for reading: formatted cells, short headings, words that stand for a picture.
 
-Frames shaped for reading: formatted cells, short headings, and the words that stand for a picture.
-
-What two devices were used for, shaped for reading.
+And the runs that there are to read, each with the line that a reader pastes into a notebook's parameters cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from colo_lib import paths
+from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.steps_table import by_step, capital, number, with_interval
 from colo_lib.analysis.trace.collectives import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
+from colo_lib.data.run import find_runs, open_run
+from colo_lib.errors import InputError
+from colo_lib.params import Params
 from colo_lib.records import Manifest
+from colo_lib.report import notebook_output
+from colo_lib.report.notebook_output import NOTEBOOK
 from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, names_in
 
 NONE = "—"
+MOST_RUNS = 8  # newest runs that are judged; each costs a second or two
+RUN_COLUMNS = ["To read it, set", "Hypothesis", "Device", "Models", "Trials that count", "Recorded"]
 
 
 def clauses(frame: pd.DataFrame) -> pd.DataFrame:
@@ -294,3 +302,38 @@ def prediction(table: pd.DataFrame) -> pd.DataFrame:
 
 def _requests(count: int) -> str:
     return "1 request" if count == 1 else f"{count} requests"
+
+
+def show_runs(params: Params) -> None:
+    """Display the finished runs of `params.runs_dir` and the recorded ones; nothing where `params.run` names one."""
+    if not params.run:
+        caption = f"Finished runs, newest first (the newest {MOST_RUNS} of each place): paste a line and run all again."
+        runs = runs_table(paths.from_checkout(params.runs_dir), paths.RECORDED)
+        notebook_output.show_table(runs, "runs", caption, section=NOTEBOOK)
+
+
+def runs_table(*places: Path) -> pd.DataFrame:
+    """A row a finished run of each place, newest first: how to name it, its verdict, and what it ran on."""
+    rows = [_run_row(folder) for place in places for folder in find_runs(place)[:MOST_RUNS]]
+    return pd.DataFrame(rows, columns=RUN_COLUMNS)
+
+
+def _run_row(folder: Path) -> tuple[str, ...]:
+    """One run; one that cannot be read stands there with the reason, and stops nothing."""
+    shown = folder.relative_to(paths.REPOSITORY) if folder.is_relative_to(paths.REPOSITORY) else folder
+    line = f'run = "{shown.as_posix()}"'
+    try:
+        run = open_run(folder)
+        status = RunAnalysis(run).verdict.status
+    except InputError as error:
+        return (line, f"unreadable: {error}", *["—"] * 4)
+    label = " (SIMULATED)" if run.simulated else " (cores stand in)" if run.stand_in else ""
+    counted = int((run.trials["status"] == "done").sum())
+    return (
+        line,
+        status,
+        f"{run.manifest.machine.device_name}{label}",
+        " + ".join(str(run.manifest.model_of(name).name) for name in ("gen", "embed")),
+        f"{counted} of {len(run.trials)}",
+        run.manifest.created_utc or "not recorded",
+    )

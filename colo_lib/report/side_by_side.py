@@ -26,11 +26,9 @@ from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError
 from colo_lib.params import names_touching
 from colo_lib.report import page, provenance
-from colo_lib.report.index import write_index
-from colo_lib.report.page import write_page
+from colo_lib.report.notebook_output import SIDE_BY_SIDE, table_part
+from colo_lib.report.page import write_index, write_page
 from colo_lib.report.run_tables import quantity_in_words
-from colo_lib.report.sections import SIDE_BY_SIDE
-from colo_lib.report.templating import table_part
 from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, names_of, with_id
 
 LONGEST_LABEL = 48  # characters of a device's name that head a column

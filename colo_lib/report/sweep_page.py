@@ -11,11 +11,10 @@ from colo_lib.analysis.operating_point import LEVERS, STEPS
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep, open_sweep
 from colo_lib.errors import InputError
-from colo_lib.report import index, page, provenance, sections
+from colo_lib.report import page, provenance
 from colo_lib.report.across_tables import states
-from colo_lib.report.build import execute_with, keep_figures
-from colo_lib.report.page import write_page
-from colo_lib.report.templating import table_part
+from colo_lib.report.notebook_output import SWEEP_PAGE, by_section, table_part
+from colo_lib.report.page import execute_with, keep_figures, write_index, write_page
 
 # notebook -> (parameters of which the sweep varies one, steps of which it has one); the most telling first
 NOTEBOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -46,12 +45,16 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
     executed = reports_dir / sweep.sweep_id
     executed.mkdir(parents=True, exist_ok=True)
     timeout_s = int(max(1, sweep.params.cell_timeout_s))
-    told = {"sweep": str(sweep.folder.resolve())}
-    lifted = [execute_with(name, sweep.sweep_id, told, timeout_s, executed / f"{name}.ipynb") for name in wanted]
+    values = {"sweep": str(sweep.folder.resolve())}
+    parts = [
+        part
+        for name in wanted
+        for part in execute_with(name, sweep.sweep_id, values, timeout_s, executed / f"{name}.ipynb")
+    ]
     target = output or reports_dir / f"{sweep.sweep_id}.html"
-    write_page(target, render(sweep, first, [part for found in lifted for part in found]))
+    write_page(target, render(sweep, first, parts))
     if output is None:
-        index.write_index(reports_dir)
+        write_index(reports_dir)
     return target
 
 
@@ -64,37 +67,37 @@ def notebooks_of(sweep: Sweep) -> list[str]:
     ]
 
 
-def render(sweep: Sweep, first: Run, found: list[dict[str, Any]]) -> str:
-    """The page as HTML; `first`: a run of it; `found`: the parts lifted from the executed notebooks.
+def render(sweep: Sweep, first: Run, parts: list[dict[str, Any]]) -> str:
+    """The page as HTML; `first`: a run of it; `parts`: what was lifted from the executed notebooks.
 
     The first section that has any gives its sentences and its picture to the first screen.
     Raises InputError for a part of a section that the page of a sweep has not.
     """
-    parts = sections.by_section(found, sections.SWEEP_PAGE)
-    opening = next((name for name in sections.SWEEP_PAGE if parts[name]), "cells")
-    lead = [part for part in parts[opening] if part["kind"] in ("text", "figure")]
-    parts[opening] = [part for part in parts[opening] if part not in lead]
+    sections = by_section(parts, SWEEP_PAGE)
+    opening = next((name for name in SWEEP_PAGE if sections[name]), "cells")
+    lead = [part for part in sections[opening] if part["kind"] in ("text", "figure")]
+    sections[opening] = [part for part in sections[opening] if part not in lead]
     about = page.page_summary(first, {}) | {
         "run_id": sweep.sweep_id,
         "status": "sweep",
         "sentence": " ".join(part["text"] for part in lead if part["kind"] == "text"),
     }
-    own = {"cells", "provenance", opening}
+    always = {"cells", "provenance", opening}
     return page.document(
         "sweep.html",
         title=f"Co-location: {sweep.sweep_id}",
         about=about,
         footer=f"Made by colo {__version__} from sweep {sweep.sweep_id}. Every interval is 95 %.",
         skip=(opening, "Skip to the first answer"),
-        zooming=any(part["kind"] == "timeline" for shown in parts.values() for part in shown),
+        zooming=any(part["kind"] == "timeline" for shown in sections.values() for part in shown),
         banner=page.SIMULATED if sweep.simulated else page.STAND_IN if sweep.stand_in else "",
         lead=lead,
         one_line=provenance.in_one_line(first),
         warnings=page.merged(_doubts(sweep)),
         cells=_cells(sweep),
         what_was_run=provenance.what_was_run(first),
-        titles={name: title for name, title in sections.SWEEP_PAGE.items() if parts[name] or name in own},
-        sections={name: _answer_first(shown) for name, shown in parts.items()},
+        titles={name: title for name, title in SWEEP_PAGE.items() if sections[name] or name in always},
+        sections={name: _answer_first(shown) for name, shown in sections.items()},
         states=table_part(states(sweep), "What each cell varies, and what became of it."),
         provenance=provenance.facts_of(first),
     )
@@ -102,9 +105,9 @@ def render(sweep: Sweep, first: Run, found: list[dict[str, Any]]) -> str:
 
 def _cells(sweep: Sweep) -> list[tuple[str, object]]:
     trials = [run.trials for run in sweep.runs.values()]
-    counted = sum(int((own["status"] == "done").sum()) for own in trials)
+    counted = sum(int((rows["status"] == "done").sum()) for rows in trials)
     whole = f"{len(sweep.runs)} of {len(sweep.cells)} cells, {counted} of {sum(map(len, trials))} trials count"
-    measured = len({(row.step, row.window_start_ns) for own in trials for row in own.itertuples()})
+    measured = len({(row.step, row.window_start_ns) for rows in trials for row in rows.itertuples()})
     if measured < sum(map(len, trials)):
         whole += f"; {measured} were measured, cells share those that are the same for them"
     return [("Sweep", whole), ("Varied", ", ".join(sweep.names))]
@@ -112,8 +115,8 @@ def _cells(sweep: Sweep) -> list[tuple[str, object]]:
 
 def _doubts(sweep: Sweep) -> list[str]:
     """What `drift.apart` says of the cells, each sentence once."""
-    told = [line for run in sweep.runs.values() for line in apart(run.trials[run.trials["status"] == "done"])]
-    return list(dict.fromkeys(told))
+    lines = [line for run in sweep.runs.values() for line in apart(run.trials[run.trials["status"] == "done"])]
+    return list(dict.fromkeys(lines))
 
 
 def _answer_first(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

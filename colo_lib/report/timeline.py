@@ -1,7 +1,6 @@
-"""The timeline to zoom: a capture packed into text that a page can hold.
+"""A window of a capture to zoom: packed into text that a page can hold, or as a file for the Perfetto viewer.
 
-A capture's pyramid as text that a page can hold: columns of whole numbers as byte planes, deflated, base64.
-
+On a page: a pyramid of bins and rows as columns of whole numbers, as byte planes, deflated, base64.
 What is packed, before deflating: 4 bytes (little-endian) with the length of a JSON header, the header, then the columns
 one after another. A column of `count` numbers of `width` bytes is `width` planes of `count` bytes, the lowest first;
 a signed one holds 2v for v >= 0 and -2v - 1 below. `timeline_data.js` reads it.
@@ -11,6 +10,9 @@ stretch, and bins are wider; no row is missing from the bins.
 
 Everything that is of use without scripts is HTML (`templates/macros.html`): words for the picture, why it is not there,
 and its numbers by stretch. The scripts draw the picture from the packed text alone, and show every name as text.
+
+For Perfetto: a Chrome trace (JSON), a process a workload, a track a stream; a list of complete events, `ts` and `dur`
+in microseconds. Beyond `MOST_EVENTS` the window is refused: the viewer in a browser would not hold it.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from colo_lib.analysis.trace import downsample
+from colo_lib.analysis.trace import downsample, intervals
 from colo_lib.analysis.trace.downsample import Level, Rows
+from colo_lib.analysis.trace.kernels import categorise
 from colo_lib.analysis.trace.processes import printable
-from colo_lib.analysis.trace.window import TraceWindow
+from colo_lib.analysis.trace.window import Active, TraceWindow
+from colo_lib.errors import InputError
 from colo_lib.report.trace_text import percent
-from colo_lib.trace import Ints
+from colo_lib.trace import COPY_KINDS, Ints
 
 VERSION = 1
 # A notebook holds the text twice, in what is shown and in what the report lifts: 3 MB with the scripts.
@@ -41,6 +46,8 @@ EFFORT = 9  # of deflating
 NAME_WIDTH = 200
 GRAPH, UNNAMED = "CUDA graph launch", "(unnamed)"
 MOST_UNPACKED_BYTES = 64_000_000
+MOST_EVENTS = 1_000_000
+COUNTER_PID, FIRST_PID = 1, 10
 Column = tuple[Ints, bool]  # numbers, and whether some may be below 0
 
 
@@ -72,14 +79,14 @@ def fit(view: TraceWindow, centre_ns: int, most_characters: int = MOST_CHARACTER
     most = min(sum(len(active.rows) for active in view.workloads.values()), most_bytes)
     while True:
         stretch = downsample.stretch_of(view, centre_ns, most)
-        found = _deflated(view, levels, stretch)
-        if len(found) <= most_bytes or stretch is None:
+        deflated = _deflated(view, levels, stretch)
+        if len(deflated) <= most_bytes or stretch is None:
             break
         # As many as would fit by their size in this try, and a little fewer.
-        most = min(int(most * most_bytes / len(found) * 0.95), most - 1)
+        most = min(int(most * most_bytes / len(deflated) * 0.95), most - 1)
     zero = view.window[0]
     since = None if stretch is None else (stretch[0] - zero, stretch[1] - zero)
-    return Packed(base64.b64encode(found).decode("ascii"), levels, view.window_ns, since)
+    return Packed(base64.b64encode(deflated).decode("ascii"), levels, view.window_ns, since)
 
 
 def readable(text: object) -> bool:
@@ -112,8 +119,8 @@ def _deflated(view: TraceWindow, levels: Sequence[Level], stretch: tuple[int, in
     rows = downsample.rows_of(view, stretch) if stretch else {}
     names, places = _names(view.capture.names, rows)
     columns = _level_columns(levels)
-    for name, own in rows.items():
-        columns += _row_columns(own, places[name])
+    for name, kernels in rows.items():
+        columns += _row_columns(kernels, places[name])
     shapes, raw = _planes(columns)
     header = {
         "version": VERSION,
@@ -124,18 +131,18 @@ def _deflated(view: TraceWindow, levels: Sequence[Level], stretch: tuple[int, in
         "names": names,
         "columns": shapes,
     }
-    told = json.dumps(header).encode("ascii")
-    return zlib.compress(len(told).to_bytes(4, "little") + told + raw, EFFORT)
+    head = json.dumps(header).encode("ascii")
+    return zlib.compress(len(head).to_bytes(4, "little") + head + raw, EFFORT)
 
 
 def _level_columns(levels: Sequence[Level]) -> list[Column]:
     """For each level: busy and starts of each workload, then the overlap."""
-    found: list[Column] = []
+    columns: list[Column] = []
     for level in levels:
         for name, busy in level.busy_ns.items():
-            found += [(busy, False), (level.starts[name], False)]
-        found.append((level.overlap_ns, False))
-    return found
+            columns += [(busy, False), (level.starts[name], False)]
+        columns.append((level.overlap_ns, False))
+    return columns
 
 
 def _row_columns(rows: Rows, names: Ints) -> list[Column]:
@@ -160,13 +167,13 @@ def _holes(start: Ints, duration: Ints) -> Ints:
 
 def _names(known: Sequence[str], rows: Mapping[str, Rows]) -> tuple[list[str], dict[str, Ints]]:
     """Names as they may be shown, those that rows have alone, and each row's place in them."""
-    codes = {name: np.where(own.graph != 0, len(known), own.name) for name, own in rows.items()}
+    codes = {name: np.where(kernels.graph != 0, len(known), kernels.name) for name, kernels in rows.items()}
     used = np.unique(np.concatenate([np.zeros(0, np.int64), *codes.values()]))
     shown = [
         UNNAMED if code < 0 else GRAPH if code == len(known) else printable(known[code], NAME_WIDTH)
         for code in used.tolist()
     ]
-    return shown, {name: np.searchsorted(used, own) for name, own in codes.items()}
+    return shown, {name: np.searchsorted(used, code) for name, code in codes.items()}
 
 
 def _planes(columns: Sequence[Column]) -> tuple[list[list[int]], bytes]:
@@ -189,15 +196,15 @@ WITHOUT = (
 
 
 def timeline_of(view: TraceWindow, centre_ns: int, most_characters: int = MOST_CHARACTERS) -> dict[str, Any]:
-    """What `parts.show_timeline` takes: `packed` text, its numbers as `columns` and `rows`, and in words what it holds.
+    """What `notebook_output.show_timeline` takes: `packed` text, its numbers as `columns` and `rows`, and `words`.
 
     Where kernels do not all fit one by one, those about `centre_ns` (the capture's clock) do.
     """
     fitted = fit(view, centre_ns, most_characters)
     columns, rows = numbers(fitted, list(view.workloads))
     graphs = any(active.get("graph").any() for active in view.workloads.values())
-    told = timeline_in_words(fitted, "kernels and graph launches" if graphs else "kernels")
-    return {"packed": fitted.text, "columns": columns, "rows": rows, "words": told}
+    words = timeline_in_words(fitted, "kernels and graph launches" if graphs else "kernels")
+    return {"packed": fitted.text, "columns": columns, "rows": rows, "words": words}
 
 
 def timeline_in_words(fitted: Packed, what: str = "kernels") -> str:
@@ -206,11 +213,11 @@ def timeline_in_words(fitted: Packed, what: str = "kernels") -> str:
     count = sum(int(starts.sum()) for starts in level.starts.values())
     if fitted.whole:
         return f"All {count:,} {what} can be seen one by one."
-    told = f"{count:,} {what} in bins of {_lasting(level.bin_ns)} at the finest, none left out"
+    binned = f"{count:,} {what} in bins of {_lasting(level.bin_ns)} at the finest, none left out"
     if fitted.stretch_ns is None:
-        return f"{told}; none fits here one by one. A shorter trace_window shows them."
+        return f"{binned}; none fits here one by one. A shorter trace_window shows them."
     start, end = (f"{edge / 1e6:,.3f}" for edge in fitted.stretch_ns)
-    return f"{told}; one by one from {start} to {end} ms. Another trace_window shows others."
+    return f"{binned}; one by one from {start} to {end} ms. Another trace_window shows others."
 
 
 def numbers(fitted: Packed, workloads: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -236,3 +243,68 @@ def _cells(level: Level, place: int, columns: list[Any]) -> list[str]:
 
 def _lasting(ns: int) -> str:
     return f"{ns / 1e3:,g} us" if ns < 1e6 else f"{ns / 1e6:,g} ms"
+
+
+def write_perfetto(view: TraceWindow, file: Path) -> str:
+    """Write `view` to `file`; gives a sentence about it. Raises InputError if it is too much or cannot be written."""
+    events = sum(len(active.rows) for active in view.workloads.values()) + sum(len(c) for c in view.copies.values())
+    if events > MOST_EVENTS:
+        raise InputError(f"{events:,} events are more than a viewer holds ({MOST_EVENTS:,}); give a shorter --window")
+    shown = "SIMULATED " if view.capture.simulated else ""
+    facts = {"source": "colo trace", "device": printable(shown + view.device.name), "basis": view.basis_words}
+    try:
+        with file.open("w", encoding="utf-8") as stream:
+            stream.write('{"displayTimeUnit": "ns", "otherData": ' + json.dumps(facts) + ', "traceEvents": [\n')
+            for place, event in enumerate(_events(view)):
+                stream.write((",\n" if place else "") + json.dumps(event))
+            stream.write("\n]}\n")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+    written = printable(str(file), 4000)
+    return f"{written}: {events:,} events; open it at https://ui.perfetto.dev (it stays in your browser)"
+
+
+def _events(view: TraceWindow) -> Iterator[dict[str, Any]]:
+    for place, (name, active) in enumerate(view.workloads.items()):
+        pid = FIRST_PID + place
+        who = ", ".join(view.capture.processes[item].label for item in view.assignment[name])
+        yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": f"{name} (pid {who})"}}
+        yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": place}}
+        yield from _kernels(view, active, pid)
+        yield from _copies(view, name, pid)
+    if len(view.workloads) > 1:
+        yield from _both(view)
+
+
+def _kernels(view: TraceWindow, active: Active, pid: int) -> Iterator[dict[str, Any]]:
+    names = [*(printable(name, 300) for name in view.capture.names), GRAPH]
+    kinds = [*categorise(view.capture.names), "graph"]
+    columns = (*active.intervals(), *(active.get(name) for name in ("name", "stream", "blocks", "threads", "graph")))
+    for start, end, name, stream, blocks, threads, graph in zip(*(c.tolist() for c in columns), strict=True):
+        place = len(names) - 1 if graph else name
+        args = {} if graph else {"blocks": blocks, "threads_per_block": threads}
+        shown = UNNAMED if place < 0 else names[place]
+        yield _complete(pid, stream, shown, "other" if place < 0 else kinds[place], start, end, args)
+
+
+def _copies(view: TraceWindow, workload: str, pid: int) -> Iterator[dict[str, Any]]:
+    copies = view.copies[workload].rows
+    start, end = intervals.within(copies.start_ns, copies.end_ns, view.window)
+    rows = zip(start.tolist(), end.tolist(), copies.kind.tolist(), copies.stream.tolist(), copies.size_bytes.tolist(),
+               strict=True)  # fmt: skip
+    for begin, stop, kind, stream, size in rows:
+        name = COPY_KINDS.get(kind, f"copy kind {kind}")
+        yield _complete(pid, stream, name, "memory", begin, stop, {"bytes": size})
+
+
+def _both(view: TraceWindow) -> Iterator[dict[str, Any]]:
+    """A track of its own that shows when both were busy."""
+    gen, embed = (view.workloads[name].busy for name in ("gen", "embed"))
+    yield {"ph": "M", "pid": COUNTER_PID, "name": "process_name", "args": {"name": f"both busy ({view.basis_words})"}}
+    for start, end in zip(*(side.tolist() for side in intervals.intersect(gen, embed)), strict=True):
+        yield _complete(COUNTER_PID, 0, "gen and embed", "overlap", start, end, {})
+
+
+def _complete(pid: int, tid: int, name: str, kind: str, start: int, end: int, args: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": kind, "ts": start / 1e3, "dur": (end - start) / 1e3,
+            "args": args}  # fmt: skip

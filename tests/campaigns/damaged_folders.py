@@ -179,13 +179,13 @@ def cells(folder: Path) -> tuple[int, dict[str, Any]]:
 
     from colo_lib.data.run import open_run
     from colo_lib.errors import ColoError
-    from colo_lib.report import build, notebook_output
+    from colo_lib.report import notebook_output, page
 
     shown: dict[str, Any] = {}
     publish = mock.patch.object(notebook_output, "_publish", lambda _, part: shown.__setitem__(part["name"], part))
     try:
         publish.start()
-        for name in build.notebooks_of(open_run(folder)):
+        for name in page.notebooks_of(open_run(folder)):
             source = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
             space: dict[str, Any] = {"__name__": "__main__"}
             for number, cell in enumerate(cell for cell in source if cell["cell_type"] == "code"):

@@ -21,7 +21,7 @@ from colo_lib.notebooks_sync import names_of
 from colo_lib.params import Params
 from colo_lib.plot import trace as plot_trace
 from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
-from colo_lib.report import notebook_output, templating
+from colo_lib.report import notebook_output
 from colo_lib.select import select_trace
 from tests.corpus_files import MARKUP
 from tests.run_folders import Plan, add_capture, write_run
@@ -132,7 +132,7 @@ def test_hostile_names_stand_in_tables_as_words(tmp_path: Path, monkeypatch: pyt
     for table in (trace_tables.top_kernels(found), trace_tables.device(found), trace_tables.categories(found)):
         notebook_output.show_table(table, "hostile", "Names from outside.", section="traces")
         html = shown.pop()["text/html"]
-        for own in (templating.page_style(), templating.page_script()):
+        for own in (notebook_output.page_style(), notebook_output.page_script()):
             assert own in html
             html = html.replace(own, "")
         assert html.count("<script") == 1, "our own, which is empty now"
@@ -172,10 +172,10 @@ def test_a_notebook_reads_a_runs_capture_to_the_end(name: str, executed: dict[st
 
 
 def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[str, list[dict[str, Any]]]) -> None:
-    from colo_lib.report import build, page
+    from colo_lib.report import page
 
     opened = open_run(run)
-    assert build.notebooks_of(opened)[-5:] == NOTEBOOKS == build.TRACE_NOTEBOOKS
+    assert page.notebooks_of(opened)[-5:] == NOTEBOOKS == page.TRACE_NOTEBOOKS
     html = page.render(opened, [part for found in executed.values() for part in found])
     section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
     assert section.count("data:image/png;base64,") == 5

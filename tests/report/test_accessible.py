@@ -10,8 +10,8 @@ from colo_lib import paths
 from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import find_runs, open_run
 from colo_lib.data.sweep import open_sweep
-from colo_lib.report import index, page, side_by_side, sweep_page
-from colo_lib.report.build import execute, execute_with
+from colo_lib.report import page, side_by_side, sweep_page
+from colo_lib.report.page import execute, execute_with
 from tests.report import chromium
 from tests.run_folders import Plan, write_run
 
@@ -53,7 +53,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "sweep.html").write_text(sweep_page.render(levers, first, shown), encoding="utf-8")
     (root / "run.html").write_text(page.render(run, found), encoding="utf-8")
     names = {"run": root / "run.html", "sweep": root / "sweep.html", "side by side": both}
-    return names | {"index": index.write_index(root)}
+    return names | {"index": page.write_index(root)}
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])

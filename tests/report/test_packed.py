@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from colo_lib.analysis.trace import downsample, intervals
 from colo_lib.analysis.trace.window import TraceWindow, look
 from colo_lib.report import notebook_output, timeline
-from colo_lib.report import templating as report_blocks
 from colo_lib.trace import Alignment, Capture, Copies, Device, Kernels, Overhead, Process, Switches
 from tests.analysis.test_pyramid import kernels_of, view_of
 from tests.corpus_files import MARKUP
@@ -132,7 +131,7 @@ def test_a_smaller_budget_is_kept_and_what_it_costs_is_told(most: int) -> None:
 def test_a_small_capture_is_whole_and_small() -> None:
     fitted = timeline.fit(many(8_000, grain_ns=32), 0)
     assert fitted.whole
-    assert len(fitted.text) + len(report_blocks.page_script(zooming=True)) < 300_000
+    assert len(fitted.text) + len(notebook_output.page_script(zooming=True)) < 300_000
     assert timeline.timeline_in_words(fitted) == "All 8,000 kernels can be seen one by one."
 
 
@@ -147,7 +146,7 @@ def test_what_was_not_packed_is_told_not_embedded() -> None:
     assert timeline.readable(good)
     for text in strange:
         assert not timeline.readable(text), str(text)[:40]
-        html = report_blocks.block("timeline", {"packed": text, "name": MARKUP, "caption": "", "alt": ""})
+        html = notebook_output.render_block("timeline", {"packed": text, "name": MARKUP, "caption": "", "alt": ""})
         assert "colo-timeline" not in html
         assert "<script" not in html
 

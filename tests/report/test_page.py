@@ -22,8 +22,8 @@ from colo_lib.cli import list as list_command
 from colo_lib.cli import report as report_command
 from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError, StepFailed
-from colo_lib.report import build, notebook_output, page, sections, templating
-from colo_lib.report.build import execute
+from colo_lib.report import notebook_output, page
+from colo_lib.report.page import execute
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
@@ -66,7 +66,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models={"gen": model}, machine={"device_name": HOSTILE, "simulated": False, "git_commit": HOSTILE},
         invalid={("step2", 2): HOSTILE}, stall_s={"step3": 1.2},
     )  # fmt: skip
-    return build.make_report(write_run(folder / "runs", plan), folder / "{reports}")
+    return page.make_report(write_run(folder / "runs", plan), folder / "{reports}")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def only_own_script(html: str, zooming: bool = False) -> bool:
     tags = [tag for tag, _ in Reader(html).tags]
     return (
         tags.count("script") == 1
-        and html.count(f"<script>{templating.page_script(zooming)}</script>") == 1
+        and html.count(f"<script>{notebook_output.page_script(zooming)}</script>") == 1
         and not NEVER & {*tags}
     )
 
@@ -94,7 +94,7 @@ def test_nothing_is_fetched_and_nothing_but_our_script_runs(hostile_page: Path, 
 
 @pytest.mark.parametrize("zooming", [False, True])
 def test_our_script_fetches_nothing_and_makes_no_html_of_words(zooming: bool) -> None:
-    text = templating.page_script(zooming)
+    text = notebook_output.page_script(zooming)
     for word in ("</script", "<!--", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(",
                  "fetch(", "XMLHttpRequest", "import(", "http:", "https:"):  # fmt: skip
         assert word not in text, word
@@ -126,7 +126,7 @@ def test_the_page_has_its_parts_in_order(read: Reader) -> None:
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), "no heading level is skipped"
     names = [attributes["id"] for tag, attributes in read.tags if tag == "section"]
-    assert names == list(sections.RUN_PAGE)
+    assert names == list(notebook_output.RUN_PAGE)
     assert page.QUESTION in read.words
     assert "Cores stand in for GPUs" in read.words
     assert "This part is missing" not in read.words
@@ -138,7 +138,7 @@ def test_every_image_is_a_png_with_words_for_it(read: Reader) -> None:
     assert len(images) == 9
     for image in images:
         assert len(image["alt"] or "") > 40
-        assert base64.b64decode(image["src"].split(",", 1)[1]).startswith(templating.PNG)
+        assert base64.b64decode(image["src"].split(",", 1)[1]).startswith(notebook_output.PNG)
 
 
 def test_what_a_reader_must_see_first_is_there(read: Reader) -> None:
@@ -155,14 +155,14 @@ def test_what_a_reader_must_see_first_is_there(read: Reader) -> None:
 
 def test_the_page_is_small_and_holds_no_path_of_this_machine(hostile_page: Path) -> None:
     text = hostile_page.read_text(encoding="utf-8")
-    assert len(text.encode()) < build.MAX_PAGE_BYTES
+    assert len(text.encode()) < page.MAX_PAGE_BYTES
     assert str(hostile_page.parent) not in text
     assert str(paths.REPOSITORY) not in text
 
 
 def test_the_executed_notebooks_lie_beside_the_page(hostile_page: Path) -> None:
     beside = hostile_page.parent / "simulated-run"
-    assert {file.name for file in beside.iterdir()} == {f"{name}.ipynb" for name in build.NOTEBOOKS}
+    assert {file.name for file in beside.iterdir()} == {f"{name}.ipynb" for name in page.NOTEBOOKS}
 
 
 @pytest.mark.browser
@@ -230,7 +230,7 @@ def test_a_notebook_without_its_last_word_makes_no_page(notebooks: Path, tmp_pat
     file.write_text(json.dumps(notebook))
     run = write_run(tmp_path / "runs", Plan(blocks=1, window_s=1.0))
     with pytest.raises(StepFailed, match="51-verdict did not reach its end"):
-        build.make_report(run, tmp_path / "reports")
+        page.make_report(run, tmp_path / "reports")
     assert not (tmp_path / "reports" / "simulated-run.html").exists()
 
 
@@ -241,7 +241,7 @@ def test_a_hostile_kernel_name_is_shown_as_text(tmp_path: Path) -> None:
         export.execute("UPDATE StringIds SET value = ? || value WHERE value LIKE 'nvjet%'", (HOSTILE[:70],))
     reseal(folder, file.relative_to(folder).as_posix())
     run = open_run(folder)
-    names = (build.TRACE_NOTEBOOKS[0], build.TRACE_NOTEBOOKS[-1])
+    names = (page.TRACE_NOTEBOOKS[0], page.TRACE_NOTEBOOKS[-1])
     found = [part for name in names for part in execute(name, run, tmp_path / f"{name}.ipynb")]
     html = page.render(run, found)
     reader = Reader(html)
@@ -254,7 +254,8 @@ def test_html_found_in_a_notebook_is_never_taken() -> None:
     output = {"output_type": "display_data", "data": {"text/html": HOSTILE}, "metadata": {"colo": part}}
     lifted = notebook_output.lift({"cells": [{"outputs": [output]}]})
     reader = Reader(
-        templating.block("table", lifted[0]) + templating.block("figure", {"png": "PHN2Zz4=", "name": HOSTILE})
+        notebook_output.render_block("table", lifted[0])
+        + notebook_output.render_block("figure", {"png": "PHN2Zz4=", "name": HOSTILE})
     )
     assert {tag for tag, _ in reader.tags} <= {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
 
@@ -271,7 +272,7 @@ def carry_out(command: object, *arguments: str) -> int:
 def test_colo_report_prints_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "execute", lambda name, run, target: [])
+    monkeypatch.setattr(page, "execute", lambda name, run, target: [])
     write_run(tmp_path / "runs", Plan(blocks=1, window_s=1.0))
     places = ("--runs-dir", str(tmp_path / "runs"), "--reports-dir", str(tmp_path / "out"))
     assert carry_out(report_command, "simulated-run", *places) == 0
@@ -310,5 +311,5 @@ def test_a_run_of_another_name_is_shown_under_its_own(tmp_path: Path) -> None:
 
 
 def test_recorded_runs_of_different_settings_keep_figures_of_different_names() -> None:
-    ends = [build.figures_end(open_run(folder)) for folder in find_runs(paths.RECORDED)]
+    ends = [page.figures_end(open_run(folder)) for folder in find_runs(paths.RECORDED)]
     assert len(set(ends)) == len(ends) > 3, "one would overwrite the other's in figures/"

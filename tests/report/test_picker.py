@@ -9,7 +9,7 @@ import pytest
 from colo_lib import paths
 from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.params import Params
-from colo_lib.report import index
+from colo_lib.report import run_tables
 from colo_lib.select import select_run
 from tests.run_folders import Plan, change_manifest, write_run
 
@@ -19,7 +19,7 @@ def test_every_finished_run_has_a_line_that_reads_it(tmp_path: Path) -> None:
     bad = write_run(tmp_path, Plan(run_id="bad", blocks=1, window_s=1.0))
     (bad / "steps" / "step1" / "trial-1" / "gen.parquet").write_bytes(b"changed")
     change_manifest(bad, created_utc="2020-01-01T00:00:00Z")
-    told = index.runs_table(tmp_path, paths.RECORDED)
+    told = run_tables.runs_table(tmp_path, paths.RECORDED)
     lines = list(told["To read it, set"])
     assert lines[0].endswith('/good"')
     assert told["Hypothesis"].str.startswith("unreadable: ").tolist()[:2] == [False, True]
@@ -33,5 +33,5 @@ def test_every_finished_run_has_a_line_that_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_notebook_whose_run_is_named_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "runs_table", lambda *places: pytest.fail("asked for"))
-    index.show_runs(Params(run="recorded"))
+    monkeypatch.setattr(run_tables, "runs_table", lambda *places: pytest.fail("asked for"))
+    run_tables.show_runs(Params(run="recorded"))

@@ -13,7 +13,8 @@ import pytest
 
 from colo_lib import paths
 from colo_lib.errors import InputError
-from colo_lib.report import build, notebook_output, sections
+from colo_lib.report import notebook_output, page
+from colo_lib.report.notebook_output import FIRST, RUN_PAGE, SWEEP_PAGE
 from tests.run_folders import Plan, add_capture, write_run
 
 SHOWS = ("show_figure", "show_table", "show_text", "show_timeline")
@@ -35,7 +36,7 @@ class Parts(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         told = dict(attrs)
         if tag in ("header", "section"):
-            self._section = sections.FIRST if tag == "header" else str(told["id"])
+            self._section = FIRST if tag == "header" else str(told["id"])
         if tag == "div":
             self._open.append((told.get("data-part") or "").split())
             for name in self._open[-1]:
@@ -77,26 +78,26 @@ def run_folder(kind: str, root: Path) -> Path:
 @pytest.mark.parametrize("kind", ["recorded", "simulated"])
 def test_every_part_that_a_notebook_shows_stands_on_the_page(kind: str, tmp_path: Path) -> None:
     run = run_folder(kind, tmp_path)
-    page = Parts(build.make_report(run, tmp_path / "reports").read_text(encoding="utf-8"))
+    made = Parts(page.make_report(run, tmp_path / "reports").read_text(encoding="utf-8"))
     parts = parts_of(tmp_path / "reports" / run.name)
-    assert {part["notebook"] for part in parts if part["kind"] == "done"} == {*build.NOTEBOOKS, *build.TRACE_NOTEBOOKS}
+    assert {part["notebook"] for part in parts if part["kind"] == "done"} == {*page.NOTEBOOKS, *page.TRACE_NOTEBOOKS}
     for part in parts:
         name = part["name"]
         if part["kind"] == "done":
             continue
         if part["kind"] == "verdict":
-            assert all(words in page.all for words in (part["status"], part["sentence"], *part["missing"]))
+            assert all(words in made.all for words in (part["status"], part["sentence"], *part["missing"]))
             continue
-        assert page.section[name] == part["section"], name
+        assert made.section[name] == part["section"], name
         shown = [part.get("caption", ""), part.get("text", "")]
         if part["kind"] == "figure":
-            assert page.images[name] == part["png"], name
+            assert made.images[name] == part["png"], name
         if part["kind"] == "table":
             shown = [*part["columns"], *(cell for row in part["rows"] for cell in row)] if part["rows"] else ["None"]
         for words in shown:
-            assert " ".join(words.split()) in " ".join(page.words[name].split()), f"{name}: {words}"
+            assert " ".join(words.split()) in " ".join(made.words[name].split()), f"{name}: {words}"
     assert {"memory-parts", "recomputed", "published-loss", "published-explanations", "gen-loss-words",
-            "sm-occupancy-basis", "sm-occupancy-notes", "categories-notes"} <= page.words.keys()  # fmt: skip
+            "sm-occupancy-basis", "sm-occupancy-notes", "categories-notes"} <= made.words.keys()  # fmt: skip
 
 
 def calls(file: Path) -> list[ast.Call]:
@@ -110,7 +111,7 @@ def calls(file: Path) -> list[ast.Call]:
 def test_a_notebook_names_the_section_of_all_that_it_shows(file: Path) -> None:
     found = calls(file)
     assert found
-    known = sections.SWEEP_PAGE if file.stem.startswith(("3", "55")) else (sections.FIRST, *sections.RUN_PAGE)
+    known = SWEEP_PAGE if file.stem.startswith(("3", "55")) else (FIRST, *RUN_PAGE)
     for call in found:
         named = [keyword.value for keyword in call.keywords if keyword.arg == "section"]
         assert named, f"{ast.unparse(call)} names no section"
@@ -130,11 +131,11 @@ def test_an_unknown_section_is_refused_at_once_in_a_sentence(monkeypatch: pytest
 def test_a_part_for_another_page_is_refused_not_dropped() -> None:
     part = {"kind": "text", "name": "said", "section": "concurrency", "text": "words"}
     with pytest.raises(InputError, match="said is for section 'concurrency', which this page has not"):
-        sections.by_section([part], sections.RUN_PAGE)
+        notebook_output.by_section([part], RUN_PAGE)
 
 
 def test_what_is_told_twice_stands_once_under_both_names() -> None:
     notes = [{"kind": "text", "name": name, "section": "traces", "text": "words"} for name in ("one", "two")]
     other = {**notes[0], "name": "three", "text": "other words"}
-    found = sections.by_section([*notes, other], sections.RUN_PAGE)["traces"]
+    found = notebook_output.by_section([*notes, other], RUN_PAGE)["traces"]
     assert [part["names"] for part in found] == [["one", "two"], ["three"]]

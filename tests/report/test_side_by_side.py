@@ -9,8 +9,8 @@ import pytest
 from colo_lib import paths
 from colo_lib.data.run import open_run
 from colo_lib.errors import InputError
-from colo_lib.report import build, index, page, sections, side_by_side
-from colo_lib.report.build import execute
+from colo_lib.report import notebook_output, page, side_by_side
+from colo_lib.report.page import execute
 from tests.report.test_page import HOSTILE, Reader, carry_out, only_own_script, report_command
 from tests.run_folders import Plan, write_run
 
@@ -46,13 +46,13 @@ def test_every_run_has_its_verdict_its_loss_and_its_label(both: Path) -> None:
     assert "0.509 [0.423, 0.612, within one start]" in reader.words, (
         "gen's kept fraction of the recorded run, as its own page tells it"
     )
-    for title in sections.SIDE_BY_SIDE.values():
+    for title in notebook_output.SIDE_BY_SIDE.values():
         assert title in reader.words
 
 
 def test_hostile_words_are_text_on_the_page_and_in_the_index(both: Path) -> None:
     shown = HOSTILE.replace("\x07", "\\x07")
-    for file, words in ((both, shown), (both.with_name(index.NAME), "<script>alert(1)</script>")):
+    for file, words in ((both, shown), (both.with_name(page.INDEX), "<script>alert(1)</script>")):
         reader = Reader(file.read_text(encoding="utf-8"))
         assert words in reader.words, file.name
         assert only_own_script(file.read_text(encoding="utf-8"))
@@ -92,18 +92,18 @@ def test_the_index_has_every_page_with_its_verdict(tmp_path: Path, runs: list[Pa
     verdict |= {"sentence": "It <holds>.", "warnings": []}
     (tmp_path / "other.html").write_text(page.render(run, [verdict]), encoding="utf-8")
     (tmp_path / "strange.html").write_text("<p>another program's page", encoding="utf-8")
-    reader = Reader(index.write_index(tmp_path).read_text(encoding="utf-8"))
+    reader = Reader(page.write_index(tmp_path).read_text(encoding="utf-8"))
     assert [attributes["href"] for tag, attributes in reader.tags if tag == "a"] == ["#reports", "other.html"]
     for words in ("supported", "It <holds>.", "simulated", "strange.html", "1 report,"):
         assert words in reader.words, words
     (tmp_path / "other.html").unlink()
-    assert "supported" not in Reader(index.write_index(tmp_path).read_text(encoding="utf-8")).words
+    assert "supported" not in Reader(page.write_index(tmp_path).read_text(encoding="utf-8")).words
 
 
 def test_a_run_cannot_take_the_index_s_place(tmp_path: Path) -> None:
     run = write_run(tmp_path, Plan(run_id="index", blocks=1, window_s=1.0))
     with pytest.raises(InputError, match="-o FILE"):
-        build.make_report(run, tmp_path / "reports")
+        page.make_report(run, tmp_path / "reports")
 
 
 def test_a_warning_of_several_steps_is_told_once() -> None:

@@ -13,7 +13,7 @@ from colo_lib import paths
 from colo_lib.cli import report as report_command
 from colo_lib.data.sweep import open_sweep
 from colo_lib.errors import InputError
-from colo_lib.report import build, index, sweep_page
+from colo_lib.report import page, sweep_page
 
 LEVERS = next(iter(paths.RECORDED.glob("h100-llama-*[0-9]")))
 PAIR = next(iter(paths.RECORDED.glob("h100-x2-*[0-9]")))
@@ -49,9 +49,9 @@ def test_which_notebooks_have_something_to_show() -> None:
 def test_the_answer_stands_first_and_hostile_strings_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = copied(LEVERS, tmp_path)
     monkeypatch.setattr(sweep_page, "notebooks_of", lambda _: ["37-operating-point"])
-    page = sweep_page.make_sweep_report(sweep, tmp_path / "reports")
-    html = page.read_text(encoding="utf-8")
-    assert page.name == f"{LEVERS.name}.html"
+    made = sweep_page.make_sweep_report(sweep, tmp_path / "reports")
+    html = made.read_text(encoding="utf-8")
+    assert made.name == f"{LEVERS.name}.html"
     assert html.index("None of 3 settings surely meets the bounds") < html.index("<img ") < html.index("What was run")
     assert "LLM alone as an MPS client&#39;: all its trials ran after those of LLM alone" in html
     assert "were measured, cells share those that are the same for them" in html
@@ -59,9 +59,9 @@ def test_the_answer_stands_first_and_hostile_strings_are_text(tmp_path: Path, mo
     assert "&lt;script&gt;alert(1)" in html
     assert "Content-Security-Policy" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
-    told = index.about(page)
+    told = page.read_about(made)
     assert (told["run_id"], told["status"]) == (LEVERS.name, "sweep")
-    assert LEVERS.name in (tmp_path / "reports" / index.NAME).read_text()
+    assert LEVERS.name in (tmp_path / "reports" / page.INDEX).read_text()
 
 
 def test_a_notebook_that_stops_half_way_makes_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_notebook_that_stops_half_way_makes_no_page(tmp_path: Path, monkeypatc
 
     sweep = copied(LEVERS, tmp_path)
     monkeypatch.setattr(sweep_page, "notebooks_of", lambda _: ["37-operating-point"])
-    monkeypatch.setattr(build, "_papermill", lambda *_: "the kernel died")
+    monkeypatch.setattr(page, "_papermill", lambda *_: "the kernel died")
     with pytest.raises(StepFailed, match="37-operating-point did not reach its end"):
         sweep_page.make_sweep_report(sweep, tmp_path / "reports")
     assert not list((tmp_path / "reports").glob("*.html"))

@@ -12,7 +12,7 @@ import jinja2
 import pytest
 
 from colo_lib import paths
-from colo_lib.report import page, templating
+from colo_lib.report import notebook_output, page
 
 MARKUP = "<b onclick=x>\"'&\x07"
 ESCAPED = "&lt;b onclick=x&gt;&#34;&#39;&amp;\\x07"
@@ -36,7 +36,7 @@ ESCAPED = "&lt;b onclick=x&gt;&#34;&#39;&amp;\\x07"
     ],
 )
 def test_whatever_is_put_in_is_escaped(name: str, value: object) -> None:
-    html = templating.block(name, value)
+    html = notebook_output.render_block(name, value)
     assert ESCAPED in html
     assert "<b" not in html
     assert "\x07" not in html
@@ -50,7 +50,7 @@ def test_a_page_s_own_words_are_escaped_too() -> None:
 
 
 def test_nothing_but_style_and_script_goes_in_as_it_is() -> None:
-    for file in (Path(templating.__file__).parent / "templates").glob("*.html"):
+    for file in (Path(notebook_output.__file__).parent / "templates").glob("*.html"):
         told = file.read_text(encoding="utf-8")
         assert "safe" not in told, file.name
         assert "autoescape" not in told, file.name
@@ -66,16 +66,17 @@ def test_nothing_but_style_and_script_goes_in_as_it_is() -> None:
 
 def test_a_value_that_is_lacking_makes_no_page() -> None:
     with pytest.raises(jinja2.UndefinedError, match="is undefined"):
-        templating.render("page.html")
+        notebook_output.render_template("page.html")
 
 
 def test_an_installed_package_has_every_file_that_a_page_is_made_of() -> None:
     project = tomllib.loads((paths.REPOSITORY / "pyproject.toml").read_text())
     globs = project["tool"]["setuptools"]["package-data"]["colo_lib"]
-    files = [file for file in Path(templating.__file__).parent.rglob("*") if file.suffix in (".html", ".css", ".js")]
+    folder = Path(notebook_output.__file__).parent
+    files = [file for file in folder.rglob("*") if file.suffix in (".html", ".css", ".js")]
     assert len(files) > 10
     for file in files:
-        name = file.relative_to(Path(templating.__file__).parents[1]).as_posix()
+        name = file.relative_to(folder.parent).as_posix()
         assert any(fnmatch.fnmatch(name, glob) for glob in globs), name
 
 

@@ -16,7 +16,7 @@ from colo_lib.analysis.trace.processes import assign, printable
 from colo_lib.analysis.trace.window import TraceWindow, look
 from colo_lib.data.capture import read_exports
 from colo_lib.examples.captures import simulated_capture
-from colo_lib.report import notebook_output, page, templating, timeline, trace_tables
+from colo_lib.report import notebook_output, page, timeline, trace_tables
 from tests.corpus_files import MARKUP
 from tests.report import chromium
 from tests.report.chromium import Press
@@ -96,7 +96,7 @@ def test_it_opens_with_what_the_numbers_tell(view: TraceWindow, file: Path) -> N
 
 
 def test_the_browser_has_every_bin_and_every_kernel_exactly(view: TraceWindow, file: Path) -> None:
-    data = (Path(templating.__file__).parent / "timeline_data.js").read_text(encoding="utf-8")
+    data = (Path(notebook_output.__file__).parent / "timeline_data.js").read_text(encoding="utf-8")
     unpacked = f"""{data}; unpack(document.querySelector('.colo-timeline').dataset.packed).then(data => [
         data.levels.map(level => [level.binNs, [...level.busy, ...level.starts, level.both].map(list => [...list])]),
         data.rows.map(rows => [rows.start, rows.end, rows.blocks, rows.name].map(list => [...list])), data.names])"""
