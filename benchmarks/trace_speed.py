@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from colo_lib.examples.planted_export import global_pid, write_export  # noqa: E402
+from colo_lib.examples.captures import global_pid, write_export  # noqa: E402
 
 GEN, EMBED, NAMES = 777, 774, 80
 

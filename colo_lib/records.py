@@ -1,7 +1,7 @@
 """Records of a run folder and of a sweep: what each holds, field by field. docs/run-folder.md tells of them.
 
 Whoever writes one makes it here, whoever reads one gets it from here. A field that is added is private until
-`report/share_fields.py` lists it.
+`report/share.py` lists it.
 """
 
 from __future__ import annotations

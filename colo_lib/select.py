@@ -142,9 +142,8 @@ def _first_fitting(folders: Iterable[Path], names: tuple[str, ...], steps: tuple
 
 
 def example_sweep(name: str) -> Sweep:
-    """A small simulated sweep (a key of `examples.simulated_sweep.EXAMPLES`)."""
-    from colo_lib.examples.simulated_run import example_folder
-    from colo_lib.examples.simulated_sweep import write_sweep
+    """A small simulated sweep (a key of `examples.simulated_run.EXAMPLES`)."""
+    from colo_lib.examples.simulated_run import example_folder, write_sweep
 
     sweep = open_sweep(write_sweep(example_folder(), name))
     print(f"EXAMPLE: no such sweep was found, so this notebook shows a SIMULATED one of {len(sweep.cells)} cells.")

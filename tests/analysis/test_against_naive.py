@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from colo_lib.analysis.trace.processes import assign
-from colo_lib.analysis.trace.summary import capture_summary
+from colo_lib.analysis.trace.summary import summary_of
+from colo_lib.analysis.trace.window import look
 from colo_lib.data.capture import read_exports
 from colo_lib.errors import InputError
 from tests.exports import EMBED, GEN, Kernel, Planted, write
@@ -33,9 +34,9 @@ def test_every_figure_is_that_of_the_definitions(tmp_path: Path) -> None:
             truth = None
         if truth is None or (not truth["workloads"] and truth["outside"]):
             with pytest.raises(InputError, match=r"no work|length 0"):
-                capture_summary(capture, assign(capture, asked)[0], *options)
+                summary_of(look(capture, assign(capture, asked)[0], *options))
             continue
-        found = capture_summary(capture, assign(capture, asked)[0], *options)
+        found = summary_of(look(capture, assign(capture, asked)[0], *options))
         assert not differences(found, truth), (seed, twist, differences(found, truth))
         bases.setdefault(found["basis"], set()).add(twist.switched)
         compared += 1

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from colo_lib.analysis.trace.processes import assign
-from colo_lib.analysis.trace.summary import capture_summary
+from colo_lib.analysis.trace.summary import summary_of
+from colo_lib.analysis.trace.window import look
 from colo_lib.data.capture import read_exports
 from colo_lib.paths import RECORDED
 from tests.exports import EMBED, GEN, Kernel, Planted, write
@@ -34,7 +35,7 @@ def answers(file: Path, *statements: str, **options: Any) -> dict[str, Any]:
     connection.commit()
     connection.close()
     capture = read_exports([file])
-    return capture_summary(capture, assign(capture, {"gen": str(GEN), "embed": str(EMBED)})[0], **options)
+    return summary_of(look(capture, assign(capture, {"gen": str(GEN), "embed": str(EMBED)})[0], **options))
 
 
 def planted(tmp_path: Path, residency: Any = TURNS, kernels: Any = KERNELS, **more: Any) -> Path:
@@ -158,6 +159,6 @@ def test_a_real_capture_whose_switches_name_no_process_is_an_upper_bound(tmp_pat
     connection.commit()
     connection.close()
     capture = read_exports([file])
-    found = capture_summary(capture, assign(capture, {})[0])
+    found = summary_of(look(capture, assign(capture, {})[0]))
     assert (found["basis"], found["overlap_is_upper_bound"]) == ("kernel intervals", True)
     assert any("name no process" in note for note in found["notes"])

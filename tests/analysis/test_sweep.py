@@ -11,7 +11,7 @@ from colo_lib.analysis import sweep as analysis_sweep
 from colo_lib.analysis.capacity import Range
 from colo_lib.analysis.sweep import COLUMNS, SweepMeasures, collect, difference, ratio_gain, with_prefill_share
 from colo_lib.data.sweep import open_sweep
-from colo_lib.examples.simulated_sweep import write_sweep
+from colo_lib.examples.simulated_run import write_sweep
 from colo_lib.params import Params
 
 

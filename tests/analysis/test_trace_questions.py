@@ -15,7 +15,7 @@ from colo_lib.analysis.trace import kernels as trace_kernels
 from colo_lib.analysis.trace.processes import assign, launchers, likely
 from colo_lib.analysis.trace.window import TraceWindow, look
 from colo_lib.data.capture import read_exports, read_step_launches
-from colo_lib.examples.planted_export import global_pid
+from colo_lib.examples.captures import global_pid
 from tests.exports import EMBED, GEN, SMS, Kernel, Planted, write
 
 ASKED = {"gen": str(GEN), "embed": str(EMBED)}
@@ -135,7 +135,7 @@ def test_resident_occupancy_is_cudas_arithmetic(tmp_path: Path) -> None:
     """256 threads of 128 registers: two blocks' registers fill an SM's 65536, so 16 of 64 warps."""
     table = {"start": [0], "end": [100], "globalPid": [global_pid(GEN)], "gridX": [10 * SMS], "blockX": [256],
              "registersPerThread": [128], "dynamicSharedMemory": [0]}  # fmt: skip
-    from colo_lib.examples.planted_export import write_export
+    from colo_lib.examples.captures import write_export
 
     file = write_export(tmp_path / "e.sqlite", {"CUPTI_ACTIVITY_KIND_KERNEL": table}, ["k"], {GEN: "x"})
     view = view_of(file)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.processes import assign
-from colo_lib.analysis.trace.summary import capture_summary
+from colo_lib.analysis.trace.summary import summary_of
+from colo_lib.analysis.trace.window import look
 from colo_lib.data.capture import read_exports
 from colo_lib.errors import InputError
 from tests.exports import EMBED, GEN, SMS, Kernel, Planted, naive, write
@@ -23,7 +24,7 @@ ASKED = {"gen": str(GEN), "embed": str(EMBED)}
 
 def answers(*files: Path, **options: Any) -> dict[str, Any]:
     capture = read_exports(list(files))
-    return capture_summary(capture, assign(capture, ASKED)[0], **options)
+    return summary_of(look(capture, assign(capture, ASKED)[0], **options))
 
 
 def check(found: dict[str, Any], truth: Any) -> None:
@@ -277,7 +278,7 @@ def test_the_order_of_arguments_changes_no_label_and_no_number(tmp_path: Path) -
         assert capture.alignment.offsets_ns == tuple(100 * place for place in order), "in the order of arguments"
         labels = {(process.session, process.pid): process.label for process in capture.processes}
         assert [labels[session, GEN] for session in (0, 1, 2)] == ["777", "777@2", "777@3"]
-        found = capture_summary(capture, assign(capture, {"gen": "777@2", "embed": "775"})[0])
+        found = summary_of(look(capture, assign(capture, {"gen": "777@2", "embed": "775"})[0]))
         seen.append({key: value for key, value in found.items() if key != "alignment"})
     assert seen[0] == seen[1] == seen[2]
 

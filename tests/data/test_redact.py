@@ -17,8 +17,7 @@ from colo_lib.cli import main
 from colo_lib.data.redact import KEPT, NUMBERS, redact
 from colo_lib.data.scrub import HIDDEN, Scrubber
 from colo_lib.errors import InputError
-from colo_lib.examples.captures import EMBED_PID, GEN_PID, H100_PAIR, SERVER_PID, simulated_capture
-from colo_lib.examples.planted_export import TABLES
+from colo_lib.examples.captures import EMBED_PID, GEN_PID, H100_PAIR, SERVER_PID, TABLES, simulated_capture
 from colo_lib.paths import REPOSITORY
 
 CANARY = "zqxcanary"

@@ -128,7 +128,7 @@ def test_hostile_names_stand_in_tables_as_words(tmp_path: Path, monkeypatch: pyt
     named = {GEN: MARKUP, EMBED: MARKUP}
     file = write(tmp_path / "e.sqlite", [Kernel(GEN, 0, 9, name=MARKUP), Kernel(EMBED, 5, 20)], processes=named)
     capture = read_exports([file])
-    found = summary.capture_summary(capture, assign(capture, {"gen": str(GEN)})[0])
+    found = summary.summary_of(window.look(capture, assign(capture, {"gen": str(GEN)})[0]))
     for table in (trace_tables.top_kernels(found), trace_tables.device(found), trace_tables.categories(found)):
         notebook_output.show_table(table, "hostile", "Names from outside.", section="traces")
         html = shown.pop()["text/html"]

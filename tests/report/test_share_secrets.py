@@ -23,8 +23,9 @@ from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.cli import main
 from colo_lib.data.run import Run, open_run
 from colo_lib.data.scrub import Scrubber
-from colo_lib.report import share_fields
-from colo_lib.report.share import share, share_sweep
+from colo_lib.report import share_rules
+from colo_lib.report.share import RECORDS as TABLES
+from colo_lib.report.share import START_FIELDS, share, share_sweep
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
 CANARY = "zqxcanary"
@@ -99,13 +100,13 @@ SWEEP = {
     "cells": [{"cell": "cell-001", "changes": {"gen_extra_args": "--seed 1", "embed_pacing": "duty", "blocks": 1}}],
 }  # fmt: skip
 CELL = {"cell": "cell-001", "status": "failed", "reason": "no", "attempts": 1, "host": "", "total_s": 1.0}
-RECORDS: dict[str, tuple[dict[str, Any], share_fields.Rule]] = {
-    "trial.json": (TRIAL, share_fields.TRIAL),
-    "capture.json": (CAPTURE, share_fields.CAPTURE),
-    "start.json": ({name: MANIFEST[name] for name in share_fields.START_FIELDS}, share_fields.START),
-    "manifest.json": (MANIFEST, share_fields.MANIFEST),
-    "sweep.json": (SWEEP, share_fields.SWEEP),
-    "cell.json": (CELL, share_fields.CELL),
+RECORDS: dict[str, tuple[dict[str, Any], share_rules.Rule]] = {
+    "trial.json": (TRIAL, TABLES["trial.json"]),
+    "capture.json": (CAPTURE, TABLES["capture.json"]),
+    "start.json": ({name: MANIFEST[name] for name in START_FIELDS}, TABLES["start.json"]),
+    "manifest.json": (MANIFEST, TABLES["manifest.json"]),
+    "sweep.json": (SWEEP, TABLES["sweep.json"]),
+    "cell.json": (CELL, TABLES["cell.json"]),
 }
 
 
@@ -230,7 +231,7 @@ def test_different_private_values_stay_different() -> None:
     """The cells of a sweep over models of one's own are not one cell."""
     scrub = Scrubber()
     own = {"names": ["gen_model"], "values": [["/data/a"], ["/data/b"], ["/data/a"], ["tiny-gen"]]}
-    found = [row[0] for row in share_fields.axis(scrub, own)["values"]]
+    found = [row[0] for row in share_rules.axis(scrub, own)["values"]]
     assert found == ["(removed 1)", "(removed 2)", "(removed 1)", "tiny-gen"]
 
 
@@ -238,9 +239,9 @@ def test_arguments_of_the_server_are_kept_one_by_one() -> None:
     told = (
         f"--max-num-batched-tokens 2048 --hf-token hf_{CANARY} --enable-chunked-prefill --download-dir /data/{CANARY}"
     )
-    shown = share_fields.shared_param(scrubber(), "gen_extra_args", told)
+    shown = share_rules.shared_param(scrubber(), "gen_extra_args", told)
     assert shown == "--max-num-batched-tokens 2048 '(removed)' --enable-chunked-prefill '(removed)'"
-    assert share_fields.shared_param(scrubber(), "gen_extra_args", shown) == shown
+    assert share_rules.shared_param(scrubber(), "gen_extra_args", shown) == shown
 
 
 # --- whole folders ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,25 +11,12 @@ from colo_lib.analysis.trace import intervals, occupancy, overlap
 from colo_lib.analysis.trace import kernels as trace_kernels
 from colo_lib.analysis.trace.processes import launchers, printable
 from colo_lib.analysis.trace.residency import RESIDENCY
-from colo_lib.analysis.trace.window import Active, TraceWindow, look
+from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.records import CaptureFacts
-from colo_lib.trace import Capture
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 4000  # characters; a template can be longer than any reader wants
 GRAPH, NODE, KERNEL = "graph", "node", "kernel"
-
-
-def capture_summary(
-    capture: Capture,
-    assignment: Mapping[str, Sequence[int]],
-    window_s: tuple[float, float] | None = None,
-    device: int | None = None,
-    mechanism: str | None = None,
-    patterns: trace_kernels.Patterns = trace_kernels.PATTERNS,
-) -> dict[str, Any]:
-    """The object for one device and window; arguments as `view.look`. Raises InputError as that does."""
-    return summary_of(look(capture, assignment, window_s, device, mechanism), patterns)
 
 
 def summary_of(view: TraceWindow, patterns: trace_kernels.Patterns = trace_kernels.PATTERNS) -> dict[str, Any]:
