@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 PRELOAD = "LD_PRELOAD"
 
@@ -44,3 +45,10 @@ def engine_environment(additions: Mapping[str, str]) -> dict[str, str]:
     plain, injection = child_environment(additions), dict[str, str](json.loads(os.environ.get(INJECTION, "{}")))
     libraries = [part[PRELOAD] for part in (injection, plain) if part.get(PRELOAD)]
     return plain | injection | ({PRELOAD: ":".join(libraries)} if libraries else {})
+
+
+def package_environment(additions: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment in which this very package is importable."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    return child_environment({**additions, "PYTHONPATH": path})

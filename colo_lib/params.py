@@ -17,14 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from colo_lib.errors import InputError, suggest
 from colo_lib.flat_yaml import read_file
+from colo_lib.paths import RUN_ID
 from colo_lib.purpose import Purpose, Touch, parameters, purpose_of
 from colo_lib.steps import DEFAULT_STEPS, STEP_IDS, UNDER_MPS
 
-RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-
 STEPS = STEP_IDS
 
-MAX_PARAMS_BYTES = 64 * 1024
 # Parameters of earlier versions, with what took their place.
 RETIRED = {"interleave": "'starts' says how often the engines are started anew; as many as 'blocks' is 'all'"}
 CELL_HEADING = "# Parameters of this notebook: change them here. Any other of docs/parameters.md may stand here too."

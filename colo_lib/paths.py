@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from colo_lib.errors import InputError
-from colo_lib.params import RUN_ID
 
+RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 RECORDED = REPOSITORY / "recorded"

@@ -24,7 +24,8 @@ from colo_lib.json_records import (
     write_json,
 )
 from colo_lib.mechanism_records import AnyEvidence
-from colo_lib.params import RUN_ID, STEPS
+from colo_lib.params import STEPS
+from colo_lib.paths import RUN_ID
 
 __all__ = [
     "BUDGET_PARTS",

@@ -26,12 +26,12 @@ def test_an_arrow_the_wrong_way_is_told(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "colo_lib", tmp_path / "colo_lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     for file, line in (
-        ("launch/window.py", "from colo_lib.data import run"),
+        ("launch/trial.py", "from colo_lib.data import run"),
         ("analysis/kept.py", "import matplotlib"),
     ):
         path = tmp_path / "colo_lib" / file
         path.write_text(path.read_text(encoding="utf-8") + f"\n\ndef late() -> None:\n    {line}\n", encoding="utf-8")
     done = checked(tmp_path)
     assert done.returncode == 1
-    assert "colo_lib.launch.window -> colo_lib.data.run" in done.stdout
+    assert "colo_lib.launch.trial -> colo_lib.data.run" in done.stdout
     assert "colo_lib.analysis.kept -> matplotlib" in done.stdout

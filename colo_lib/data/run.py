@@ -23,7 +23,7 @@ from colo_lib.data.trials import check_frames, read_frame, trials_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, SCHEMA_VERSION
 from colo_lib.json_records import checked, damaged, read_object
-from colo_lib.params import RUN_ID, STEPS, Params, check_recorded
+from colo_lib.params import STEPS, Params, check_recorded
 from colo_lib.records import CaptureFacts, ListedFile, ListedTrial, Manifest, Start, Trial
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -125,7 +125,7 @@ def _folders(runs_dir: str | Path) -> list[Path]:
     root = Path(runs_dir)
     if not root.is_dir():
         return []
-    name = re.compile(rf"{RUN_ID}({re.escape(paths.PARTIAL)})?")
+    name = re.compile(rf"{paths.RUN_ID}({re.escape(paths.PARTIAL)})?")
     return sorted(folder for folder in root.iterdir() if folder.is_dir() and name.fullmatch(folder.name))
 
 

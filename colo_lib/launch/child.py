@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,18 @@ class Child:
         if self._guardian.stdout is not None:
             self._guardian.stdout.close()
         sweep(self.token, since_s=self.began_s)
+
+
+WAIT_POLL_S = 0.05
+
+
+def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what: str) -> None:
+    """Poll until the condition holds; raises StepFailed when the child ends or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if not child.running() or time.monotonic() > deadline:
+            raise StepFailed(f"{what} did not start within {timeout_s:g} s; its last lines:\n{child.tail()}")
+        time.sleep(WAIT_POLL_S)
 
 
 def carriers(token: str) -> list[int]:

@@ -18,11 +18,10 @@ from colo_lib.errors import ColoError, StepFailed
 from colo_lib.frames import SCHEMA_VERSION
 from colo_lib.json_records import in_words
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.load import collect, wait_steady, watch_window
+from colo_lib.launch.load import begin_load, collect, connect, settle, wait_steady, watch_window
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.specs import Specs
-from colo_lib.launch.under_load import begin_load, connect, settle
-from colo_lib.launch.window import Window, measure_window
+from colo_lib.launch.trial import Window, measure_window
 from colo_lib.nsys.commands import missing_workloads
 from colo_lib.nsys.session import JointFailed, Session, recorded_names
 from colo_lib.paths import CAPTURE, PARTIAL

@@ -26,10 +26,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from colo_lib.child_environment import package_environment
 from colo_lib.errors import StepFailed
 from colo_lib.launch.child import NOTES, Child, tail
 from colo_lib.launch.engines import Handles, embed_name, from_plain
-from colo_lib.launch.load import package_environment
 from colo_lib.launch.specs import EngineSpec, Specs
 from colo_lib.launch.vllm_server import KEY_NAME, run_key
 from colo_lib.nsys import commands

@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from colo_lib.child_environment import package_environment
 from colo_lib.errors import StepFailed
-from colo_lib.launch.child import Child
-from colo_lib.launch.load import package_environment, wait_for
+from colo_lib.launch.child import Child, wait_for
 from colo_lib.launch.rpc import Handle, call
 from colo_lib.paths import NOTEBOOKS
 

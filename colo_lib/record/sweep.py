@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from colo_lib.child_environment import package_environment
 from colo_lib.launch.child import Child, tail
-from colo_lib.launch.load import package_environment
 from colo_lib.params import Params
 from colo_lib.paths import MANIFEST, PARTIAL, START, cell_folder, cell_runs
 from colo_lib.record.run import terminable

@@ -22,9 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from colo_lib.child_environment import package_environment
 from colo_lib.errors import InputError
-from colo_lib.launch.child import Child
-from colo_lib.launch.load import package_environment, wait_for
+from colo_lib.launch.child import Child, wait_for
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.vllm_server import free_port
 from colo_lib.params import check, split_list

@@ -25,7 +25,8 @@ from colo_lib.data.scrub import (
     Scrubber,
     bundled_models,
 )
-from colo_lib.params import PURPOSES, RETIRED, RUN_ID, STEPS, Params, split_list
+from colo_lib.params import PURPOSES, RETIRED, STEPS, Params, split_list
+from colo_lib.paths import RUN_ID
 from colo_lib.purpose import Text
 
 # A rule gives a value as it may be shared, or LEFT_OUT.

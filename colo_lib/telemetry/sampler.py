@@ -124,9 +124,9 @@ class Gpus:
     """NVIDIA GPUs by index or UUID."""
 
     def __init__(self, names: list[str]) -> None:
-        from colo_lib.hardware.nvml import Gpu
+        from colo_lib.telemetry.gpu_metrics import SampledGpu
 
-        self.gpus = [Gpu(name) for name in names]
+        self.gpus = [SampledGpu(name) for name in names]
         self.process_bytes: dict[int, int] = {}
         self.process_pids: set[int] = set()
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from colo_lib.errors import StepFailed
-from colo_lib.launch import under_load as turns_module
+from colo_lib.launch import load as turns_module
 from colo_lib.launch.alternate import Tenant, stat
 from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.under_load import ALTERNATE, start_alternator
+from colo_lib.launch.load import ALTERNATE, start_alternator
 from tests.processes import wait_until
 
 BUSY = """

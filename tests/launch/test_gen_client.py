@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from colo_lib.child_environment import package_environment
 from colo_lib.launch.child import Child
-from colo_lib.launch.load import package_environment
 from colo_lib.launch.rpc import Handle, answers, call
 from tests.processes import wait_until
 

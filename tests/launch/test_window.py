@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from colo_lib.frames import write_frame
 from colo_lib.launch.specs import specs_of
+from colo_lib.launch.trial import Window, measure_window
 from colo_lib.launch.vllm_server import ServerCounters
-from colo_lib.launch.window import Window, measure_window
 from colo_lib.params import check
 from colo_lib.placement import placement_of
 from colo_lib.rates import tokens
