@@ -10,59 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from colo_lib.json_records import (
-    Count,
-    Ns,
-    Number,
-    Ordinal,
-    Record,
-    Signed,
-    checked,
-    damaged,
-    now_utc,
-    read_object,
-    write_json,
-)
+from colo_lib.json_records import Count, Ns, Number, Ordinal, Record, Signed
 from colo_lib.mechanism_records import AnyEvidence
 from colo_lib.params import STEPS
 from colo_lib.paths import RUN_ID
-
-__all__ = [
-    "BUDGET_PARTS",
-    "BudgetRow",
-    "CaptureFacts",
-    "Cell",
-    "CellRecord",
-    "Clock",
-    "Devices",
-    "GpuFacts",
-    "ListedCapture",
-    "ListedFile",
-    "ListedTrial",
-    "Machine",
-    "Manifest",
-    "MeasuredTrial",
-    "MemoryParts",
-    "ModelFacts",
-    "PacingFacts",
-    "ProfiledRates",
-    "Shared",
-    "Start",
-    "SweepAxis",
-    "SweepPlan",
-    "SweepRow",
-    "TelemetryCost",
-    "TelemetryFacts",
-    "TelemetryGap",
-    "Trial",
-    "TrialEvidence",
-    "WindowFacts",
-    "checked",
-    "damaged",
-    "now_utc",
-    "read_object",
-    "write_json",
-]
 
 Status = Literal["done", "invalid", "skipped", "failed"]
 Step = Literal[STEPS]  # type: ignore[valid-type]

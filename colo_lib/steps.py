@@ -228,6 +228,11 @@ def with_id(step: str, name: str = "") -> str:
     return f"{name or STEPS[step].name} ({step})"
 
 
+def capital(name: str) -> str:
+    """A name at the head of a sentence, a row or a column."""
+    return name[0].upper() + name[1:]
+
+
 def wanted_in_words(*steps: str) -> str:
     """'LLM alone (step1) and embedder alone (step4)': steps that somebody is to add to params."""
     return " and ".join(with_id(step) for step in steps)

@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 from colo_lib.errors import InputError
 from colo_lib.gpus import GPUS, find_gpu
 from colo_lib.hardware.engine_python import resolve_python
-from colo_lib.models.architecture import (
+from colo_lib.models.catalog import (
     DTYPE_BYTES,
+    FOLDER,
     GIB,
     activation_bytes,
     count_parameters,
+    find_model,
     head_dim,
     kv_bytes_per_token,
+    models_of,
+    names,
     weight_bytes,
 )
-from colo_lib.models.catalog import FOLDER, find_model, models_of, names
 from colo_lib.params import Params
 
 ROLES = {name: role for role in ("gen", "embed") for name in names(role)}

@@ -27,11 +27,11 @@ def test_an_arrow_the_wrong_way_is_told(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     for file, line in (
         ("launch/trial.py", "from colo_lib.data import run"),
-        ("analysis/kept.py", "import matplotlib"),
+        ("analysis/statistics.py", "import matplotlib"),
     ):
         path = tmp_path / "colo_lib" / file
         path.write_text(path.read_text(encoding="utf-8") + f"\n\ndef late() -> None:\n    {line}\n", encoding="utf-8")
     done = checked(tmp_path)
     assert done.returncode == 1
     assert "colo_lib.launch.trial -> colo_lib.data.run" in done.stdout
-    assert "colo_lib.analysis.kept -> matplotlib" in done.stdout
+    assert "colo_lib.analysis.statistics -> matplotlib" in done.stdout

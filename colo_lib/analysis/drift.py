@@ -1,6 +1,7 @@
 """What moved while a run went on: a trend over its trials, a block unlike the others, clocks that changed.
 
-None of it makes a trial invalid after the fact: it is named beside the verdict, so that a reader can look.
+So is a recorded rate that the rows behind it do not give. None of it makes a trial invalid after the fact: it is named
+beside the verdict, so that a reader can look.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def bad_blocks(ratios: pd.DataFrame) -> pd.DataFrame:
     """Blocks whose ratio lies far from the other blocks' of the same step.
 
     Columns: step, mechanism, quantity, block, ratio, others.
-    `ratios`: `kept.block_ratios`. Needs four blocks: with fewer nothing tells which of them is the odd one. `others`
-    is the median of the other blocks.
+    `ratios`: `statistics.block_ratios`. Needs four blocks: with fewer nothing tells which of them is the odd one.
+    `others` is the median of the other blocks.
     """
     rows = []
     shown = ratios[ratios["quantity"].isin(list(RATES)) & (ratios["ratio"] > 0)]
@@ -146,3 +147,32 @@ def warnings(trend: pd.DataFrame, bad: pd.DataFrame, clocks: pd.DataFrame) -> li
         for row in clocks.itertuples()
     ]
     return told
+
+
+def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
+    """Sentences naming every trial whose recorded rate is off the one that its frames give by over `tolerance`."""
+    told, names = [], names_in(trials)
+    for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
+        recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
+        off = (recorded / computed - 1).abs() > tolerance
+        # Records of the first runs count whole tokens and batches.
+        whole = trials["gen_tokens" if workload == "gen" else "embed_sequences"]
+        seconds = (trials["window_end_ns"] - trials["window_start_ns"]) / 1e9
+        off &= (recorded * seconds / whole - 1).abs() > tolerance
+        told += [
+            f"{names[row.step]}, trial {row.trial}: its record says {recorded[row.Index]:.4g} "
+            f"{unit.replace('_per_', '/')} of {workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
+            for row in trials[off].itertuples()
+        ]
+    return told
+
+
+def unsteady(null: dict[str, float]) -> list[str]:
+    """A sentence if step 1 against itself (`statistics.null_check`) does not hold 1: more than noise differs then."""
+    if not (null["low"] > 1 or null["high"] < 1):
+        return []
+    return [
+        f"the LLM alone in odd blocks over itself in even blocks is {null['ratio']:.3f} (95 % interval "
+        f"{null['low']:.3f} to {null['high']:.3f}), not 1: the run drifted or the order mattered, "
+        "so its intervals may be too narrow"
+    ]

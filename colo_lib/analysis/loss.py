@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis.statistics import Estimate, by_block, over_starts
-from colo_lib.analysis.steps_table import with_interval
+from colo_lib.analysis.statistics import Estimate, by_block, over_starts, with_interval
 from colo_lib.steps import GEN_CAN_LOSE, STEPS, names_in, names_of, with_id
 
 CAUSES = ("clock", "contention", "waiting", "host")

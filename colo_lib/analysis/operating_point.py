@@ -20,8 +20,7 @@ import pandas as pd
 
 from colo_lib import steps as steps_of
 from colo_lib.analysis.run_analysis import RunAnalysis
-from colo_lib.analysis.statistics import LEAST_STARTS, holm
-from colo_lib.analysis.steps_table import number, with_interval
+from colo_lib.analysis.statistics import LEAST_STARTS, holm, number, with_interval
 from colo_lib.analysis.sweep import SweepMeasures, ratio_gain
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell

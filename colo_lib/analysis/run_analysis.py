@@ -1,7 +1,8 @@
 """Every answer about one run, each computed once: what notebooks, pages, comparisons and plans ask.
 
-The chain trials -> kept fractions -> verdict -> what moved is written here and nowhere else. The functions behind it
-are pure; files are opened by the run. Frames and records are shared by all who ask: nobody changes them.
+The chain trials -> kept fractions -> verdict -> what moved is written here and nowhere else, and so is the table of
+steps, which puts side by side what each measured. The functions behind it are pure; files are opened by the run. Frames
+and records are shared by all who ask: nobody changes them.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from colo_lib.analysis import drift, kept, loss, telemetry, trial_metrics, two_devices, verdict
+from colo_lib.analysis import drift, loss, statistics, telemetry, trial_metrics, two_devices, verdict
 from colo_lib.analysis.capacity import Unit, units
 from colo_lib.analysis.published import all_points, conditions_of, differences, own_points
-from colo_lib.analysis.statistics import RATES, rates
-from colo_lib.analysis.steps_table import shown, steps_table
+from colo_lib.analysis.statistics import RATES, number, rates, with_interval
 from colo_lib.analysis.telemetry import Memory
 from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
-from colo_lib.analysis.trial_metrics import Measured, measure_trials
+from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99, Measured, measure_trials
 from colo_lib.data.run import Run
 from colo_lib.params import Params
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, capital, mechanism_in_words, mechanisms_in, names_in, with_id
 
 TOKEN_COLUMNS = ["step", "concurrency", "tokens", "trials_ns", "window_ns", "busy_ns", "switched_out_ns", "waiting_ns",
                  "host_ns", "unattributed_ns"]  # fmt: skip
@@ -75,18 +77,18 @@ class RunAnalysis:
 
     @cached_property
     def ratios(self) -> pd.DataFrame:
-        """Kept fractions and aggregates by block (`kept.block_ratios`)."""
-        return kept.block_ratios(self.counted)
+        """Kept fractions and aggregates by block (`statistics.block_ratios`)."""
+        return statistics.block_ratios(self.counted)
 
     @cached_property
     def kept(self) -> pd.DataFrame:
-        """Kept fractions and aggregates with their intervals (`kept.kept_fractions`)."""
-        return kept.kept_fractions(self.ratios)
+        """Kept fractions and aggregates with their intervals (`statistics.kept_fractions`)."""
+        return statistics.kept_fractions(self.ratios)
 
     @cached_property
     def null(self) -> dict[str, float]:
-        """Step 1 against itself (`kept.null_check`)."""
-        return kept.null_check(self.counted)
+        """Step 1 against itself (`statistics.null_check`)."""
+        return statistics.null_check(self.counted)
 
     @cached_property
     def pays(self) -> pd.DataFrame:
@@ -122,12 +124,12 @@ class RunAnalysis:
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that a reader of the verdict must not overlook."""
-        told = verdict.starved(self.against_bounds) + verdict.unsteady(self.null)
-        return told + self.drift + verdict.disagreements(self.trials)
+        told = verdict.starved(self.against_bounds) + drift.unsteady(self.null)
+        return told + self.drift + drift.disagreements(self.trials)
 
     @cached_property
     def steps_table(self) -> pd.DataFrame:
-        """A row a measure and step, with the text of its cell (`steps_table.COLUMNS`)."""
+        """A row a measure and step, with the text of its cell (`TABLE_COLUMNS`)."""
         return steps_table(self.trials, self.throughput, self.kept, self.latency, self.telemetry)
 
     @property
@@ -243,3 +245,155 @@ class RunAnalysis:
     def unlike_published(self, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         """Conditions of the published runs and of this one, and where they differ (`published.differences`)."""
         return differences(conditions, conditions_of(self.run.manifest, self.run.trials))
+
+
+TABLE_COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text", "mechanism"]
+
+KEPT_ROWS = {
+    "gen": "Gen kept fraction",
+    "embed": "Embed kept fraction",
+    "aggregate": "Aggregate (gen + embed kept)",
+    "aggregate_per_device": "Aggregate per device",
+}
+NONE = "—"
+
+LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch": "Embed batch time"}
+
+
+def steps_table(
+    trials: pd.DataFrame,
+    throughput: pd.DataFrame,
+    kept: pd.DataFrame,
+    latencies: pd.DataFrame,
+    telemetry: pd.DataFrame,
+) -> pd.DataFrame:
+    """A tidy frame with the columns of `TABLE_COLUMNS`; `text` is the cell as shown, with interval or count; `starts`
+    of the engines are null where a row has no interval.
+
+    `trials`: every measured trial; `throughput`: `statistics.rates`; `kept`: `kept_fractions`; `latencies`:
+    `trial_metrics.by_step`; `telemetry`: `telemetry_summary`.
+    """
+    counted = trials[trials["status"] == "done"]
+    rows = _trial_rows(trials) + _rate_rows(throughput) + _kept_rows(kept) + _latency_rows(latencies)
+    rows += _stall_rows(counted) + _telemetry_rows(telemetry)
+    table = pd.DataFrame(rows, columns=TABLE_COLUMNS[:-1])
+    return table.assign(mechanism=table["step"].map(mechanisms_in(trials)))
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`steps_table` as it is read: a row a measure with its unit, a column a step."""
+    labels = [f"{row.row} ({row.unit})" if row.unit else row.row for row in table.itertuples()]
+    return step_columns(table.assign(label=labels), "label", "text", "Measure", ids=True)
+
+
+def step_columns(table: pd.DataFrame, rows: str, cells: str, head: str, ids: bool = False) -> pd.DataFrame:
+    """A tidy frame with a column step as it is read: a row a value of `rows`, a column a step, `cells` in them.
+
+    A column is headed by the step's name; `ids`: with its id, for those who have to type it.
+    """
+    steps, names = [step for step in STEPS if step in set(table["step"])], names_in(table)
+    order = list(dict.fromkeys(table[rows]))
+    wide = table.pivot_table(index=rows, columns="step", values=cells, aggfunc="first")
+    wide = wide.reindex(index=order, columns=steps).fillna(NONE).rename_axis(None, axis=1).reset_index()
+    heads = {step: capital(with_id(step, names[step]) if ids else names[step]) for step in steps}
+    return wide.rename(columns={rows: head, **heads})
+
+
+def _row(
+    row: str,
+    unit: str,
+    step: str,
+    values: tuple[float, float, float],
+    count: int,
+    text: str,
+    starts: float = np.nan,
+) -> dict[str, object]:
+    return dict(zip(TABLE_COLUMNS[:-1], (row, unit, step, *values, count, starts, text), strict=True))
+
+
+def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
+    rows, none = [], (np.nan, np.nan, np.nan)
+    for step, group in trials.groupby("step"):
+        mechanism = next((str(name) for name in group["mechanism"] if name), "—")
+        rows.append(_row("Mechanism", "", step, none, len(group), mechanism_in_words(mechanism)))
+    for step, group in trials.groupby("step"):
+        good = int((group["status"] == "done").sum())
+        rows.append(
+            _row("Trials that count / all", "", step, (good, np.nan, np.nan), len(group), f"{good} / {len(group)}")
+        )
+    return rows
+
+
+def _rate_rows(throughput: pd.DataFrame) -> list[dict[str, object]]:
+    rows = []
+    for made in throughput.itertuples():
+        unit = "tokens/s" if made.workload == "gen" else "sequences/s"
+        values = (made.mean, made.low, made.high)
+        label, text = f"{made.workload.capitalize()} throughput", with_interval(*values, made.starts)
+        rows.append(_row(label, unit, made.step, values, made.blocks, text, made.starts))
+    return rows
+
+
+def _kept_rows(kept: pd.DataFrame) -> list[dict[str, object]]:
+    rows = []
+    for quantity, label in KEPT_ROWS.items():
+        for item in kept[kept["quantity"] == quantity].itertuples():
+            values = (item.mean, item.low, item.high)
+            # Its own baseline (config A): 1 by definition, not by measurement.
+            own = item.step not in KEPT_AGAINST_OTHERS
+            text = (
+                ("2" if quantity == "aggregate" else "1") + " (baseline)"
+                if own
+                else with_interval(*values, item.starts)
+            )
+            rows.append(_row(label, "", item.step, values, item.blocks, text, item.starts))
+    return rows
+
+
+def _latency_rows(latencies: pd.DataFrame) -> list[dict[str, object]]:
+    rows, nan = [], np.nan
+    for kind, label in LATENCY_ROWS.items():
+        mine = latencies[latencies["kind"] == kind]
+        for name, column in (("p50", "p50_ms"), ("p99", "p99_ms"), ("longest", "max_ms")):
+            for item in mine.to_dict("records"):
+                count = int(item["count"])
+                few = f" (n={count:,})" if name == "p99" and count < ENOUGH_FOR_P99 else ""
+                value = item[column]
+                if count:
+                    rows.append(
+                        _row(f"{label}, {name}", "ms", item["step"], (value, nan, nan), count, number(value) + few)
+                    )
+    return rows
+
+
+def _stall_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
+    rows = []
+    for column, label in (
+        ("gen_stall_ms", "Longest time without a token"),
+        ("embed_stall_ms", "Longest time without a finished batch"),
+    ):
+        for step, values in counted.groupby("step")[column]:
+            worst = values.max()
+            if np.isfinite(worst):
+                rows.append(_row(label, "ms", step, (worst, np.nan, np.nan), values.notna().sum(), number(worst)))
+    return rows
+
+
+def _telemetry_rows(telemetry: pd.DataFrame) -> list[dict[str, object]]:
+    rows = []
+    devices = telemetry[telemetry["scope"] == "device"]
+    for (label, unit), group in devices.groupby(["label", "unit"], sort=False):
+        for step, values in group.groupby("step"):
+            mean = float(values["mean"].mean())
+            text = number(mean)
+            rows.append(
+                _row(f"{label}, mean of devices", unit, step, (mean, np.nan, np.nan), values["samples"].sum(), text)
+            )
+    workloads = telemetry[
+        (telemetry["scope"] == "workload") & telemetry["metric"].isin(["cpu_cores", "memory_used_gib"])
+    ]
+    for (label, unit, name), group in workloads.groupby(["label", "unit", "name"], sort=False):
+        for item in group.itertuples():
+            values = (item.mean, item.low, item.high)
+            rows.append(_row(f"{label} by {name}", unit, item.step, values, item.samples, number(item.mean)))
+    return rows

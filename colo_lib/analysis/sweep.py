@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.run_analysis import RunAnalysis
-from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, estimate, holm, rate, ratio
-from colo_lib.analysis.steps_table import with_interval
+from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, estimate, holm, rate, ratio, with_interval
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
 from colo_lib.params import Params

@@ -11,7 +11,7 @@ from colo_lib.analysis import operating_point, two_devices
 from colo_lib.analysis.capacity import Unit
 from colo_lib.analysis.run_analysis import TOKEN_COLUMNS, RunAnalysis
 from colo_lib.analysis.sweep import SweepMeasures, collect
-from colo_lib.analysis.trace.collectives import StepCollectives
+from colo_lib.analysis.trace.token_time import StepCollectives
 from colo_lib.analysis.verdict import thresholds
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep

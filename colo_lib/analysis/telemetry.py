@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from colo_lib.analysis.trial_metrics import NS_PER_S, inside
+from colo_lib.analysis.trial_metrics import inside
+from colo_lib.frames import NS_PER_S
 from colo_lib.records import BudgetRow
 from colo_lib.steps import STEP_IDS, mechanisms_in
 

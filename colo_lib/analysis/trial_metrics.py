@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib import rates
+from colo_lib.frames import NS_PER_S, sequence_work, token_work
 from colo_lib.params import Params
 from colo_lib.steps import mechanisms_in
-
-NS_PER_S = 1_000_000_000
 
 
 def inside(times_ns: pd.Series, start_ns: int, end_ns: int) -> pd.Series:
@@ -216,7 +214,7 @@ def _measure_trial(
         kinds["ttft"] = first_token_ms(requests, *window)
     if embed is not None:
         kinds["batch"] = batch_ms(embed, *window)
-        work = rates.sequences(embed)
+        work = sequence_work(embed)
         measured |= {"embed_sequences": work.ended(*window), "embed_sequences_per_s": work.rate(*window)}
         measured["embed_stall_ms"] = longest_silence_ms(embed["done_ns"], *window)
         measured["batches_within"] = share_within(kinds["batch"], params.slo_embed_batch_ms)
@@ -229,7 +227,7 @@ def _measure_trial(
 def _measure_gen(
     gen: pd.DataFrame, requests: pd.DataFrame | None, window: tuple[int, int], params: Params
 ) -> dict[str, float]:
-    work = rates.tokens(gen, requests)
+    work = token_work(gen, requests)
     measured: dict[str, float] = {"gen_tokens": work.ended(*window), "gen_tokens_per_s": work.rate(*window)}
     measured["gen_stall_ms"] = longest_silence_ms(gen["arrival_ns"], *window)
     if requests is not None:

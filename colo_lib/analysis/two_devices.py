@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from colo_lib.analysis.capacity import Unit
-from colo_lib.analysis.statistics import LEAST_STARTS, RATES, by_block, rate, ratio, sides_of_one
-from colo_lib.analysis.steps_table import within_starts
-from colo_lib.analysis.trace.collectives import TOKEN_PARTS
+from colo_lib.analysis.statistics import LEAST_STARTS, RATES, by_block, rate, ratio, sides_of_one, within_starts
+from colo_lib.analysis.trace.token_time import TOKEN_PARTS
 from colo_lib.steps import CO_LOCATED, STEPS, TWO_DEVICES, mechanisms_in, names_of, wanted_in_words, with_id
 
 GEN = RATES["gen"]
@@ -109,7 +108,7 @@ def outcomes(
     """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
 
     `found`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collective_summary` and, where
-    known, the means of `collectives.rank_times` over the ranks.
+    known, the means of `token_time.rank_times` over the ranks.
     """
     ratios = {row.what: row for row in found.itertuples()}
     return [_work(per_device), _scaling(ratios), _exchange(met), _neighbours(ratios), _beside(met)]

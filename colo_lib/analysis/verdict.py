@@ -1,8 +1,4 @@
-"""The verdict: the hypothesis clause by clause, and what the run found beside it.
-
-Which bounds a reading notebook judges by: the run's own, with those that the reader changed.
-
-The verdict on the hypothesis, clause by clause: each with its figure, interval, threshold and status.
+"""The verdict on the hypothesis, clause by clause: each with its figure, interval, threshold and status.
 
 The hypothesis holds when, at 95 % confidence, gen keeps `min_gen_kept` of its tokens/s and its p99 inter-token gap
 grows by at most `max_gap_growth`, embed keeps `min_embed_kept`, step 3 is worse than step 2 for both workloads, and
@@ -13,6 +9,15 @@ The clauses are judged at once: with five of them at their bounds one in nine ru
 judged by itself. Holm's procedure keeps it to one in twenty. A clause is settled over starts of the engines only.
 
 What the run found beside the hypothesis: does sharing pay, and do both workloads keep their bounds.
+
+How many starts of the engines, blocks and seconds would settle each clause, from a run that was made: a clause is
+settled when the mean over starts lies far enough from its bound for the spread that the run showed. With K starts of m
+blocks the mean's variance is between^2 / K + within^2 / (K m), and what is needed is that
+
+    distance to the bound >= (t(1 - a, K - 1) + t(0.8, K - 1)) x standard error
+
+for 80 % power (Cohen, Statistical Power Analysis, 1988, chapter 2, with t for both quantiles), where a is the verdict's
+one-sided level over the number of clauses: the strictest that Holm's procedure asks.
 """
 
 from __future__ import annotations
@@ -23,12 +28,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from colo_lib.analysis.statistics import LEAST_STARTS, RATES, Estimate, holm, ratio, sides_of_one
-from colo_lib.analysis.steps_table import within_starts
+from colo_lib.analysis.statistics import (
+    CONFIDENCE,
+    LEAST_STARTS,
+    POWER,
+    RATES,
+    Estimate,
+    holm,
+    ratio,
+    sides_of_one,
+    within_starts,
+)
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 from colo_lib.params import PURPOSES, Params
-from colo_lib.steps import CO_LOCATED, STEP_IDS, mechanisms_in, names_in
+from colo_lib.steps import CO_LOCATED, STEP_IDS, capital, mechanisms_in, names_in
 
 
 def thresholds(run: Params, notebook: Params) -> Params:
@@ -230,7 +245,7 @@ def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     names = names_in(paying)
     for row in paying[paying["step"] != "step3"].itertuples():
         title, mean = (
-            f"{names[row.step][0].upper()}{names[row.step][1:]}",
+            capital(names[row.step]),
             f"{row.mean:.2f} devices' worth of work per device",
         )
         interval = f"95 % interval {row.low:.2f} to {row.high:.2f}" if row.low == row.low else "no interval"
@@ -279,30 +294,89 @@ def starved(bounds: pd.DataFrame) -> list[str]:
     ]
 
 
-def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
-    """Sentences naming every trial whose recorded rate is off the one that its frames give by over `tolerance`."""
-    told, names = [], names_in(trials)
-    for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
-        recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
-        off = (recorded / computed - 1).abs() > tolerance
-        # Records of the first runs count whole tokens and batches.
-        whole = trials["gen_tokens" if workload == "gen" else "embed_sequences"]
-        seconds = (trials["window_end_ns"] - trials["window_start_ns"]) / 1e9
-        off &= (recorded * seconds / whole - 1).abs() > tolerance
-        told += [
-            f"{names[row.step]}, trial {row.trial}: its record says {recorded[row.Index]:.4g} "
-            f"{unit.replace('_per_', '/')} of {workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
-            for row in trials[off].itertuples()
-        ]
-    return told
+MOST_STARTS, MOST_BLOCKS_A_START = 60, 8
 
 
-def unsteady(null: dict[str, float]) -> list[str]:
-    """A sentence if step 1 against itself (`kept.null_check`) does not hold 1: then noise is not all that differs."""
-    if not (null["low"] > 1 or null["high"] < 1):
-        return []
-    return [
-        f"the LLM alone in odd blocks over itself in even blocks is {null['ratio']:.3f} (95 % interval "
-        f"{null['low']:.3f} to {null['high']:.3f}), not 1: the run drifted or the order mattered, "
-        "so its intervals may be too narrow"
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that a run takes: a start of every set of engines, and a block of all steps."""
+
+    starts_s: float
+    block_s: float
+
+    def of(self, starts: int, blocks_a_start: int) -> float:
+        """Seconds of a run."""
+        return starts * (self.starts_s + blocks_a_start * self.block_s)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What settles a clause with 80 % power: null where nothing within reason does. `assumed`: what was not known."""
+
+    clause: str
+    starts: int | None
+    blocks_a_start: int | None
+    seconds: float
+    assumed: str
+
+
+def needs(asked: Sequence[Clause], costs: Costs) -> list[Need]:
+    """A row a clause, each with the cheapest run that settles it."""
+    return [_need(one, len(asked), costs) for one in asked]
+
+
+def together(asked: Sequence[Clause], costs: Costs) -> Need:
+    """The cheapest run that settles every clause that any run within reason settles."""
+    single = needs(asked, costs)
+    wanted = [one for one, need in zip(asked, single, strict=True) if need.starts is not None]
+    made = [_spreads(one.measured) for one in wanted]
+    return _cheapest("all that can be settled", [(_distance(one), *own) for one, own in zip(wanted, made, strict=True)],
+                     len(asked), costs, "")  # fmt: skip
+
+
+def _need(one: Clause, clauses: int, costs: Costs) -> Need:
+    found = one.measured
+    between, within = _spreads(found)
+    if not found.blocks or not np.isfinite(_distance(one)) or not np.isfinite([between, within]).all():
+        return Need(one.text, None, None, float("nan"), "this run does not tell its spread")
+    known = np.isfinite(found.between)
+    assumed = "" if known else "one start alone: starts are taken to differ as much as blocks do"
+    return _cheapest(one.text, [(_distance(one), between, within)], clauses, costs, assumed)
+
+
+def _distance(one: Clause) -> float:
+    at = np.log(one.threshold) if one.measured.log and one.threshold > 0 else one.threshold
+    return float(abs(one.measured.centre - at))
+
+
+def _spreads(found: Estimate) -> tuple[float, float]:
+    """(between starts, within a start), each from what the run knows: what it cannot tell apart counts as between."""
+    if not np.isfinite(found.within):
+        return found.between, 0.0
+    return (found.between if np.isfinite(found.between) else found.within), found.within
+
+
+def _cheapest(
+    text: str, wanted: Sequence[tuple[float, float, float]], clauses: int, costs: Costs, assumed: str
+) -> Need:
+    """The cheapest (starts, blocks a start) for which every (distance, between, within) is far enough."""
+    fits = [
+        (costs.of(starts, blocks), starts, blocks)
+        for starts in range(LEAST_STARTS, MOST_STARTS + 1)
+        for blocks in range(1, MOST_BLOCKS_A_START + 1)
+        if all(far_enough(*one, starts, blocks, clauses) for one in wanted)
     ]
+    if not fits or not wanted:
+        told = f"more than {MOST_STARTS} starts: it lies at its bound" if wanted else assumed
+        return Need(text, None, None, float("nan"), told)
+    seconds, starts, blocks = min(fits)
+    return Need(text, starts, blocks, seconds, assumed)
+
+
+def far_enough(
+    distance: float, between: float, within: float, starts: int, blocks_a_start: int, clauses: int = 1
+) -> bool:
+    """Whether a run of so many starts and blocks settles a claim at this distance from its bound with 80 % power."""
+    level, freedom = (1 - CONFIDENCE) / 2 / clauses, starts - 1
+    error = np.sqrt(between**2 / starts + within**2 / (starts * blocks_a_start))
+    return bool(distance >= (stats.t.ppf(1 - level, freedom) + stats.t.ppf(POWER, freedom)) * error)

@@ -15,7 +15,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from colo_lib.analysis.planning import Costs, Need
+    from colo_lib.analysis.verdict import Costs, Need
     from colo_lib.data.run import Run
     from colo_lib.params import Params
 
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Print a row a clause and the cheapest run that settles all that can be settled."""
-    from colo_lib.analysis.planning import needs, together
     from colo_lib.analysis.run_analysis import RunAnalysis
+    from colo_lib.analysis.verdict import needs, together
     from colo_lib.params import load
 
     params = load(options.params)
@@ -68,7 +68,7 @@ def _source(named: str | None, params: Params) -> Run:
 
 def costs_of(run: Run, params: Params) -> Costs:
     """What a start of all engines and a block of all steps take: a run's time, less its trials, over its starts."""
-    from colo_lib.analysis.planning import Costs
+    from colo_lib.analysis.verdict import Costs
     from colo_lib.record.plan import plan_run
 
     steps, plan = len(params.step_names()), plan_run(params)

@@ -1,41 +1,81 @@
-"""Open a run folder: nothing is read before its manifest's sizes and checksums hold.
+"""Open a run folder: its records and frames, read once its manifest's sizes and checksums hold.
 
-Open a finished run folder: nothing is read before its manifest's sizes and checksums hold.
-
-The layout stands in docs/run-folder.md, the frames' columns in colo_lib/frames.py.
-
-What an unfinished run holds so far, checked before it is taken up again: nobody repairs it on the way.
+The layout stands in docs/run-folder.md, the frames' columns in colo_lib/frames.py. What an unfinished run holds so far
+is checked before it is taken up again: nobody repairs it on the way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
 
 from colo_lib import paths
 from colo_lib.data.capture import StepCapture, captured_steps, read_capture
-from colo_lib.data.trials import check_frames, read_frame, trials_frame
+from colo_lib.data.checks import column_problems, contradictions, misplaced_frames, row_problems
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, SCHEMA_VERSION
 from colo_lib.json_records import checked, damaged, read_object
 from colo_lib.params import STEPS, Params, check_recorded
+from colo_lib.paths import frame_file
 from colo_lib.records import CaptureFacts, ListedFile, ListedTrial, Manifest, Start, Trial
 
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 # Reports of Nsight Systems: large, kept for its own window, never read here; who removes them loses no number.
 REMOVABLE = ".nsys-rep"
+MOST_ROWS = 200_000_000
+# Parts of a workload's device memory, GiB a process; the rest of gen is activations and context, of embed the context.
+MEMORY_PARTS = (
+    ("gen", "weights"), ("gen", "kv_cache"), ("gen", "graphs"), ("gen", "rest"),
+    ("embed", "weights"), ("embed", "activations"), ("embed", "cached"), ("embed", "rest"),
+)  # fmt: skip
+# column -> where it stands in trial.json; a dot leads into a nested object
+TRIAL_COLUMNS = {
+    "step": "step",
+    "trial": "trial",
+    "block": "block",
+    "mechanism": "mechanism",
+    "status": "status",
+    "reason": "reason",
+    "window_start_ns": "window_start_ns",
+    "window_end_ns": "window_end_ns",
+    "recorded_gen_tokens_per_s": "gen_tokens_per_s",
+    "server_gen_tokens_per_s": "gen_server_tokens_per_s",
+    "recorded_embed_sequences_per_s": "embed_sequences_per_s",
+    "clock_disagreement": "clock_disagreement",
+    "gen_drift_fraction": "drift_fraction.gen",
+    "embed_drift_fraction": "drift_fraction.embed",
+    "gen_start": "engine_starts.gen",
+    "embed_start": "engine_starts.embed",
+    "gen_devices": "devices.gen",
+    "embed_devices": "devices.embed",
+    "gen_memory_gib": "memory_gib.gen",
+    "embed_memory_gib": "memory_gib.embed",
+    "free_memory_gib": "memory_gib.free",
+    **{f"{workload}_{part}_memory_gib": f"memory_parts_gib.{workload}.{part}" for workload, part in MEMORY_PARTS},
+    "neighbour": "neighbour",
+    "latency_clock": "latency_clock",
+    "telemetry_cpu_fraction": "telemetry_cost.cpu_fraction",
+    "telemetry_absent": "telemetry.absent",
+    "telemetry_gaps": "telemetry.gaps",
+    "pacing": "pacing.kind",
+}
+TRIAL_NUMBERS = [name for name in TRIAL_COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run whose files are what its manifest says they are.
 
-    `trials` has a row a trial in the order in which they ran, with the columns of `parse.trials.COLUMNS`.
+    `trials` has a row a trial in the order in which they ran, with the columns of `TRIAL_COLUMNS`.
     """
 
     folder: Path
@@ -63,7 +103,7 @@ class Run:
 
         Raises InputError naming the file and the columns that are not as `frames` says.
         """
-        file = paths.frame_file(paths.trial_folder(self.folder, step, trial), name)
+        file = frame_file(paths.trial_folder(self.folder, step, trial), name)
         if file.relative_to(self.folder).as_posix() not in self.manifest.files:
             return None
         return read_frame(file, name)
@@ -198,10 +238,109 @@ def _trial_record(root: Path, manifest: Manifest, row: ListedTrial) -> Trial:
     record = Trial.read(folder / paths.TRIAL)
     if (record.step, record.trial) != (row.step, row.trial):
         raise damaged(folder / paths.TRIAL, f"is the record of {record.step} trial {record.trial}")
-    check_frames(folder, record, [name for name in FRAMES if f"{place}/{name}.parquet" in manifest.files])
+    _check_frames(folder, record, [name for name in FRAMES if f"{place}/{name}.parquet" in manifest.files])
     # The stricter of the two words holds: what either of them rules out does not count.
     status = row.status if record.status == "done" else record.status
     return record.joined(row, status=status, reason=row.reason or record.reason)
+
+
+def _check_frames(folder: Path, record: Trial, there: Collection[str]) -> None:
+    """Raises InputError for a frame that is missing or does not belong, is damaged, or differs from the record.
+
+    `there`: names of the frames that the trial's folder, or its manifest, holds.
+    """
+    if not record.measured:
+        return
+    for name, problem in misplaced_frames(record, there).items():
+        raise damaged(frame_file(folder, name), problem)
+    assert record.window_start_ns is not None
+    assert record.window_end_ns is not None
+    window_ns = (record.window_start_ns, record.window_end_ns)
+    frames = {name: read_frame(frame_file(folder, name), name, window_ns) for name in there}
+    if problems := contradictions(frames, record, window_ns):
+        raise damaged(folder, "; ".join(problems))
+
+
+def read_frame(file: Path, name: str, window_ns: tuple[int, int] | None = None) -> pd.DataFrame:
+    """A Parquet file as a frame, checked against `frames.FRAMES[name]` and `frames.ROWS[name]`.
+
+    Its times lie within `REACH_S` of `window_ns` where that is told. Raises InputError naming what differs.
+    """
+    try:
+        # Not `read_table`: it would take a folder's name that holds '=' for a column.
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            if parquet.metadata.num_rows > MOST_ROWS:
+                raise ValueError(f"{parquet.metadata.num_rows} rows, which no trial has")
+            table = parquet.read()
+        if problems := column_problems(table, name):
+            raise damaged(file, "; ".join(problems))
+        # Times are exact ns: a nullable integer column must not become a float on its way.
+        # What pandas once noted of its own types is not asked: the file's types were.
+        frame = table.replace_schema_metadata().to_pandas(
+            types_mapper={pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}.get
+        )
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
+        raise damaged(file, f"not a readable parquet file: {error}") from None
+    frame = frame.astype({column: kind for column, kind in FRAMES[name].items() if kind in ("int32", "int64")})
+    problems = row_problems(frame, name, window_ns)
+    if problems:
+        raise damaged(file, "; ".join(problems))
+    return frame
+
+
+def trials_frame(records: Iterable[Trial]) -> pd.DataFrame:
+    """A row a trial with the columns of `TRIAL_COLUMNS`; absent values are null, rates are per second, memory in GiB.
+
+    Raises InputError for a trial that counts but has no window.
+    """
+    plain = [record.plain() for record in records]
+    rows = [
+        {name: _lookup(record, place) for name, place in TRIAL_COLUMNS.items()} | _starts(record) for record in plain
+    ]
+    frame = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
+    for name in TRIAL_NUMBERS:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    for name in ("window_start_ns", "window_end_ns"):
+        # From the rows: beside a null, the frame has made floats of them, which do not hold every ns.
+        frame[name] = pd.array([None if row[name] is None else int(row[name]) for row in rows], dtype="Int64")
+    for name in ("gen_devices", "embed_devices"):
+        frame[name] = [_flat(value) for value in frame[name]]
+    counted = frame[frame["status"] == "done"]
+    wrong = counted[~(counted["window_end_ns"] > counted["window_start_ns"]).fillna(False)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise InputError(f"{first['step']} trial {first['trial']}: counts as done but its window is empty or absent")
+    return frame
+
+
+def _starts(record: Mapping[str, Any]) -> dict[str, str]:
+    """gen_start, embed_start: names of the starts of the engines that a trial ran on, empty where nothing tells them.
+
+    Records of the first runs have the engines' pids alone.
+    """
+    return {
+        f"{workload}_start": str(_lookup(record, f"engine_starts.{workload}") or _pids(record, workload))
+        for workload in ("gen", "embed")
+    }
+
+
+def _pids(record: Mapping[str, Any], workload: str) -> str:
+    pids = _lookup(record, f"pids.{workload}")
+    return "+".join(map(str, pids)) if isinstance(pids, list) else ""
+
+
+def _flat(devices: Any) -> tuple[str, ...]:
+    """Names of devices, each once: a workload of several processes records a list of devices for each of them."""
+    if not isinstance(devices, list | tuple):
+        return () if devices is None else (str(devices),)
+    return tuple(dict.fromkeys(name for item in devices for name in _flat(item)))
+
+
+def _lookup(record: Mapping[str, Any], place: str) -> Any:
+    value: Any = record
+    for part in place.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def check_unfinished(folder: Path) -> None:
@@ -224,4 +363,4 @@ def _check_trial(file: Path) -> None:
     record = Trial.read(file)
     if (record.step, f"trial-{record.trial}") != (file.parent.parent.name, file.parent.name):
         raise damaged(file, f"is the record of {record.step} trial {record.trial}")
-    check_frames(file.parent, record, [name for name in FRAMES if paths.frame_file(file.parent, name).is_file()])
+    _check_frames(file.parent, record, [name for name in FRAMES if frame_file(file.parent, name).is_file()])

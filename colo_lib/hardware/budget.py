@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from colo_lib.errors import InputError
-from colo_lib.models.architecture import GIB, activation_bytes, kv_bytes_per_token, weight_bytes
-from colo_lib.models.catalog import Model, models_of
+from colo_lib.models.catalog import GIB, Model, activation_bytes, kv_bytes_per_token, models_of, weight_bytes
 from colo_lib.params import Params, split_list
 from colo_lib.records import BUDGET_PARTS, BudgetRow
 from colo_lib.steps import SHARDED, STEPS, TWO_DEVICES

@@ -19,7 +19,7 @@ import psutil
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.hardware.budget import Budget, Demand, device_groups, plan_budget
 from colo_lib.hardware.nvml import GpuLook, look_at_gpus
-from colo_lib.models.architecture import GIB
+from colo_lib.models.catalog import GIB
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 

@@ -20,10 +20,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from colo_lib import rates
 from colo_lib.child_environment import package_environment
 from colo_lib.errors import ColoError, InputError, StepFailed
-from colo_lib.frames import SCHEMA_VERSION
+from colo_lib.frames import SCHEMA_VERSION, sequence_work, token_work
 from colo_lib.json_records import in_words
 from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
@@ -274,7 +273,7 @@ def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts
         gen = _measure_gen(folder, window, reasons)
         drift["gen"] = gen.drift
     if placement.runs_embed:
-        work, span = rates.sequences(pq.read_table(frame_file(folder, "embed"))), (window.start_ns, window.end_ns)
+        work, span = sequence_work(pq.read_table(frame_file(folder, "embed"))), (window.start_ns, window.end_ns)
         sequences, drift["embed"], embed_per_s = work.ended(*span), work.drift(*span), work.rate(*span)
         if not sequences:
             reasons.append("no embedding batch was done in the window")
@@ -292,7 +291,7 @@ def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts
 def _measure_gen(folder: Path, window: Window, reasons: list[str]) -> _Gen:
     """Token rate by the client's clock and by vLLM's own counter; what speaks against the trial goes to `reasons`."""
     tokens, requests = (pq.read_table(frame_file(folder, name)) for name in ("gen", "requests"))
-    work, span = rates.tokens(tokens, requests), (window.start_ns, window.end_ns)
+    work, span = token_work(tokens, requests), (window.start_ns, window.end_ns)
     total = work.ended(*span)
     errors = [text for text in requests["error"].to_pylist() if text]
     if errors:

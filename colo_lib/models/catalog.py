@@ -1,14 +1,19 @@
-"""The models that ship as config files: what they are, and how a parameter's value finds one."""
+"""The models that ship as config files: what they are, how a parameter's value finds one, and the sizes that follow.
+
+Sizes follow from an architecture alone: parameters, weight bytes, KV cache, activations. That is pure arithmetic on a
+model's published config.json. The parameter formulas are those of the transformers classes (modeling_llama,
+modeling_qwen2, modeling_qwen3, modeling_qwen3_moe, modeling_bert); a test counts the real modules.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from colo_lib.errors import InputError, suggest
-from colo_lib.models.architecture import count_parameters
 from colo_lib.params import Params
 
 FOLDER = Path(__file__).parent
@@ -91,3 +96,148 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise InputError(f"{file}: a model's description is a JSON object")
     return loaded
+
+
+GIB = 2**30
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DECODERS = ("llama", "qwen2", "qwen3", "qwen3_moe")
+MODEL_TYPES = (*DECODERS, "bert")
+LOGIT_BYTES = 4  # vLLM and transformers take logits in float32
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by what becomes of them: `linear` may be quantized, `other` (norms, biases) is never split."""
+
+    embedding: int
+    linear: int
+    head: int
+    other: int
+    linear_active: int
+    """Of `linear`, what one token passes through: less than all in a mixture of experts."""
+
+    @property
+    def total(self) -> int:
+        """All parameters that are stored."""
+        return self.embedding + self.linear + self.head + self.other
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token passes through."""
+        return self.total - self.linear + self.linear_active
+
+
+def count_parameters(config: Config, role: str = "gen") -> ParameterCount:
+    """Count a model's parameters; role `embed` is the bare model, without the head that turns states into tokens.
+
+    Raises InputError for an architecture that the workbook cannot count, or a config that lacks a size.
+    """
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise InputError(f"model type {model_type!r} is not one that the workbook can size: {', '.join(MODEL_TYPES)}")
+    try:
+        return _count_bert(config) if model_type == "bert" else _count_decoder(config, role)
+    except KeyError as error:
+        raise InputError(f"the model's config.json lacks {error.args[0]!r}") from None
+
+
+def _count_decoder(config: Config, role: str) -> ParameterCount:
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    queries, keys = _attention_widths(config)
+    mlp, mlp_active = _mlp_sizes(config)
+    # q, k, v and o projections; RMSNorm before attention and before the MLP, and one after the last layer.
+    attention = hidden * (queries + 2 * keys) + queries * hidden
+    table = config["vocab_size"] * hidden
+    tied = config.get("tie_word_embeddings", False)
+    return ParameterCount(
+        embedding=table,
+        linear=layers * attention + mlp,
+        head=0 if tied or role == "embed" else table,
+        other=layers * (2 * hidden + _attention_extras(config)) + hidden,
+        linear_active=layers * attention + mlp_active,
+    )
+
+
+def head_dim(config: Config) -> int:
+    """Width of one attention head; Qwen3 names it, the others divide the hidden size."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _kv_heads(config: Config) -> int:
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def _attention_widths(config: Config) -> tuple[int, int]:
+    width = head_dim(config)
+    return config["num_attention_heads"] * width, _kv_heads(config) * width
+
+
+def _attention_extras(config: Config) -> int:
+    """Biases and per-head norms of one layer: Qwen2 has q, k, v biases; Qwen3 normalises q and k instead."""
+    queries, keys = _attention_widths(config)
+    if config["model_type"] == "qwen2":
+        return queries + 2 * keys
+    biases = queries + 2 * keys + config["hidden_size"] if config.get("attention_bias") else 0
+    return biases + (2 * head_dim(config) if config["model_type"].startswith("qwen3") else 0)
+
+
+def _mlp_sizes(config: Config) -> tuple[int, int]:
+    """(stored, passed through by one token) over all layers; gate, up and down projection, or a router and experts."""
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    dense = 3 * hidden * config["intermediate_size"]
+    if config["model_type"] != "qwen3_moe":
+        return layers * dense, layers * dense
+    only_dense, every = set(config.get("mlp_only_layers") or ()), config.get("decoder_sparse_step", 1)
+    sparse = sum(layer not in only_dense and (layer + 1) % every == 0 for layer in range(layers))
+    expert, router = 3 * hidden * config["moe_intermediate_size"], hidden * config["num_experts"]
+    stored = sparse * (router + config["num_experts"] * expert) + (layers - sparse) * dense
+    active = sparse * (router + config["num_experts_per_tok"] * expert) + (layers - sparse) * dense
+    return stored, active
+
+
+def _count_bert(config: Config) -> ParameterCount:
+    hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    linear = layers * (4 * hidden * hidden + 2 * hidden * inner) + hidden * hidden  # the last one is the pooler
+    biases = layers * (4 * hidden + inner + hidden) + hidden
+    norms = layers * 4 * hidden + 2 * hidden
+    rows = config["vocab_size"] + config["max_position_embeddings"] + config.get("type_vocab_size", 2)
+    return ParameterCount(rows * hidden, linear, 0, biases + norms, linear)
+
+
+def weight_bytes(config: Config, role: str, dtype: str, quantization: str = "", shards: int = 1) -> float:
+    """Bytes of weights on each of `shards` devices.
+
+    Under dynamic fp8 vLLM stores the linear layers in one byte a parameter and keeps embeddings, head and norms in
+    `dtype` (vLLM's fp8 quantization page). Tensor parallelism splits everything but norms and biases.
+    """
+    count, size = count_parameters(config, role), DTYPE_BYTES[dtype]
+    split = count.linear * (1 if quantization == "fp8" else size) + (count.embedding + count.head) * size
+    return split / shards + count.other * size
+
+
+def kv_bytes_per_token(config: Config, dtype: str, shards: int = 1) -> int:
+    """Bytes of KV cache a token takes on each device: key and value, every layer, every key-value head it holds.
+
+    Heads are split over the shards, and kept at one each where there are fewer than shards (vLLM's Attention layer).
+    """
+    held = max(1, -(-_kv_heads(config) // shards))
+    return 2 * int(config["num_hidden_layers"]) * held * head_dim(config) * DTYPE_BYTES[dtype]
+
+
+def activation_bytes(config: Config, tokens: int, dtype: str, logit_rows: int = 0, shards: int = 1) -> float:
+    """Estimated peak bytes of one forward pass over `tokens` tokens at once, without gradients.
+
+    One layer's working set lives at a time: residual, normed input and output (3 hidden), q, k, v and the attention
+    output, then gate, up and their product (3 intermediate); the larger of the two halves counts. Attention is fused,
+    so no score matrix. `logit_rows` rows of vocabulary-wide float32 logits come on top. An estimate, good to a factor
+    of two; measured memory stands in the run's telemetry.
+    """
+    queries, keys = _attention_widths(config)
+    inner, hidden = config["intermediate_size"], config["hidden_size"]
+    if config["model_type"] == "qwen3_moe":
+        # Every token is copied to each of its experts.
+        inner = config["num_experts_per_tok"] * (config["moe_intermediate_size"] + hidden)
+    layer = max(2 * queries + 2 * keys, 3 * inner) / shards
+    return tokens * (3 * hidden + layer) * DTYPE_BYTES[dtype] + logit_rows * config["vocab_size"] * LOGIT_BYTES

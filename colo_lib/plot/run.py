@@ -42,7 +42,7 @@ LINE_CHARACTERS = 44  # of a line of names below half a figure
 def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, float] | None = None) -> Figure:
     """What each workload keeps in each shared step (left), and the work done per device (right).
 
-    `kept`: `kept.kept_fractions`; `ratios`: `block_ratios`; `bounds`: workload -> least kept fraction.
+    `kept`: `statistics.kept_fractions`; `ratios`: `block_ratios`; `bounds`: workload -> least kept fraction.
     """
     apply_style()
     steps = [step for step in KEPT_AGAINST_OTHERS if step in set(kept["step"])]

@@ -19,8 +19,7 @@ from colo_lib.analysis import operating_point, two_devices
 from colo_lib.analysis.capacity import PREDICTED, Unit
 from colo_lib.analysis.loss import Loss, loss_sentence, waterfall
 from colo_lib.analysis.published import SHARED_METRICS, STEPS, UNTOLD
-from colo_lib.analysis.statistics import Estimate
-from colo_lib.analysis.steps_table import number, with_interval, within_starts
+from colo_lib.analysis.statistics import Estimate, number, with_interval, within_starts
 from colo_lib.analysis.sweep import SweepMeasures
 from colo_lib.analysis.sweep_analysis import SweepAnalysis
 from colo_lib.data.run import Run

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from colo_lib import paths
-from colo_lib.analysis.run_analysis import RunAnalysis
-from colo_lib.analysis.steps_table import by_step, capital, number, with_interval
-from colo_lib.analysis.trace.collectives import StepCollectives
+from colo_lib.analysis.run_analysis import RunAnalysis, step_columns
+from colo_lib.analysis.statistics import number, with_interval
+from colo_lib.analysis.trace.token_time import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
 from colo_lib.data.run import find_runs, open_run
 from colo_lib.errors import InputError
@@ -22,7 +22,7 @@ from colo_lib.params import Params
 from colo_lib.records import Manifest
 from colo_lib.report import notebook_output
 from colo_lib.report.notebook_output import NOTEBOOK
-from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, names_in
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, capital, names_in
 
 NONE = "—"
 MOST_RUNS = 8  # newest runs that are judged; each costs a second or two
@@ -67,7 +67,7 @@ def bounds(frame: pd.DataFrame) -> pd.DataFrame:
         for row in frame.itertuples()
     ]
     shown = frame.assign(cell=cells, row=[f"{row.what}, bound {number(row.bound)} ms" for row in frame.itertuples()])
-    return by_step(shown, "row", "cell", "Worst (ms)")
+    return step_columns(shown, "row", "cell", "Worst (ms)")
 
 
 def not_counted(trials: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
         ],
         text=[f"{number(row.mean)} ({number(row.low)}–{number(row.high)})" for row in summary.itertuples()],
     )
-    return by_step(shown, "row", "text", "Mean (5th–95th percentile)")
+    return step_columns(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
 def pacing(summary: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def memory_parts(parts: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame([["no engine told its parts (cores stand in, or an earlier version)"]], columns=["Part"])
     shown = parts.assign(row=[f"{WORKLOADS[row.workload]}: {row.part}" for row in parts.itertuples()])
     shown["cell"] = [number(gib) for gib in shown["gib"]]
-    return by_step(shown, "row", "cell", "Part (GiB a process)")
+    return step_columns(shown, "row", "cell", "Part (GiB a process)")
 
 
 def null_sentence(null: dict[str, float], step: str = "the LLM alone") -> str:
@@ -181,12 +181,12 @@ def latency_words(latencies: pd.DataFrame) -> str:
 
 
 def quantity_in_words(quantity: str) -> str:
-    """'the LLM', 'aggregate per device': a quantity of `kept.block_ratios` for people."""
+    """'the LLM', 'aggregate per device': a quantity of `statistics.block_ratios` for people."""
     return f"the {WORKLOADS[quantity]}" if quantity in WORKLOADS else quantity.replace("_", " ")
 
 
 def kept(frame: pd.DataFrame) -> pd.DataFrame:
-    """`kept.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
+    """`statistics.kept_fractions` as shown, with what the run could have detected; config A is the baseline."""
     names = names_in(frame)
     rows = [
         (

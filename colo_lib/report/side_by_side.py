@@ -20,7 +20,7 @@ import pandas as pd
 
 from colo_lib import __version__
 from colo_lib.analysis.run_analysis import RunAnalysis
-from colo_lib.analysis.steps_table import with_interval
+from colo_lib.analysis.statistics import with_interval
 from colo_lib.analysis.trace.processes import printable
 from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from colo_lib.analysis import capacity
 from colo_lib.analysis.capacity import Range, Unit
-from colo_lib.analysis.kept import block_ratios, kept_fractions
+from colo_lib.analysis.statistics import block_ratios, kept_fractions
 from colo_lib.analysis.trial_metrics import WATTS, with_power
 from tests.run_folders import Plan, planted_measures
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo_lib.analysis.trace.collectives import (
+from colo_lib.analysis.trace.token_time import (
     CollectivePairs,
     collective_pairs,
     collective_summary,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from colo_lib.analysis import drift, telemetry
-from colo_lib.analysis.kept import block_ratios, null_check
+from colo_lib.analysis.statistics import block_ratios, null_check
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.analysis.verdict import OPEN, REFUTED, SUPPORTED, judge
 from colo_lib.data.run import open_run

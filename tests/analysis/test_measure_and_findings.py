@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from colo_lib.analysis import steps_table, telemetry, trial_metrics, verdict
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
-from colo_lib.analysis.statistics import rates
+from colo_lib.analysis import drift, run_analysis, telemetry, trial_metrics, verdict
+from colo_lib.analysis.statistics import block_ratios, kept_fractions, null_check, rates
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
 from colo_lib.analysis.verdict import judge, thresholds
 from colo_lib.data.run import Run, open_run
@@ -68,17 +67,17 @@ def test_a_planted_stall_is_named_against_its_bound(measured: Measured, run: Run
 
 
 def test_a_recorded_rate_that_its_rows_do_not_give_is_told(measured: Measured) -> None:
-    assert verdict.disagreements(measured.trials) == []
+    assert drift.disagreements(measured.trials) == []
     lied = measured.trials.assign(recorded_gen_tokens_per_s=measured.trials["recorded_gen_tokens_per_s"] * 1.1)
-    assert len(verdict.disagreements(lied)) == lied["gen_tokens_per_s"].notna().sum()
+    assert len(drift.disagreements(lied)) == lied["gen_tokens_per_s"].notna().sum()
     lied = measured.trials.assign(recorded_embed_sequences_per_s=measured.trials["embed_sequences_per_s"] * 1.1)
-    assert len(verdict.disagreements(lied)) == lied["embed_sequences_per_s"].notna().sum()
+    assert len(drift.disagreements(lied)) == lied["embed_sequences_per_s"].notna().sum()
 
 
 def test_the_table_of_steps_has_the_rows_of_the_experiment(measured: Measured, run: Run) -> None:
     kept = kept_fractions(block_ratios(measured.counted))
     means = telemetry.telemetry_summary(telemetry.telemetry_series(run.trials, run.frame))
-    table = steps_table.steps_table(
+    table = run_analysis.steps_table(
         measured.trials, rates(measured.counted), kept, trial_metrics.by_step(measured.samples), means
     )
     cells = table.set_index(["row", "step"])["text"]
@@ -130,8 +129,8 @@ def test_an_order_effect_is_told() -> None:
     steady = planted_measures(Plan(blocks=6, noise=0.001))
     uneven = steady.copy()
     uneven.loc[uneven["block"] % 2 == 1, "gen_tokens_per_s"] *= 1.2
-    assert verdict.unsteady(null_check(uneven))
-    assert not verdict.unsteady(null_check(planted_measures(Plan(blocks=2))))
+    assert drift.unsteady(null_check(uneven))
+    assert not drift.unsteady(null_check(planted_measures(Plan(blocks=2))))
 
 
 def test_bounds_are_the_runs_own_unless_the_notebook_changes_them() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from colo_lib.analysis import capacity, loss, telemetry, trial_metrics
-from colo_lib.analysis.kept import block_ratios, kept_fractions
 from colo_lib.analysis.loss import decompose_loss
+from colo_lib.analysis.statistics import block_ratios, kept_fractions
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.analysis.verdict import against_bounds
 from colo_lib.data.run import open_run

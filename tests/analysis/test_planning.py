@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from colo_lib.analysis.planning import Costs, far_enough, needs, together
 from colo_lib.analysis.statistics import estimate
-from colo_lib.analysis.verdict import OPEN, SUPPORTED, Clause, decide_clause
+from colo_lib.analysis.verdict import OPEN, SUPPORTED, Clause, Costs, decide_clause, far_enough, needs, together
 from colo_lib.cli.plan import costs_of
 from colo_lib.data.run import open_run
 from colo_lib.params import Params

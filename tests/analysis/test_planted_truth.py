@@ -7,8 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
-from colo_lib.analysis.statistics import Estimate, estimate, holm, paired_blocks, ratio, sides_of_one
+from colo_lib.analysis.statistics import (
+    Estimate,
+    block_ratios,
+    estimate,
+    holm,
+    kept_fractions,
+    null_check,
+    paired_blocks,
+    ratio,
+    sides_of_one,
+)
 from colo_lib.analysis.verdict import OPEN, REFUTED, SUPPORTED, Clause, decide_clause, judge, pays
 from colo_lib.params import Params
 from tests.run_folders import Plan, planted_measures

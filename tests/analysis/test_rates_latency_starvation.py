@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib import rates
 from colo_lib.analysis import trial_metrics
-from colo_lib.rates import done_inside
+from colo_lib.frames import Work, done_inside, sequence_work, token_work
 
 MS = 1_000_000
 TIMES = st.lists(st.integers(0, 20_000), max_size=60)
@@ -26,12 +25,12 @@ def gen_frame(times_ms: list[float], requests: list[int] | None = None) -> pd.Da
     return pd.DataFrame({"request_id": ids, "sequence_number": numbers, "arrival_ns": arrival}).astype("int64")
 
 
-def counted(work: rates.Work, start_ns: int, end_ns: int) -> tuple[int, float]:
+def counted(work: Work, start_ns: int, end_ns: int) -> tuple[int, float]:
     return work.ended(start_ns, end_ns), work.rate(start_ns, end_ns)
 
 
 def token_rate(gen: pd.DataFrame, requests: pd.DataFrame | None, start_ns: int, end_ns: int) -> tuple[int, float]:
-    return counted(rates.tokens(gen, requests), start_ns, end_ns)
+    return counted(token_work(gen, requests), start_ns, end_ns)
 
 
 def test_the_window_is_half_open() -> None:
@@ -48,7 +47,7 @@ def test_a_batch_that_the_window_cuts_counts_by_its_part() -> None:
         1,
     ]
     # 8 + 8 sequences ended; of the third batch 100 of 600 ms lie inside.
-    sequences, rate = counted(rates.sequences(embed), 0, 2000 * MS)
+    sequences, rate = counted(sequence_work(embed), 0, 2000 * MS)
     assert (sequences, rate) == (16, pytest.approx((16 + 8 / 6) / 2))
     assert list(trial_metrics.batch_ms(embed, 0, 2000 * MS)) == [900, 1000]
 

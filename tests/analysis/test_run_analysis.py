@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from colo_lib import paths
-from colo_lib.analysis import capacity, drift, loss, run_analysis, steps_table, telemetry, trial_metrics, two_devices
+from colo_lib.analysis import capacity, drift, loss, run_analysis, telemetry, trial_metrics, two_devices
 from colo_lib.analysis import verdict as judging
-from colo_lib.analysis.kept import block_ratios, kept_fractions, null_check
 from colo_lib.analysis.run_analysis import RunAnalysis
-from colo_lib.analysis.statistics import rates
+from colo_lib.analysis.statistics import block_ratios, kept_fractions, null_check, rates
 from colo_lib.analysis.sweep import collect
 from colo_lib.analysis.sweep_analysis import SweepAnalysis
 from colo_lib.analysis.trace import overlap, token_time, window
@@ -78,11 +77,11 @@ def test_what_moved_and_the_tables_are_those_of_the_functions(run: Run) -> None:
     moved = drift.apart(measured.counted) + drift.warnings(*found)
     against = judging.against_bounds(measured.counted, run.params)
     assert analysis.drift == moved
-    told = judging.starved(against) + judging.unsteady(null_check(measured.counted)) + moved
-    assert analysis.warnings == told + judging.disagreements(measured.trials)
+    told = judging.starved(against) + drift.unsteady(null_check(measured.counted)) + moved
+    assert analysis.warnings == told + drift.disagreements(measured.trials)
     latencies = trial_metrics.by_step(measured.samples)
     rows = rates(measured.counted)
-    same(analysis.steps_table, steps_table.steps_table(measured.trials, rows, kept, latencies, means))
+    same(analysis.steps_table, run_analysis.steps_table(measured.trials, rows, kept, latencies, means))
     same(analysis.memory.budget, telemetry.budget_frame(run.manifest.budget))
     same(analysis.memory.used, telemetry.measured_frame(run.trials))
     same(analysis.memory.parts, telemetry.parts_frame(run.trials))
@@ -116,7 +115,7 @@ def test_each_answer_is_computed_once(run: Run, monkeypatch: pytest.MonkeyPatch)
         return lambda *given, **named: (calls.append(name), made(*given, **named))[1]
 
     for module, name in (
-        (run_analysis, "measure_trials"), (run_analysis.kept, "block_ratios"), (run_analysis.verdict, "judge"),
+        (run_analysis, "measure_trials"), (run_analysis.statistics, "block_ratios"), (run_analysis.verdict, "judge"),
         (run_analysis.telemetry, "telemetry_series"), (token_time, "gen_times"), (window, "look"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, counting(name, getattr(module, name)))

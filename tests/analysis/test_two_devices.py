@@ -10,7 +10,7 @@ import pytest
 
 from colo_lib.analysis import two_devices
 from colo_lib.analysis.capacity import Range, Unit
-from colo_lib.analysis.kept import block_ratios, kept_fractions
+from colo_lib.analysis.statistics import block_ratios, kept_fractions
 
 RATES = {"configA": 100.0, "tp2-alone": 150.0, "tp2-mps-alone": 135.0, "configB-one": 108.0, "configB": 81.0}
 

@@ -30,8 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_lib.data.run import open_run
-from colo_lib.data.trials import read_frame
+from colo_lib.data.run import open_run, read_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES
 from colo_lib.launch.guardian import mapped

@@ -18,8 +18,7 @@ import pytest
 
 from colo_lib import paths, select
 from colo_lib.cli import main as colo
-from colo_lib.data.run import find_runs, find_unfinished, newest_run, open_run, planned_trials
-from colo_lib.data.trials import trials_frame
+from colo_lib.data.run import find_runs, find_unfinished, newest_run, open_run, planned_trials, trials_frame
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, arrow_schema
 from colo_lib.json_records import read_object

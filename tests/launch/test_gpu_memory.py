@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from colo_lib.analysis.telemetry import parts_frame
-from colo_lib.data.trials import trials_frame
+from colo_lib.data.run import trials_frame
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import wait_still
 from colo_lib.launch.trial import embed_parts, gen_parts, with_rest

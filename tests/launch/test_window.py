@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib.frames import write_frame
+from colo_lib.frames import token_work, write_frame
 from colo_lib.launch.specs import specs_of
 from colo_lib.launch.trial import Window, measure_window
 from colo_lib.launch.vllm_server import ServerCounters
 from colo_lib.params import check
 from colo_lib.placement import placement_of
-from colo_lib.rates import tokens
 from colo_lib.records import WindowFacts
 
 SECOND = 1_000_000_000
@@ -96,7 +95,7 @@ def test_silence_is_no_rate(tmp_path: Path) -> None:
 @given(st.lists(st.integers(-SECOND, 11 * SECOND), max_size=200), st.integers(1, 9))
 def test_splitting_a_window_loses_and_doubles_nothing(stamps: list[int], at_s: int) -> None:
     array, zeros = np.array(sorted(stamps), dtype=np.int64), np.zeros(len(stamps), dtype=np.int64)
-    work = tokens(pa.table({"request_id": zeros, "arrival_ns": array}))
+    work = token_work(pa.table({"request_id": zeros, "arrival_ns": array}))
     whole, first, second = (
         work.inside(start * SECOND, end * SECOND) for start, end in ((0, 10), (0, at_s), (at_s, 10))
     )

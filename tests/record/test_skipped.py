@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from colo_lib.analysis.kept import block_ratios
-from colo_lib.data.run import open_run
-from colo_lib.data.trials import trials_frame
+from colo_lib.analysis.statistics import block_ratios
+from colo_lib.data.run import open_run, trials_frame
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.launch.specs import EngineSpec
 from colo_lib.params import check

@@ -11,8 +11,7 @@ import pytest
 
 from colo_lib.analysis.statistics import ratio
 from colo_lib.analysis.trial_metrics import measure_trials
-from colo_lib.data.run import open_run
-from colo_lib.data.trials import trials_frame
+from colo_lib.data.run import open_run, trials_frame
 from colo_lib.paths import REPOSITORY
 from colo_lib.records import Trial
 from tests.standins import engines

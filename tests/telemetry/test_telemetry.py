@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib.data.trials import read_frame
+from colo_lib.data.run import read_frame
 from colo_lib.launch.child import Child
 from colo_lib.launch.trial import device_doubts
 from colo_lib.paths import REPOSITORY

@@ -14,7 +14,7 @@ from colo_lib.analysis.trace import downsample, kernels, occupancy
 from colo_lib.analysis.trace import overlap as trace_overlap
 from colo_lib.analysis.trace import summary as trace_summary
 from colo_lib.analysis.trace import token_time as trace_token_time
-from colo_lib.analysis.trace.collectives import StepCollectives, step_collectives
+from colo_lib.analysis.trace.token_time import StepCollectives, step_collectives
 from colo_lib.analysis.trace.window import TraceWindow, view_of, views_alone
 from colo_lib.data.capture import StepCapture
 from colo_lib.params import Params
