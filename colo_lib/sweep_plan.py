@@ -29,7 +29,7 @@ MOST_CELLS = 500
 
 
 # The sweep itself says where its cells' runs go and what they are called.
-OWN = ("run", "run_name", "runs_dir", "block", "sweep", "sweeps_dir")
+SET_BY_SWEEP = ("run", "run_name", "runs_dir", "block", "sweep", "sweeps_dir")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def parse_axis(word: str) -> Axis:
     if not equals or not tail.strip() or not all(names):
         raise InputError(f"--over {word!r}: write NAME=V1,V2 (together: NAME:NAME=V1:V1,V2:V2)")
     for name in names:
-        if name in OWN:
+        if name in SET_BY_SWEEP:
             raise InputError(f"--over {word!r}: {name!r} is set by the sweep itself")
     values = []
     for text in tail.split(";" if ";" in tail else ","):
@@ -138,18 +138,18 @@ def is_joint(folder: Path) -> bool:
     return bool(SweepPlan.read(folder / SWEEP).jointly)
 
 
-def find_sweep(told: str, sweeps_dir: str) -> Path:
+def find_sweep(named: str, sweeps_dir: str) -> Path:
     """A sweep's folder by path or by its name in `sweeps_dir`; raises InputError when there is none."""
-    for candidate in (Path(told), Path(sweeps_dir) / told):
+    for candidate in (Path(named), Path(sweeps_dir) / named):
         if (candidate / SWEEP).is_file():
             return candidate
-    raise InputError(f"no sweep {told!r}: give the folder that `colo sweep` named")
+    raise InputError(f"no sweep {named!r}: give the folder that `colo sweep` named")
 
 
 def cell_params(base: Params, cell: GridCell, folder: Path) -> Params:
     """The parameters of a cell; its run goes below the cell's own folder."""
-    own = {"runs_dir": str(cell_runs(cell_folder(folder, cell.name).absolute())), "run_name": cell.name, "run": ""}
-    return check(base.model_dump() | cell.changes | own, f"{cell.name} of {folder.name}")
+    placed = {"runs_dir": str(cell_runs(cell_folder(folder, cell.name).absolute())), "run_name": cell.name, "run": ""}
+    return check(base.model_dump() | cell.changes | placed, f"{cell.name} of {folder.name}")
 
 
 def write_params(params: Params, file: Path) -> None:
@@ -158,10 +158,10 @@ def write_params(params: Params, file: Path) -> None:
     file.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def record_cell(folder: Path, found: CellRecord) -> None:
+def record_cell(folder: Path, record: CellRecord) -> None:
     """Write what became of a cell."""
-    cell_folder(folder, found.cell).mkdir(parents=True, exist_ok=True)
-    found.write(cell_folder(folder, found.cell) / CELL)
+    cell_folder(folder, record.cell).mkdir(parents=True, exist_ok=True)
+    record.write(cell_folder(folder, record.cell) / CELL)
 
 
 def recorded(folder: Path, cell: str) -> CellRecord | None:

@@ -75,7 +75,7 @@ def test_autogroups_that_would_starve_a_workload_are_told(
     monkeypatch.setattr(doctor, "AUTOGROUP", switch)
     found = [row for row in doctor.examine(Params(), engine_timeout_s=1) if row.name == "cores, note"]
     assert len(found) == notes
-    assert all("sysctl" in row.found for row in found)
+    assert all("sysctl" in row.finding for row in found)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_the_cpu_run_needs_no_gpu() -> None:
     rows = doctor.examine(Params(devices="0", steps="step1"), gpus=NO_GPU)
     assert doctor.can_run(rows), doctor.format_rows(rows)
     assert row(rows, "GPU") == doctor.Row("GPU", "missing", NO_GPU.reason, row(rows, "GPU").remedy, False)
-    assert "vllm 0.32.0" in row(rows, "engines").found
+    assert "vllm 0.32.0" in row(rows, "engines").finding
 
 
 @pytest.mark.usefixtures("engines_answer")
 def test_a_gpu_run_needs_gpu_and_mps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     rows = doctor.examine(CUDA, gpus=ONE_H100)
-    assert "132 SMs" in row(rows, "GPU 0").found
+    assert "132 SMs" in row(rows, "GPU 0").finding
     assert row(rows, "memory for the pair").answer == "ok"
     assert row(rows, "MPS").answer == "missing"
     assert not doctor.can_run(rows)
@@ -153,7 +153,7 @@ def test_an_engine_that_does_not_come_up_is_told(
     monkeypatch.setattr(doctor, "look_at_engine", lambda *_: look)
     rows = doctor.examine(Params(), gpus=NO_GPU)
     found = row(rows, "engines")
-    assert (found.answer, told in found.found, bool(found.remedy)) == (answer, True, True)
+    assert (found.answer, told in found.finding, bool(found.remedy)) == (answer, True, True)
     assert not doctor.can_run(rows)
 
 
@@ -187,11 +187,11 @@ def test_a_look_that_fails_says_so_and_the_others_still_come(monkeypatch: pytest
 def test_a_full_disk_and_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     params = Params(runs_dir=str(tmp_path / "not" / "yet"))
     [found] = doctor._disk(params)
-    assert (found.answer, str(tmp_path) in found.found) == ("ok", True)
+    assert (found.answer, str(tmp_path) in found.finding) == ("ok", True)
     monkeypatch.setattr(doctor, "MIN_DISK_GIB", 1e9)
     assert doctor._disk(params)[0].answer == "missing"
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert "cannot be written" in doctor._disk(params)[0].found
+    assert "cannot be written" in doctor._disk(params)[0].finding
 
 
 def test_every_bad_row_has_its_remedy_under_it() -> None:

@@ -77,12 +77,12 @@ def resolve_python(value: str, device: str = "cpu") -> Path:
         )
     else:
         origin = "gen_python or embed_python"
-    found = shutil.which(str(Path(value).expanduser()))
-    if found is None:
+    path = shutil.which(str(Path(value).expanduser()))
+    if path is None:
         raise InputError(
             f"{origin} = {value!r}: no such interpreter; `make engine` creates one, or name another with vLLM"
         )
-    return Path(found).absolute()
+    return Path(path).absolute()
 
 
 def resolve_pythons(gen: str, embed: str, device: str) -> tuple[Path, Path]:
@@ -114,9 +114,9 @@ def look_at_engine(python: Path, modules: Sequence[str], timeout_s: float = 120.
     if not answers:
         last = " | ".join(output.split("\n")[-LAST_LINES:]).strip()
         return EngineLook(python, {}, {"": f"exit code {process.returncode}: {last}"}, answered=False)
-    found = json.loads(answers[-1])
-    versions = {name: value for name, value in found.items() if isinstance(value, str)}
-    problems = {name: value["error"] for name, value in found.items() if isinstance(value, dict)}
+    outcomes = json.loads(answers[-1])
+    versions = {name: value for name, value in outcomes.items() if isinstance(value, str)}
+    problems = {name: value["error"] for name, value in outcomes.items() if isinstance(value, dict)}
     return EngineLook(python, versions, problems, answered=True)
 
 

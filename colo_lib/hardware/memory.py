@@ -32,11 +32,11 @@ class Memory:
     total_gib: float
 
 
-def host_memory(cgroup_root: Path = CGROUP_ROOT, own_group: str | None = None) -> Memory:
+def host_memory(cgroup_root: Path = CGROUP_ROOT, control_group: str | None = None) -> Memory:
     """Memory of this machine that a new process may use; a container's limit counts where it is the smaller one."""
     machine = psutil.virtual_memory()
     free, total = machine.available, machine.total
-    for folder in _cgroup_folders(cgroup_root, own_group):
+    for folder in _cgroup_folders(cgroup_root, control_group):
         limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
         if limit is None or used is None:
             continue
@@ -46,15 +46,15 @@ def host_memory(cgroup_root: Path = CGROUP_ROOT, own_group: str | None = None) -
     return Memory(free / GIB, total / GIB)
 
 
-def _cgroup_folders(root: Path, own_group: str | None) -> list[Path]:
+def _cgroup_folders(root: Path, control_group: str | None) -> list[Path]:
     """This process's control group (version 2) and those above it, innermost first."""
-    if own_group is None:
+    if control_group is None:
         try:
             lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
         except (OSError, ValueError):
             lines = []
-        own_group = next((line[3:] for line in lines if line.startswith("0::/")), "/")
-    folder = root / own_group.lstrip("/")
+        control_group = next((line[3:] for line in lines if line.startswith("0::/")), "/")
+    folder = root / control_group.lstrip("/")
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
 
 
@@ -111,13 +111,13 @@ Read = Callable[[], Mapping[str, float] | None]
 def used_gib(devices: tuple[str, ...]) -> dict[str, float] | None:
     """Memory in use on each GPU, GiB; None where NVML does not tell."""
     look = look_at_gpus()
-    found: dict[str, float] = {}
+    used: dict[str, float] = {}
     for gpu in look.gpus:
         for name in filter(gpu.is_named, devices):
             if gpu.total_gib is None or gpu.free_gib is None:
                 return None
-            found[name] = gpu.total_gib - gpu.free_gib
-    return found or None
+            used[name] = gpu.total_gib - gpu.free_gib
+    return used or None
 
 
 def wait_still(read: Read, timeout_s: float = SETTLE_TIMEOUT_S, poll_s: float = POLL_S) -> Mapping[str, float] | None:

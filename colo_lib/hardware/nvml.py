@@ -84,16 +84,16 @@ class GpuRow:
     mps_processes: tuple[GpuProcess, ...] | None = None
 
     @classmethod
-    def from_plain(cls, told: Mapping[str, Any]) -> GpuRow:
+    def from_plain(cls, plain: Mapping[str, Any]) -> GpuRow:
         """As it was before it became plain values."""
         rows: dict[str, Any] = {}
         for name, kind in (
             ("mig_devices", MigDevice), ("compute_processes", GpuProcess), ("mps_processes", GpuProcess)
         ):  # fmt: skip
-            given = told.get(name)
+            given = plain.get(name)
             rows[name] = None if given is None else tuple(kind(**row) for row in given)
-        capability = told.get("compute_capability")
-        return cls(**{**told, **rows, "compute_capability": tuple(capability) if capability else None})
+        capability = plain.get("compute_capability")
+        return cls(**{**plain, **rows, "compute_capability": tuple(capability) if capability else None})
 
     def is_named(self, device: str) -> bool:
         """Whether `device`, an index or a UUID, means this GPU."""
@@ -111,9 +111,9 @@ class GpuLook:
     gpus: list[GpuRow] = field(default_factory=list)
 
     @classmethod
-    def from_plain(cls, told: Mapping[str, Any]) -> GpuLook:
+    def from_plain(cls, plain: Mapping[str, Any]) -> GpuLook:
         """As it was before it became plain values."""
-        return cls(**{**told, "gpus": [GpuRow.from_plain(gpu) for gpu in told.get("gpus", [])]})
+        return cls(**{**plain, "gpus": [GpuRow.from_plain(gpu) for gpu in plain.get("gpus", [])]})
 
     def find(self, device: str) -> GpuRow | None:
         """The GPU that `device`, an index or a UUID, means."""
@@ -122,12 +122,12 @@ class GpuLook:
 
 def mps_clients(look: GpuLook) -> list[int] | str:
     """Pids that NVML lists as MPS clients (nvidia-smi's type M+C); in words where it could not be asked."""
-    found: list[int] = []
+    pids: list[int] = []
     for gpu in look.gpus:
         if gpu.mps_processes is None:
             return "could not look: this driver does not offer the list"
-        found += [row.pid for row in gpu.mps_processes]
-    return found if look.state == "ok" else f"could not look: {look.reason}"
+        pids += [row.pid for row in gpu.mps_processes]
+    return pids if look.state == "ok" else f"could not look: {look.reason}"
 
 
 def look_at_gpus(timeout_s: float = TIMEOUT_S, command: tuple[str, ...] = ("-m", "colo_lib.hardware.nvml")) -> GpuLook:
@@ -174,11 +174,11 @@ def _ask() -> GpuLook:
         reason="" if count else "the driver is loaded and sees no GPU",
         driver=_or_none(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
         cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-        gpus=[_one(pynvml, index) for index in range(count)],
+        gpus=[_gpu_row(pynvml, index) for index in range(count)],
     )
 
 
-def _one(nvml: Any, index: int) -> GpuRow:
+def _gpu_row(nvml: Any, index: int) -> GpuRow:
     handle = _or_none(nvml, lambda: nvml.nvmlDeviceGetHandleByIndex(index))
     asks: dict[str, Callable[[], Any]] = {
         "uuid": lambda: _text(nvml.nvmlDeviceGetUUID(handle)),
@@ -214,12 +214,12 @@ def mig_devices(nvml: Any, handle: Any) -> tuple[MigDevice, ...]:
     """UUID, profile, memory (GiB), SMs and process pids of each MIG instance of a GPU."""
     if not nvml.nvmlDeviceGetMigMode(handle)[0]:
         return ()
-    found = []
+    devices = []
     for index in range(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))):
         instance = _or_none(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
         if instance is not None:
-            found.append(_instance(nvml, instance))
-    return tuple(found)
+            devices.append(_instance(nvml, instance))
+    return tuple(devices)
 
 
 def _instance(nvml: Any, instance: Any) -> MigDevice:
@@ -238,7 +238,8 @@ def _instance(nvml: Any, instance: Any) -> MigDevice:
 
 def _rows(processes: Any) -> tuple[GpuProcess, ...]:
     return tuple(
-        GpuProcess(int(one.pid), None if one.usedGpuMemory is None else one.usedGpuMemory / GIB) for one in processes
+        GpuProcess(int(process.pid), None if process.usedGpuMemory is None else process.usedGpuMemory / GIB)
+        for process in processes
     )
 
 

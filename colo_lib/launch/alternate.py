@@ -31,7 +31,7 @@ def stat(pid: int) -> tuple[str, int]:
         return "X", -1
 
 
-class Tenant:
+class WorkloadGroups:
     """The process groups of one workload; their members are looked up anew every second."""
 
     def __init__(self, name: str, groups: list[int]) -> None:
@@ -65,7 +65,9 @@ class Tenant:
             time.sleep(0.0005)
 
 
-def alternate(gen: Tenant, embed: Tenant, slice_s: float, going: list[bool]) -> list[tuple[str, int, int]]:
+def alternate(
+    gen: WorkloadGroups, embed: WorkloadGroups, slice_s: float, going: list[bool]
+) -> list[tuple[str, int, int]]:
     """Turns of `slice_s` until `going[0]` is false; returns (workload, start_ns, end_ns) a turn.
 
     A turn is told from before it was allowed until after it was seen to have ended: the workload ran at no
@@ -98,8 +100,8 @@ def main() -> None:
     open(options.out, "w").close()  # the owner waits for it: from now on being told to end is heard
     turns: list[tuple[str, int, int]] = []
     try:
-        tenants = Tenant("gen", options.gen), Tenant("embed", options.embed)
-        turns = alternate(*tenants, options.slice_ms / 1e3, going)
+        workloads = WorkloadGroups("gen", options.gen), WorkloadGroups("embed", options.embed)
+        turns = alternate(*workloads, options.slice_ms / 1e3, going)
     finally:
         for group in options.gen + options.embed:
             try:

@@ -133,7 +133,7 @@ def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what
 def carriers(token: str) -> list[int]:
     """Pids of the living processes whose environment carries `token` (ours to read: same user)."""
     needle = f"{TOKEN_NAME}={token}".encode()
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -141,10 +141,10 @@ def carriers(token: str) -> list[int]:
             with open(f"/proc/{name}/environ", "rb") as environ:
                 carries = needle in environ.read().split(b"\0")
             if carries and not _is_zombie(int(name)):
-                found.append(int(name))
+                pids.append(int(name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def _is_zombie(pid: int) -> bool:
@@ -217,9 +217,9 @@ class ProfilerLaunch:
         variables its own look at the GPU would be one more client, which the proof of the mechanism rejects.
         """
         self.note.unlink(missing_ok=True)
-        own = {name: env.get(name) for name in sorted({*shared, *self.environment})}
-        start = [sys.executable, "-I", str(START), str(self.note), json.dumps(own)]
-        outer = {name: value for name, value in env.items() if name not in own}
+        withheld = {name: env.get(name) for name in sorted({*shared, *self.environment})}
+        start = [sys.executable, "-I", str(START), str(self.note), json.dumps(withheld)]
+        outer = {name: value for name, value in env.items() if name not in withheld}
         return [*self.launch, *start, *command], outer | dict(self.environment)
 
     def engine_pid(self) -> int:

@@ -37,8 +37,8 @@ class EmbedProcess:
     ) -> None:
         self.spec, self.wrap = spec, wrap
         on_cpu = spec.device == "cpu"
-        told = job(spec, devices) | {"socket": str(socket_path)} | dict(held)
-        words, env = [str(spec.python), str(WORKER), json.dumps(told)], environment(spec, devices, shared)
+        job = worker_job(spec, devices) | {"socket": str(socket_path)} | dict(held)
+        words, env = [str(spec.python), str(WORKER), json.dumps(job)], embed_environment(spec, devices, shared)
         if wrap is not None:
             words, env = wrap.around(words, env, shared)
         self.child = Child(
@@ -77,7 +77,7 @@ class EmbedProcess:
         self.child.stop()
 
 
-def job(spec: EmbedSpec, devices: tuple[str, ...]) -> dict[str, Any]:
+def worker_job(spec: EmbedSpec, devices: tuple[str, ...]) -> dict[str, Any]:
     """What the process is told when it starts, but for its socket and what a mechanism adds."""
     on_cpu = spec.device == "cpu"
     return {
@@ -93,7 +93,7 @@ def job(spec: EmbedSpec, devices: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def environment(
+def embed_environment(
     spec: EmbedSpec, devices: tuple[str, ...], shared: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
     """The embedding process's environment, with the mechanism's additions."""

@@ -113,7 +113,7 @@ class Worker:
         self.mask = torch.ones(shape[1:], dtype=torch.long)
         self.rows = array.array("q")
         self.going, self.idle, self.over = threading.Event(), threading.Event(), threading.Event()
-        self.told = threading.Event()  # something that a rest must take note of
+        self.rest_over = threading.Event()  # what is paced by has changed: look again
         self.idle.set()
         self.pacing = Pacing()
         self.error: str | None = None
@@ -149,8 +149,8 @@ class Worker:
             left_s = self.pacing.rest_s(busy_s, passes_left, began_s) - (time.monotonic() - began_s)
             if left_s <= 0:
                 return
-            if self.told.wait(left_s):
-                self.told.clear()
+            if self.rest_over.wait(left_s):
+                self.rest_over.clear()
 
     def loop(self) -> None:
         """Embed while told to go; a row a batch."""
@@ -176,10 +176,10 @@ class Worker:
             self.going.set()
         elif do == "pace":
             self.pacing.duty = float(order["duty"])
-            self.told.set()
+            self.rest_over.set()
         elif do == "stop":
             self.going.clear()
-            self.told.set()
+            self.rest_over.set()
             self.idle.wait(120)
             with open(order["to"], "wb") as file:
                 file.write(self.rows.tobytes())
@@ -190,20 +190,20 @@ class Worker:
         done = len(self.rows) // 4
         last = self.rows[4 * done - 3] if done else None
         paced = {"duty": self.pacing.worked_share(), "bounded": self.pacing.bounded}
-        told = {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()}
-        return told | paced | {"memory_gib": self.memory_gib()} | self.facts()
+        state = {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()}
+        return state | paced | {"memory_gib": self.memory_gib()} | self.facts()
 
     def memory_gib(self) -> dict[str, float]:
         """Device memory of the weights, the most in use so far, and what torch holds; empty without a device."""
         if self.job["torch_device"] != "cuda":
             return {}
-        weights = sum(one.numel() * one.element_size() for one in self.model.parameters())
-        found = {
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        held_bytes = {
             "weights": weights,
             "peak": self.torch.cuda.max_memory_allocated(),
             "reserved": self.torch.cuda.memory_reserved(),
         }
-        return {name: held / GIB for name, held in found.items()}
+        return {name: held / GIB for name, held in held_bytes.items()}
 
     def facts(self) -> dict[str, Any]:
         """What ran where: versions, parameter count, vector width."""
@@ -245,11 +245,11 @@ def held(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """Where this thread's GPU work stays on its SMs, if the job's `hold` says so (`mechanisms/sm_hold.py`)."""
     if "hold" not in job:
         return contextlib.nullcontext()
-    found = importlib.util.spec_from_file_location("sm_hold", job["hold"]["module"])
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    module_spec = importlib.util.spec_from_file_location("sm_hold", job["hold"]["module"])
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
     context: contextlib.AbstractContextManager[Any] = module.hold(job["hold"])
     return context
 

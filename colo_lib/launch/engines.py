@@ -55,8 +55,8 @@ class Handles:
 
     def plain(self) -> dict[str, Any]:
         """Values that JSON holds; `from_plain` makes the handles of them again."""
-        told = {one.name: getattr(self, one.name) for one in fields(self)}
-        return told | {
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return values | {
             "gen": asdict(self.gen) if self.gen else None,
             "embeds": [asdict(embed) for embed in self.embeds],
             "mechanism": self.mechanism.plain() if self.mechanism else None,
@@ -142,7 +142,7 @@ class Engines:
             self.mechanism = start_mechanism(spec, self.runtime, self.logs)
         if want_gen and self.gen is None:
             wrap = self.wraps.get("gen")
-            shared = self._shared("gen") | own_temporary(self.runtime, profiled=wrap is not None)
+            shared = self._shared("gen") | temporary_folder(self.runtime, profiled=wrap is not None)
             adjusted = self.mechanism.adjusted(spec.gen) if self.mechanism else spec.gen
             self.gen = GenServer(adjusted, self.logs / f"gen-{name}.log", shared, wrap)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
@@ -205,7 +205,7 @@ class Engines:
             mechanism.close()
 
 
-def own_temporary(runtime: Path, profiled: bool) -> dict[str, str]:
+def temporary_folder(runtime: Path, profiled: bool) -> dict[str, str]:
     """A temporary folder below the launcher's, as variables: what vLLM leaves there goes with it.
 
     That is a rendezvous file a start, and its sockets when it is killed. What Inductor compiled stays
@@ -229,18 +229,18 @@ def publish(handles: Handles, file: Path) -> None:
 def published(placement: Placement) -> Handles | None:
     """The engines that `colo run` keeps for this placement, if it does."""
     with suppress(OSError, ValueError, KeyError):
-        told = json.loads(Path(os.environ[ENGINES_FILE]).read_text())
-        if told["key"] == repr(placement.engine_key()) and _running(told["owner_pid"]):
-            return from_plain(told)
+        plain = json.loads(Path(os.environ[ENGINES_FILE]).read_text())
+        if plain["key"] == repr(placement.engine_key()) and _running(plain["owner_pid"]):
+            return from_plain(plain)
     return None
 
 
-def from_plain(told: dict[str, Any]) -> Handles:
+def from_plain(plain: dict[str, Any]) -> Handles:
     """Handles as they were before they became plain values."""
-    gen = GenHandle(**told["gen"]) if told["gen"] else None
-    embeds = tuple(Handle(**one) for one in told["embeds"])
-    mechanism = facts_of(told["mechanism"]) if told.get("mechanism") else None
-    return Handles(**(told | {"gen": gen, "embeds": embeds, "mechanism": mechanism}))
+    gen = GenHandle(**plain["gen"]) if plain["gen"] else None
+    embeds = tuple(Handle(**embed) for embed in plain["embeds"])
+    mechanism = facts_of(plain["mechanism"]) if plain.get("mechanism") else None
+    return Handles(**(plain | {"gen": gen, "embeds": embeds, "mechanism": mechanism}))
 
 
 @contextmanager

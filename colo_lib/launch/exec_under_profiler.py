@@ -14,13 +14,13 @@ from pathlib import Path
 LEFT_BEHIND = "/tmp/injection_config_"
 
 
-def main(note: Path, own: dict[str, str | None], command: list[str]) -> None:
+def main(note: Path, variables: dict[str, str | None], command: list[str]) -> None:
     """Write the note, whole or not at all, then be the engine."""
     left_behind = sorted({value for value in os.environ.values() if value.startswith(LEFT_BEHIND)})
     temporary = note.with_name(note.name + ".tmp")
     temporary.write_text(json.dumps({"pid": os.getpid(), "left_behind": left_behind}))
     temporary.rename(note)
-    for name, value in own.items():
+    for name, value in variables.items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value

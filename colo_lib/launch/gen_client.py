@@ -161,8 +161,8 @@ async def serve(load: Load, path: str) -> None:
                 await load.stop(order["to"])
             elif order["do"] == "quit":
                 over.set()
-            told = load.gaps(order["since"]) if order["do"] == "gaps" else load.status()
-            writer.write((json.dumps(told) + "\n").encode())
+            reply = load.gaps(order["since"]) if order["do"] == "gaps" else load.status()
+            writer.write((json.dumps(reply) + "\n").encode())
             with contextlib.suppress(ConnectionError):  # who asked gave up
                 await writer.drain()
         writer.close()

@@ -52,12 +52,12 @@ def descendants(root: int) -> list[int]:
             continue
         if state not in (b"Z", b"X"):
             children.setdefault(int(parent), []).append(int(name))
-    found, frontier = [], [root]
+    pids, frontier = [], [root]
     while frontier:
         below = children.get(frontier.pop(), [])
-        found += below
+        pids += below
         frontier += below
-    return found
+    return pids
 
 
 def send(pids: list[int], *signals: int) -> None:
@@ -97,14 +97,14 @@ def end_tree(grace_s: float) -> None:
 
 def mapped(pids: Iterable[int]) -> set[bytes]:
     """Shared-memory segments of the kinds in `SEGMENTS` that one of these processes maps, as paths."""
-    found = set()
+    paths = set()
     for pid in pids:
         try:
             with open(f"/proc/{pid}/maps", "rb") as maps:
-                found |= {line.split(None, 5)[5].strip() for line in maps if SHARED_MEMORY in line}
+                paths |= {line.split(None, 5)[5].strip() for line in maps if SHARED_MEMORY in line}
         except OSError:
             continue
-    return {path for path in found if path.removeprefix(SHARED_MEMORY).startswith(SEGMENTS)}
+    return {path for path in paths if path.removeprefix(SHARED_MEMORY).startswith(SEGMENTS)}
 
 
 def remove_segments(noted: set[bytes], since_s: float) -> None:

@@ -80,22 +80,22 @@ class Loads:
 
         Raises StepFailed for one that reports an error, or does not answer.
         """
-        found: dict[str, Delivered] = {}
+        delivered: dict[str, Delivered] = {}
         for name, handle in self.each():
             try:
                 ask = partial(call, handle, "status", timeout_s=ANSWER_S)
-                told = self.patiently(ask, handles, stall_timeout_s)
+                status = self.patiently(ask, handles, stall_timeout_s)
             except OSError as error:
                 end = tail(Path(handle.log))
                 raise StepFailed(f"{name} does not answer ({error}); its last lines:\n{end}") from None
-            if told.get("error"):
-                raise StepFailed(f"{name}: {told['error']}")
-            events = told["tokens"] if name == "gen" else told["batches"]
-            last_ns = told["last_ns"] if name == "gen" else told["last_done_ns"]
-            before = found.get(name, Delivered())
+            if status.get("error"):
+                raise StepFailed(f"{name}: {status['error']}")
+            events = status["tokens"] if name == "gen" else status["batches"]
+            last_ns = status["last_ns"] if name == "gen" else status["last_done_ns"]
+            before = delivered.get(name, Delivered())
             stamps = [stamp for stamp in (before.last_ns, last_ns) if stamp is not None]
-            found[name] = Delivered(before.events + events, max(stamps, default=None))
-        return found
+            delivered[name] = Delivered(before.events + events, max(stamps, default=None))
+        return delivered
 
 
 def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Handle:
@@ -122,7 +122,7 @@ def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, 
 def wait_steady(window: WindowSpec, loads: Loads, handles: Handles) -> None:
     """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
     began_ns = time.monotonic_ns()
-    while any(not told.events for told in check_progress(window, loads, handles, began_ns).values()):
+    while any(not delivered.events for delivered in check_progress(window, loads, handles, began_ns).values()):
         time.sleep(POLL_S)
     watch_window(window, loads, handles, time.monotonic_ns() + int(window.warmup_s * 1e9))
 
@@ -143,8 +143,8 @@ def check_progress(window: WindowSpec, loads: Loads, handles: Handles, began_ns:
     """
     loads.check_alive(handles)
     progress = loads.progress(handles, window.stall_timeout_s)
-    for name, told in progress.items():
-        silent_s = (time.monotonic_ns() - max(told.last_ns or 0, began_ns)) / 1e9
+    for name, delivered in progress.items():
+        silent_s = (time.monotonic_ns() - max(delivered.last_ns or 0, began_ns)) / 1e9
         if silent_s > window.stall_timeout_s:
             raise StepFailed(f"{name} delivered nothing for stall_timeout_s = {window.stall_timeout_s:g} s")
     return progress

@@ -66,8 +66,8 @@ def pacing_record(pacing: PacingSpec, placement: Placement) -> PacingFacts:
     """The trial record's `pacing`: how embed was held back, if at all."""
     if not shares(placement):
         return PacingFacts(kind="none", micro_batch_size=0)
-    told = PacingFacts(kind=pacing.kind, micro_batch_size=pacing.micro_batch_size)
-    return told.joined(duty=pacing.duty) if pacing.kind == "duty" else told
+    facts = PacingFacts(kind=pacing.kind, micro_batch_size=pacing.micro_batch_size)
+    return facts.joined(duty=pacing.duty) if pacing.kind == "duty" else facts
 
 
 class SloController:
@@ -110,8 +110,8 @@ class SloController:
 TICK_S = 0.04
 ORDER_S = 10.0  # an embedding process that has no turn answers when it has one again
 RECENT_S = 2.0
-# A duty that hardly changed is not told again, but for the answer: what embed makes of it.
-TOLD_CHANGE, TOLD_EVERY_S = 0.02, 0.5
+# A duty that hardly changed is not sent again, but for the answer: what embed makes of it.
+LEAST_CHANGE, REPEAT_EVERY_S = 0.02, 0.5
 
 
 def p99(values: list[float]) -> float | None:
@@ -123,23 +123,23 @@ class Pacer:
     """One tick after the other; `rows` are those of the frame `pacing`."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.client, self.embeds = Handle(**job["client"]), [Handle(**one) for one in job["embeds"]]
+        self.client, self.embeds = Handle(**job["client"]), [Handle(**embed) for embed in job["embeds"]]
         self.controller = SloController(job["slo_gap_ms"], job["concurrency"])
         # What came before is no answer to anything that was asked of embed.
         self.seen = call(self.client, "gaps", timeout_s=ORDER_S, since=0)["seen"]
-        self.told_s = -math.inf
-        self.told_duty, self.embed_duty, self.floor = 1.0, 1.0, LEAST_DUTY
+        self.sent_s = -math.inf
+        self.sent_duty, self.embed_duty, self.floor = 1.0, 1.0, LEAST_DUTY
         self.recent: deque[tuple[float, float]] = deque()
 
     def tick(self) -> dict[str, Any]:
         """Ask gen, decide, tell embed; returns the row. Raises OSError when one of them cannot be reached."""
-        told = call(self.client, "gaps", timeout_s=ORDER_S, since=self.seen)
-        self.seen, gaps_ms = told["seen"], told["gaps_ms"]
-        duty = self.controller.update(gaps_ms, told["open_ms"], self.floor)
+        reply = call(self.client, "gaps", timeout_s=ORDER_S, since=self.seen)
+        self.seen, gaps_ms = reply["seen"], reply["gaps_ms"]
+        duty = self.controller.update(gaps_ms, reply["open_ms"], self.floor)
         now_s = time.monotonic()
-        if abs(duty / self.told_duty - 1) > TOLD_CHANGE or now_s - self.told_s > TOLD_EVERY_S:
+        if abs(duty / self.sent_duty - 1) > LEAST_CHANGE or now_s - self.sent_s > REPEAT_EVERY_S:
             answers = [call(embed, "pace", timeout_s=ORDER_S, duty=duty) for embed in self.embeds]
-            self.told_duty, self.told_s = duty, now_s
+            self.sent_duty, self.sent_s = duty, now_s
             self.embed_duty = max(answer["duty"] for answer in answers)
             # Where its own stall bound makes embed work more than it was asked to, asking for less means nothing.
             self.floor = self.embed_duty if any(answer["bounded"] for answer in answers) else LEAST_DUTY

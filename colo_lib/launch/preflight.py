@@ -33,14 +33,14 @@ def preflight(devices: Sequence[str], placements: Sequence[Placement], look: Gpu
     if any(placement.device == "cpu" for placement in placements):
         return []
     refuse_modes(placements, look)
-    found: list[str] = []
+    notes: list[str] = []
     for device in devices:
         gpu = look.find(device)
         if gpu is not None:
-            found += [f"GPU {device}: {told}" for told in about(gpu)]
+            notes += [f"GPU {device}: {note}" for note in about(gpu)]
     if (DEFAULT_PIPE / "control").exists():
-        found.append(f"an MPS daemon of this machine may listen in {DEFAULT_PIPE}: it is left alone, ours is another")
-    return found
+        notes.append(f"an MPS daemon of this machine may listen in {DEFAULT_PIPE}: it is left alone, ours is another")
+    return notes
 
 
 def refuse_modes(placements: Sequence[Placement], look: GpuLook) -> None:
@@ -57,20 +57,20 @@ def refuse_modes(placements: Sequence[Placement], look: GpuLook) -> None:
 def about(gpu: GpuRow) -> list[str]:
     """What a person should know of one GPU before a run, most serious first; what NVML does not tell is left out."""
     void = "every trial in which it is there is invalid; end it, or choose another GPU"
-    found = [f"{told}: {void}" for told in users(gpu)]
+    notes = [f"{note}: {void}" for note in users(gpu)]
     reasons = gpu.clock_event_reasons or 0
-    found += [told for bit, told in LIMITS.items() if reasons & bit]
+    notes += [note for bit, note in LIMITS.items() if reasons & bit]
     limit, default = gpu.power_limit_w, gpu.power_limit_default_w
     if limit and default and limit < default - 1:
-        found.append(f"its power limit is {limit:.0f} W of {default:.0f} (nvidia-smi -pl {default:.0f} restores it)")
+        notes.append(f"its power limit is {limit:.0f} W of {default:.0f} (nvidia-smi -pl {default:.0f} restores it)")
     card = find_gpu(gpu.name or "")
     if card is not None and limit and abs(limit - card.power_limit_w) > 1:
-        found.append(f"its power limit is {limit:.0f} W, the {card.name}'s datasheet says {card.power_limit_w}")
+        notes.append(f"its power limit is {limit:.0f} W, the {card.name}'s datasheet says {card.power_limit_w}")
     if gpu.persistence is False:
-        found.append("persistence mode is off: each first client waits for the driver (nvidia-smi -pm 1)")
+        notes.append("persistence mode is off: each first client waits for the driver (nvidia-smi -pm 1)")
     if gpu.ecc is False:
-        found.append("ECC is off: its memory is a little larger and faster than with it")
-    return found
+        notes.append("ECC is off: its memory is a little larger and faster than with it")
+    return notes
 
 
 def users(gpu: GpuRow) -> list[str]:

@@ -176,7 +176,7 @@ def specs_of(params: Params, placement: Placement) -> Specs:
     """
     wanted = _Wanted(params, placement, resolve_models(params))
     engines = EngineSpec(wanted.gen(), wanted.embed(), placement)
-    window = WindowSpec(**{one.name: getattr(params, one.name) for one in fields(WindowSpec)})
+    window = WindowSpec(**{entry.name: getattr(params, entry.name) for entry in fields(WindowSpec)})
     trial = TrialSpec(placement, wanted.load(), window, params.gen_kv_cache_gib)
     return Specs(engines, trial, CaptureSpec(params.capture_s, params.capture_graph_trace))
 
@@ -201,7 +201,7 @@ class _Wanted:
     def limits(self, workload: str) -> Limits | None:
         if self.placement.mechanism not in UNDER_MPS:
             return None
-        return Limits(**{one.name: getattr(self.params, f"mps_{workload}_{one.name}") for one in fields(Limits)})
+        return Limits(**{entry.name: getattr(self.params, f"mps_{workload}_{entry.name}") for entry in fields(Limits)})
 
     def mechanism(self) -> MechanismSpec:
         params, name, partition = self.params, str(self.placement.engine_key()[-1]), None

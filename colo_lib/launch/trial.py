@@ -46,7 +46,7 @@ from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
 from colo_lib.telemetry.readings import Telemetry, convert
 
 # vLLM's worker (v1/worker/gpu_worker.py, gpu_model_runner.py); a rank a line.
-TOLD = {
+LOG_LINES = {
     "weights": re.compile(r"Model loading took ([\d.]+) GiB"),
     "kv_cache": re.compile(r"Available KV cache memory: ([\d.]+) GiB"),
     "graphs": re.compile(r"Graph capturing finished in \d+ secs?, took (-?[\d.]+) GiB"),
@@ -60,17 +60,17 @@ def gen_parts(log: Path, given_kv_cache_gib: float) -> dict[str, float | None]:
         said = log.read_bytes()[:READ_BYTES].decode(errors="replace")
     except OSError:
         said = ""
-    found = {name: float(match[1]) if (match := pattern.search(said)) else None for name, pattern in TOLD.items()}
+    parts = {name: float(match[1]) if (match := pattern.search(said)) else None for name, pattern in LOG_LINES.items()}
     if given_kv_cache_gib:
-        found["kv_cache"] = given_kv_cache_gib  # given as bytes: vLLM takes them as they are
-    return found
+        parts["kv_cache"] = given_kv_cache_gib  # given as bytes: vLLM takes them as they are
+    return parts
 
 
-def embed_parts(told: dict[str, Any]) -> dict[str, float | None]:
+def embed_parts(memory: dict[str, Any]) -> dict[str, float | None]:
     """weights, activations (most in use beyond them), cached (what torch keeps besides) of one process, GiB."""
-    if not told:
+    if not memory:
         return {"weights": None, "activations": None, "cached": None}
-    weights, peak, reserved = (float(told[name]) for name in ("weights", "peak", "reserved"))
+    weights, peak, reserved = (float(memory[name]) for name in ("weights", "peak", "reserved"))
     return {"weights": weights, "activations": peak - weights, "cached": reserved - peak}
 
 
@@ -81,15 +81,15 @@ def memory_parts(
 
     For gen the rest is activations and CUDA context, for embed the context. `held_gib`: NVML's figure by workload.
     """
-    found: dict[str, MemoryParts | None] = {}
+    by_workload: dict[str, MemoryParts | None] = {}
     if handles.gen is not None:
         parts = gen_parts(Path(handles.gen.log), given_kv_cache_gib)
-        found["gen"] = with_rest(parts, held_gib.get("gen"), handles.tensor_parallel)
+        by_workload["gen"] = with_rest(parts, held_gib.get("gen"), handles.tensor_parallel)
     for handle in handles.embeds[:1]:
         with suppress(OSError, ValueError):
-            told = call(handle, "status", timeout_s=10.0).get("memory_gib", {})
-            found["embed"] = with_rest(embed_parts(told), held_gib.get("embed"), len(handles.embeds))
-    return found
+            memory = call(handle, "status", timeout_s=10.0).get("memory_gib", {})
+            by_workload["embed"] = with_rest(embed_parts(memory), held_gib.get("embed"), len(handles.embeds))
+    return by_workload
 
 
 def with_rest(parts: dict[str, float | None], held_gib: float | None, processes: int) -> MemoryParts:
@@ -123,11 +123,11 @@ def run_trial(spec: TrialSpec, handles: Handles, folder: Path, trial: int) -> Tr
         with ExitStack() as stack:
             record = record.joined(_measured(spec, handles, partial, stack))
     except (ColoError, OSError, KeyboardInterrupt, ValidationError) as error:
-        told = in_words(error) if isinstance(error, ValidationError) else str(error)
-        _close(partial, folder, record.joined(reason=told or type(error).__name__))
+        message = in_words(error) if isinstance(error, ValidationError) else str(error)
+        _close(partial, folder, record.joined(reason=message or type(error).__name__))
         if isinstance(error, KeyboardInterrupt | ColoError):
             raise
-        raise StepFailed(f"{placement.step}, trial {trial}: {told}") from error
+        raise StepFailed(f"{placement.step}, trial {trial}: {message}") from error
     _close(partial, folder, record)
     return record
 
@@ -177,28 +177,29 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
     settle(loads, runtime, folder)
     collect(loads, runtime, folder)
     sampler.stop()
-    told = convert(runtime / "telemetry.jsonl", folder)
+    telemetry = convert(runtime / "telemetry.jsonl", folder)
     parts = None
     if spec.placement.device == "cuda":
-        memory = told.memory_gib(start_ns, end_ns)
+        memory = telemetry.memory_gib(start_ns, end_ns)
         parts = memory_parts(spec.kv_cache_gib, handles, memory)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
     facts = measure_window(spec, folder, window)
-    if doubts := device_doubts(told, start_ns, end_ns):
-        facts = facts.joined(status="invalid", reason="; ".join(filter(None, [facts.reason, *doubts])))
+    if against := device_doubts(telemetry, start_ns, end_ns):
+        facts = facts.joined(status="invalid", reason="; ".join(filter(None, [facts.reason, *against])))
     return MeasuredTrial(
-        **facts.plain(), memory_gib=memory, telemetry_cost=told.cost, telemetry=told.record(), memory_parts_gib=parts,
+        **facts.plain(), memory_gib=memory, memory_parts_gib=parts,
+        telemetry_cost=telemetry.cost, telemetry=telemetry.record(),
         mechanism_evidence=None if before is None else TrialEvidence(before=before, after=after),
     )  # fmt: skip
 
 
-def device_doubts(told: Telemetry, start_ns: int, end_ns: int) -> list[str]:
+def device_doubts(telemetry: Telemetry, start_ns: int, end_ns: int) -> list[str]:
     """What the telemetry says against a trial: a GPU that was lost, somebody else who computed on it."""
-    found = [f"NVML lost GPU {', '.join(told.lost())}: restart the host"] if told.lost() else []
-    if strangers := in_window(told.seen, start_ns, end_ns):
-        names = ", ".join(f"{one.name} (pid {one.pid})" for one in strangers)
-        found.append(f"others computed on the GPU: {names}; end them, or choose another GPU in devices")
-    return found
+    reasons = [f"NVML lost GPU {', '.join(telemetry.lost())}: restart the host"] if telemetry.lost() else []
+    if strangers := in_window(telemetry.seen, start_ns, end_ns):
+        names = ", ".join(f"{process.name} (pid {process.pid})" for process in strangers)
+        reasons.append(f"others computed on the GPU: {names}; end them, or choose another GPU in devices")
+    return reasons
 
 
 def start_sampler(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
@@ -221,15 +222,15 @@ def memory_gib(handles: Handles) -> dict[str, float | None]:
     """Proportional host memory of each workload's processes and what is available, GiB."""
     import psutil
 
-    found: dict[str, float | None] = {}
+    held: dict[str, float | None] = {}
     for name, roots in handles.pids().items():
         total = 0
         for root in roots:
             with suppress(psutil.Error):
                 process = psutil.Process(root)
                 total += sum(member.memory_full_info().pss for member in [process, *process.children(recursive=True)])
-        found[name] = total / 2**30 if roots else None
-    return found | {"free": psutil.virtual_memory().available / 2**30}
+        held[name] = total / 2**30 if roots else None
+    return held | {"free": psutil.virtual_memory().available / 2**30}
 
 
 LEAST_EVENTS = 10
@@ -298,35 +299,35 @@ def _measure_gen(folder: Path, window: Window, reasons: list[str]) -> _Gen:
         reasons.append(f"{len(errors)} requests failed, the first with {errors[0]}")
     if total < LEAST_EVENTS:
         reasons.append(f"only {total} tokens arrived in the window")
-    found = _Gen(total, work.rate(*span), drift=work.drift(*span))
+    gen = _Gen(total, work.rate(*span), drift=work.drift(*span))
     if window.before and window.after:
         # vLLM's counters are read shortly before and after the window's ends: compare over the same span of time.
         before, after = window.before, window.after
         came = work.ended(int(before.t_ns), int(after.t_ns))
         served, gaps = after.tokens - before.tokens, after.gap_count - before.gap_count
-        found.server_per_s = served / ((after.t_ns - before.t_ns) / 1e9)
-        found.disagreement = abs(came / served - 1) if served else None
+        gen.server_per_s = served / ((after.t_ns - before.t_ns) / 1e9)
+        gen.disagreement = abs(came / served - 1) if served else None
         if gaps:
-            found.server_gap_ms = (after.gap_sum_s - before.gap_sum_s) / gaps * 1e3
+            gen.server_gap_ms = (after.gap_sum_s - before.gap_sum_s) / gaps * 1e3
         if after.cached_tokens > before.cached_tokens:
             reasons.append("vLLM's prefix cache served part of a prompt")
-    return found
+    return gen
 
 
 def doubts(spec: TrialSpec, facts: WindowFacts) -> list[str]:
     """Why a measured trial does not count; empty when it does."""
-    found = []
+    reasons = []
     disagreement = facts.clock_disagreement
     # One engine step in flight at either end is the grain of the comparison.
     grain = 2 * spec.load.concurrency / max(1, facts.gen_tokens or 1)
     if disagreement is not None and disagreement > max(spec.window.max_clock_disagreement, grain):
-        found.append(f"our token rate and vLLM's own counter differ by {disagreement:.1%}")
+        reasons.append(f"our token rate and vLLM's own counter differ by {disagreement:.1%}")
     for name, drift in (facts.drift_fraction or {}).items():
         if drift is not None and drift > spec.window.max_drift_fraction:
-            found.append(f"{name} still drifted: the window's halves differ by {drift:.0%}")
+            reasons.append(f"{name} still drifted: the window's halves differ by {drift:.0%}")
     if spec.placement.device == "cpu" and (facts.stranger_cores or 0.0) > spec.window.max_stranger_cores:
-        found.append(f"other processes used {facts.stranger_cores:.2f} cores")
-    return found
+        reasons.append(f"other processes used {facts.stranger_cores:.2f} cores")
+    return reasons
 
 
 def neighbour(placement: Placement) -> str:

@@ -45,7 +45,7 @@ class GenHandle:
     log: str
 
 
-def command(spec: GenSpec, port: int) -> list[str]:
+def server_command(spec: GenSpec, port: int) -> list[str]:
     """The server's command line."""
     words = [str(spec.python), "-m", "vllm.entrypoints.openai.api_server"]
     words += ["--model", spec.model, "--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
@@ -68,7 +68,7 @@ def command(spec: GenSpec, port: int) -> list[str]:
     return [*words, *spec.extra_args]
 
 
-def environment(spec: GenSpec, key: str, shared: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+def gen_environment(spec: GenSpec, key: str, shared: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """The server's environment with the mechanism's additions; the API key travels here, never in the command line."""
     additions = LOOPBACK | {
         "VLLM_API_KEY": key,
@@ -135,7 +135,7 @@ class GenServer:
     ) -> None:
         self.spec, self.wrap = spec, wrap
         key, port = run_key(), free_port(spec.port)
-        words, env = command(spec, port), environment(spec, key, shared)
+        words, env = server_command(spec, port), gen_environment(spec, key, shared)
         if wrap is not None:
             words, env = wrap.around(words, env, shared)
         self.child = Child(
@@ -223,9 +223,9 @@ def server_counters(handle: GenHandle, timeout_s: float) -> ServerCounters:
     }
     before = time.monotonic_ns()
     _, text = request(handle, "GET", "/metrics", timeout_s=timeout_s)
-    found = dict.fromkeys(wanted.values(), 0.0)
+    totals = dict.fromkeys(wanted.values(), 0.0)
     for line in text.decode(errors="replace").splitlines():
         name, _, rest = line.partition("{")
         if name in wanted and rest:
-            found[wanted[name]] += float(rest.rpartition(" ")[2])
-    return ServerCounters(t_ns=(before + time.monotonic_ns()) / 2, **found)
+            totals[wanted[name]] += float(rest.rpartition(" ")[2])
+    return ServerCounters(t_ns=(before + time.monotonic_ns()) / 2, **totals)

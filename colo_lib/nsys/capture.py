@@ -57,8 +57,8 @@ def write_absent(
 ) -> None:
     """A capture folder that says only why there is no capture."""
     target.mkdir(parents=True, exist_ok=True)
-    told = blank(specs).joined(status=status, reason=reason, joint_reason=joint_reason)
-    told.write(target / CAPTURE)
+    record = blank(specs).joined(status=status, reason=reason, joint_reason=joint_reason)
+    record.write(target / CAPTURE)
 
 
 def capture_step(specs: Specs, session: Session, target: Path) -> CaptureFacts:
@@ -83,8 +83,8 @@ def capture_step(specs: Specs, session: Session, target: Path) -> CaptureFacts:
             record = _recorded(specs, session, record, partial, stack)
         record = record.joined(exports=_exported(specs.trial.placement, session, partial, record))
     except (ColoError, OSError, KeyboardInterrupt, ValidationError) as error:
-        told = in_words(error) if isinstance(error, ValidationError) else str(error)
-        record = record.joined(reason=told or type(error).__name__)
+        message = in_words(error) if isinstance(error, ValidationError) else str(error)
+        record = record.joined(reason=message or type(error).__name__)
         _close(partial, target, record)
         if isinstance(error, KeyboardInterrupt | JointFailed):
             raise
@@ -126,13 +126,13 @@ def _recorded(specs: Specs, session: Session, record: CaptureFacts, folder: Path
     settle(loads, session.runtime, frames)
     collect(loads, session.runtime, frames)
     session.stop(names)
-    told = measure_window(spec, frames, Window(start_ns, end_ns, None, None, 0.0))
+    facts = measure_window(spec, frames, Window(start_ns, end_ns, None, None, 0.0))
     return record.joined(
         window_ns=[start_ns, end_ns], clock=clock, pids=pids,
         visible_devices=devices_seen(placement, handles), context_switches=context_switches,
         mechanism_evidence=evidence,
         profiled=ProfiledRates(
-            gen_tokens_per_s=told.gen_tokens_per_s, embed_sequences_per_s=told.embed_sequences_per_s
+            gen_tokens_per_s=facts.gen_tokens_per_s, embed_sequences_per_s=facts.embed_sequences_per_s
         ),
     )  # fmt: skip
 
@@ -177,8 +177,10 @@ def _exported(placement: Placement, session: Session, folder: Path, record: Capt
         if missing:
             what = "GPU activity" if placement.device == "cuda" else "event"
             kernels = " with a kernel" if placement.device == "cuda" else ""
-            told = f"the export {export.name} holds no {what} of {' and '.join(missing)}{kernels}, though they worked"
-            raise (StepFailed if session.separate else JointFailed)(f"{told} in the window")
+            problem = (
+                f"the export {export.name} holds no {what} of {' and '.join(missing)}{kernels}, though they worked"
+            )
+            raise (StepFailed if session.separate else JointFailed)(f"{problem} in the window")
         if report.stat().st_size > KEPT_REPORT_BYTES:
             report.unlink()
     return [name + EXPORT_SUFFIX for name in names]

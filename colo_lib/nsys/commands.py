@@ -38,9 +38,9 @@ def find_nsys() -> Path | None:
     if on_path:
         return Path(on_path)
     for pattern in USUAL_PLACES:
-        found = sorted(Path("/").glob(pattern.lstrip("/")))
-        if found:
-            return found[-1]
+        matches = sorted(Path("/").glob(pattern.lstrip("/")))
+        if matches:
+            return matches[-1]
     return None
 
 
@@ -51,8 +51,8 @@ def version_command(nsys: Path) -> list[str]:
 
 def parse_version(said: str) -> str | None:
     """`2024.2.3.38` of 'NVIDIA Nsight Systems version 2024.2.3.38-…'; None when it says something else."""
-    found = re.search(r"version (\d{4}\.\d+(?:\.\d+)*)", said)
-    return found[1] if found else None
+    match = re.search(r"version (\d{4}\.\d+(?:\.\d+)*)", said)
+    return match[1] if match else None
 
 
 def launch_command(nsys: Path, session: str, device: str, graph_trace: str, command: Sequence[str]) -> list[str]:
@@ -101,7 +101,7 @@ def events_by_pid(export: Path, on_gpu: bool) -> dict[int, int]:
     """Events by process; `on_gpu`: kernels and graphs only. Raises StepFailed for a damaged file or no database."""
     if not export.is_file() or export.stat().st_size == 0:
         raise StepFailed(f"nsys left no export, or an empty one: {export.name}")
-    found: dict[int, int] = {}
+    events: dict[int, int] = {}
     try:
         with closing(sqlite3.connect(export.absolute().as_uri() + "?mode=ro", uri=True)) as database:
             said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -111,22 +111,22 @@ def events_by_pid(export: Path, on_gpu: bool) -> dict[int, int]:
                 # globalPid and globalTid hold the pid in bits 24 to 47.
                 rows = database.execute(f'SELECT ("{owner}" >> 24) & 16777215, COUNT(*) FROM "{table}" GROUP BY 1')
                 for pid, count in rows:
-                    found[pid] = found.get(pid, 0) + count
+                    events[pid] = events.get(pid, 0) + count
     except sqlite3.Error as error:
         raise StepFailed(f"the export {export.name} cannot be read: {error}") from None
-    return found
+    return events
 
 
 def event_tables(database: sqlite3.Connection, on_gpu: bool) -> list[tuple[str, str]]:
     """(table, column that names its rows' process) of every table of events."""
-    found = []
+    tables = []
     for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         columns = {row[1] for row in database.execute(f'PRAGMA table_info("{table}")')}
         owner = next((name for name in ("globalPid", "globalTid") if name in columns), None)
         on_device = {"deviceId", "globalPid"} <= columns and bool(columns & SHAPES)
         if owner and "start" in columns and '"' not in table and (not on_gpu or on_device):
-            found.append((table, owner))
-    return found
+            tables.append((table, owner))
+    return tables
 
 
 def missing_workloads(export: Path, pids: Mapping[str, Sequence[int]], on_gpu: bool) -> list[str]:

@@ -129,11 +129,11 @@ class Session:
         self.command = next(iter(wraps.values())) if wraps else self._launch_words(JOINT)
         words = host if self.separate else [*self.command, *host]
         self.child = Child("nsys", words, self.log, env=self.env, grace_s=10.0)
-        told = self._wait_for(out, tick)
-        self.left_behind += told["left_behind"]
-        if "error" in told:
-            raise StepFailed(f"under nsys: {told['error']}")
-        self.handles = from_plain(told["handles"])
+        reply = self._wait_for(out, tick)
+        self.left_behind += reply["left_behind"]
+        if "error" in reply:
+            raise StepFailed(f"under nsys: {reply['error']}")
+        self.handles = from_plain(reply["handles"])
         return self.handles
 
     def _session(self, name: str) -> str:
@@ -161,8 +161,8 @@ class Session:
                 raise failure(f"{what}: the engines did not come up; its last lines:\n{self.child.tail()}")
             tick(f"engines start under nsys, {waited:.0f} s")
             time.sleep(POLL_S)
-        told: dict[str, Any] = json.loads(out.read_text())
-        return told
+        reply: dict[str, Any] = json.loads(out.read_text())
+        return reply
 
     def start(self, folder: Path, names: Sequence[str]) -> bool:
         """Begin to record reports `names` into `folder`; whether context switches are recorded too, in all of them."""
@@ -171,24 +171,24 @@ class Session:
     def _start(self, report: Path, name: str) -> bool:
         if self.device == "cuda":
             try:
-                said = self._tell(name, commands.start_command, report, True, limit_s=START_S)
+                said = self._order(name, commands.start_command, report, True, limit_s=START_S)
                 return commands.context_switches_granted(said)
             except StepFailed:
                 # Some drivers refuse the whole collection for lack of rights: the kernels are worth having alone.
                 pass
-        self._tell(name, commands.start_command, report, False, limit_s=START_S)
+        self._order(name, commands.start_command, report, False, limit_s=START_S)
         return False
 
     def stop(self, names: Sequence[str]) -> None:
         """End recording; the reports are written when this returns."""
         for name in names:
-            self._tell(name, commands.stop_command, limit_s=STOP_S)
+            self._order(name, commands.stop_command, limit_s=STOP_S)
 
     def export(self, report: Path, sqlite: Path) -> None:
         """A report as SQLite."""
         run_guarded(commands.export_command(self.binary, report, sqlite), self.env, self.log, EXPORT_S)
 
-    def _tell(self, name: str, command: Callable[..., list[str]], *arguments: Any, limit_s: float) -> str:
+    def _order(self, name: str, command: Callable[..., list[str]], *arguments: Any, limit_s: float) -> str:
         return run_guarded(command(self.binary, self._session(name), *arguments), self.env, self.log, limit_s)
 
     def close(self) -> None:

@@ -62,14 +62,14 @@ def capture_status(folder: Path, step: str) -> str | None:
 
 def rivals() -> list[str]:
     """Processes of this machine that keep nsys from the GPU, in words."""
-    found = []
+    others = []
     for process in psutil.process_iter(["name", "cmdline"]):
         name, words = process.info["name"] or "", process.info["cmdline"] or []
         if name in RIVALS:
-            found.append(f"{RIVALS[name]} ({name}, pid {process.pid})")
+            others.append(f"{RIVALS[name]} ({name}, pid {process.pid})")
         elif name == "nsys" and "--start-agent" in words:
-            found.append(f"another Nsight Systems session (nsys, pid {process.pid})")
-    return found
+            others.append(f"another Nsight Systems session (nsys, pid {process.pid})")
+    return others
 
 
 def record_captures(run: OpenRun, steps: list[str], say: Say) -> list[str]:

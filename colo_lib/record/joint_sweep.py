@@ -64,24 +64,24 @@ def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
     (`run.plan.plan_trials`); sets with the same gen stand together, and every second round runs them backwards. Blocks
     run in alternating order within a set. Raises InputError as `place` does.
     """
-    found: dict[tuple[object, ...], JointTrial] = {}
+    trials: dict[tuple[object, ...], JointTrial] = {}
     for name, params in cells:
         for step in params.step_names():
             placement = placement_of(step, params)
             specs, matters = specs_of(params, placement), repr(what_matters(params, placement))
             for block in range(1, params.blocks + 1):
                 key = (step, block, matters)
-                before = found.get(key)
-                own = (*before.cells, name) if before else (name,)
-                found[key] = JointTrial(before.specs if before else specs, block, own)
-    groups = _by_engines(list(found.values()))
-    blocks = sorted({trial.block for trial in found.values()})
+                before = trials.get(key)
+                names = (*before.cells, name) if before else (name,)
+                trials[key] = JointTrial(before.specs if before else specs, block, names)
+    groups = _by_engines(list(trials.values()))
+    blocks = sorted({trial.block for trial in trials.values()})
     return [
-        replace(one, round=number)
-        for number, own_blocks in enumerate(rounds_of(blocks, cells[0][1].starts if cells else 1), 1)
+        replace(trial, round=number)
+        for number, round_blocks in enumerate(rounds_of(blocks, cells[0][1].starts if cells else 1), 1)
         for group in (groups if number % 2 else groups[::-1])
-        for block in own_blocks
-        for one in _in_block(group, block)
+        for block in round_blocks
+        for trial in _in_block(group, block)
     ]
 
 
@@ -96,7 +96,7 @@ def what_matters(params: Params, placement: Placement) -> dict[str, object]:
 
 def sharing(plan: Sequence[JointTrial], trial: JointTrial) -> list[Placement]:
     """Placements of all trials that use the same gen, mechanism and devices as `trial`."""
-    return [one.placement for one in plan if one.specs.engines.gen == trial.specs.engines.gen]
+    return [other.placement for other in plan if other.specs.engines.gen == trial.specs.engines.gen]
 
 
 def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:
@@ -154,9 +154,9 @@ def carry_out_jointly(orders: list[Order], say: Say, check_unfinished: Callable[
     `.partial`, to be taken up again.
     """
     began = time.monotonic()
-    told: dict[str, tuple[str, str | None]] = {}
+    outcomes: dict[str, tuple[str, str | None]] = {}
     with ExitStack() as stack:
-        cells = _open_cells(orders, stack, told, check_unfinished)
+        cells = _open_cells(orders, stack, outcomes, check_unfinished)
         try:
             _measure(cells, stack.enter_context(runtime_folder()), say)
             _capture(cells, say)
@@ -166,19 +166,19 @@ def carry_out_jointly(orders: list[Order], say: Say, check_unfinished: Callable[
             raise
         for name, cell in cells.items():
             cell.close(time.monotonic() - began)
-            told[name] = (FAILED if cell.failures else DONE, "; ".join(cell.failures or cell.missing) or None)
+            outcomes[name] = (FAILED if cell.failures else DONE, "; ".join(cell.failures or cell.missing) or None)
     seconds, host = time.monotonic() - began, socket.gethostname()
-    for one in orders:
-        status, reason = told[one.cell.name]
+    for order in orders:
+        status, reason = outcomes[order.cell.name]
         yield CellRecord(
-            cell=one.cell.name, status=status, reason=reason, attempts=one.attempt, host=host, total_s=seconds
+            cell=order.cell.name, status=status, reason=reason, attempts=order.attempt, host=host, total_s=seconds
         )
 
 
 def _open_cells(
     orders: list[Order],
     stack: ExitStack,
-    told: dict[str, tuple[str, str | None]],
+    outcomes: dict[str, tuple[str, str | None]],
     check_unfinished: Callable[[Path], None],
 ) -> dict[str, JointCell]:
     """The cells that are to be measured, each held until the stack ends; what became of the others goes into `told`."""
@@ -186,13 +186,13 @@ def _open_cells(
     for order in orders:
         try:
             if finished_run(cell_runs(cell_folder(order.folder, order.cell.name))):
-                told[order.cell.name] = (DONE, None)
+                outcomes[order.cell.name] = (DONE, None)
                 continue
             cell = _open_cell(order, check_unfinished)
             stack.enter_context(run_lock(cell.run.folder))
             cells[order.cell.name] = cell
         except InputError as error:
-            told[order.cell.name] = (REFUSED, str(error))
+            outcomes[order.cell.name] = (REFUSED, str(error))
     return cells
 
 
@@ -234,7 +234,7 @@ def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:
                 if up not in (None, trial.round):
                     keeper.stop()  # engines of an earlier round would be no fresh start
                 up, have = trial.round, missing[0]
-                failure = _one_trial(have, trial, sharing(plan, trial), keeper, say)
+                failure = _measure_trial(have, trial, sharing(plan, trial), keeper, say)
             for cell in missing:
                 if failure:
                     cell.failures.append(f"{trial.placement.step}, trial {trial.block}: {failure}")
@@ -246,7 +246,7 @@ def _measure(cells: dict[str, JointCell], runtime: Path, say: Say) -> None:
         keeper.stop()
 
 
-def _one_trial(
+def _measure_trial(
     cell: JointCell, trial: JointTrial, others: list[Placement], keeper: EngineKeeper, say: Say
 ) -> str | None:
     """Measure one trial into a cell's folder; None when it left a record that counts, else the cause."""
@@ -270,6 +270,6 @@ def copy_trial(source: JointCell, target: JointCell, trial: JointTrial) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source.folder(trial), partial, ignore=shutil.ignore_patterns("logs"))
-    told = Trial.read(partial / TRIAL)
-    Trial.model_validate({"measured_in": source.order.cell.name} | told.plain()).write(partial / TRIAL)
+    record = Trial.read(partial / TRIAL)
+    Trial.model_validate({"measured_in": source.order.cell.name} | record.plain()).write(partial / TRIAL)
     partial.rename(folder)

@@ -82,8 +82,8 @@ def main() -> None:
             with connection, connection.makefile("rw") as stream:
                 for line in stream:
                     order = json.loads(line)
-                    told = {"complaint": execute(order)} if order["do"] == "execute" else {}
-                    stream.write(json.dumps(told) + "\n")
+                    answer = {"complaint": execute(order)} if order["do"] == "execute" else {}
+                    stream.write(json.dumps(answer) + "\n")
                     stream.flush()
 
 
@@ -100,9 +100,9 @@ class NotebookHost:
     def execute(self, notebook: str, out: Path, parameters: Mapping[str, Any], cell_timeout_s: float) -> str | None:
         """Run `notebook` (its name, without suffix) into `out`; raises StepFailed when the host itself is lost."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        told: dict[str, Any]
+        answer: dict[str, Any]
         try:
-            told = call(
+            answer = call(
                 self.handle,
                 "execute",
                 timeout_s=cell_timeout_s + BESIDE_A_CELL_S,
@@ -114,7 +114,7 @@ class NotebookHost:
             )
         except OSError as error:
             raise StepFailed(f"notebook {notebook}: its host is lost ({error}):\n{self.child.tail()}") from None
-        complaint: str | None = told["complaint"]
+        complaint: str | None = answer["complaint"]
         return complaint
 
 

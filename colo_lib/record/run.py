@@ -124,8 +124,8 @@ def progress_line(
 ) -> str:
     """What a person reads after each trial."""
     left = f"about {left_s // 60:.0f} min {left_s % 60:02.0f} s left" if left_s else "last trial done"
-    told = trial_line(trial_folder(folder, trial.step, trial.block), failure)
-    return f"[{number}/{total}] {trial.step}, block {trial.block}: {told}  ({left})"
+    outcome = trial_line(trial_folder(folder, trial.step, trial.block), failure)
+    return f"[{number}/{total}] {trial.step}, block {trial.block}: {outcome}  ({left})"
 
 
 def trial_line(folder: Path, failure: str | None) -> str:
@@ -133,11 +133,11 @@ def trial_line(folder: Path, failure: str | None) -> str:
     if failure:
         return f"FAILED: {failure}"
     record = Trial.read(folder / TRIAL)
-    told = (
+    measured = (
         ("gen", record.gen_tokens_per_s, "tokens/s"),
         ("embed", record.embed_sequences_per_s, "sequences/s"),
     )
-    rates = [f"{name} {rate:.1f} {unit}" for name, rate, unit in told if rate is not None]
+    rates = [f"{name} {rate:.1f} {unit}" for name, rate, unit in measured if rate is not None]
     doubt = f" {record.status.upper()}: {record.reason}" if record.status != "done" else ""
     return f"{', '.join(rates)}{doubt}"
 
@@ -204,7 +204,10 @@ class EngineKeeper:
         self.stop()
         self.engines = Engines(wanted, self.runtime, self.logs, needed_gib=needed)
         began = time.monotonic()
-        gen, embed = any(one.runs_gen for one in sharing), any(one.runs_embed for one in sharing)
+        gen, embed = (
+            any(placement.runs_gen for placement in sharing),
+            any(placement.runs_embed for placement in sharing),
+        )
         try:
             publish(self.engines.start(gen, embed, Progress(5.0, say)), self.file)
         except StepSkipped as skipped:

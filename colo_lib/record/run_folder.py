@@ -103,12 +103,12 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> OpenRun:
     return OpenRun(folder, params)
 
 
-def resume(told: str | Path, runs_dir: str | Path, check_unfinished: Callable[[Path], None]) -> OpenRun:
+def resume(named: str | Path, runs_dir: str | Path, check_unfinished: Callable[[Path], None]) -> OpenRun:
     """An unfinished run, by path or run id; `check_unfinished` looks at what it holds.
 
     Raises InputError when there is none, or what that check raises for damage.
     """
-    text = str(told).rstrip("/")
+    text = str(named).rstrip("/")
     for candidate in (Path(text), Path(text + PARTIAL), Path(runs_dir) / text, Path(runs_dir) / (text + PARTIAL)):
         # A manifest in a `.partial` folder: its launcher was killed before the folder got its name, and seals it again.
         if (candidate / MANIFEST).is_file() and not candidate.name.endswith(PARTIAL):
@@ -159,23 +159,23 @@ LOCK = ".lock"
 
 def trial_records(folder: Path) -> list[Trial]:
     """Every trial's record, in the order in which the trials ran."""
-    found = []
+    records = []
     for step in STEPS:
         for file in sorted((folder / "steps" / step).glob(f"trial-*/{TRIAL}")):
             if not file.parent.name.endswith(PARTIAL):
-                found.append(Trial.read(file))
-    return sorted(found, key=lambda record: record.window_start_ns or 0)
+                records.append(Trial.read(file))
+    return sorted(records, key=lambda record: record.window_start_ns or 0)
 
 
 def capture_records(folder: Path) -> list[ListedCapture]:
     """Step, status, reason and folder of every capture that was tried."""
-    found = []
+    captures = []
     for step in STEPS:
         file = capture_folder(folder, step) / CAPTURE
         if file.is_file():
-            told, where = CaptureFacts.read(file), str(file.parent.relative_to(folder))
-            found.append(ListedCapture(step=step, status=told.status, reason=told.reason, folder=where))
-    return found
+            facts, where = CaptureFacts.read(file), str(file.parent.relative_to(folder))
+            captures.append(ListedCapture(step=step, status=facts.status, reason=facts.reason, folder=where))
+    return captures
 
 
 def remove_half_written(folder: Path) -> None:
@@ -186,14 +186,14 @@ def remove_half_written(folder: Path) -> None:
 
 def checksums(folder: Path) -> dict[str, ListedFile]:
     """Size and SHA-256 of every file of the folder, the manifest aside, by relative path."""
-    found = {}
+    files = {}
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
         if file.is_file() and not file.is_symlink() and name not in (MANIFEST, LOCK):
             with open(file, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            found[name] = ListedFile(bytes=file.stat().st_size, sha256=digest)
-    return found
+            files[name] = ListedFile(bytes=file.stat().st_size, sha256=digest)
+    return files
 
 
 def seal(folder: Path) -> Path:

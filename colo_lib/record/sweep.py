@@ -133,28 +133,28 @@ def carry_out_sweep(folder: Path, say: Say, execute: Execute = carry_out_here) -
     before = {cell.name: recorded(folder, cell.name) for cell in cells}
     orders = []
     for cell in cells:
-        found = before[cell.name]
-        if found is None or found.status != DONE:
-            orders.append(Order(folder, cell, 1 + (found.attempts if found else 0)))
+        record = before[cell.name]
+        if record is None or record.status != DONE:
+            orders.append(Order(folder, cell, 1 + (record.attempts if record else 0)))
     began = time.monotonic()
     with terminable(), run_lock(folder):
-        for number, found in enumerate(execute(orders, say), 1):
-            record_cell(folder, found)
+        for number, record in enumerate(execute(orders, say), 1):
+            record_cell(folder, record)
             left_s = (time.monotonic() - began) / number * (len(orders) - number)
-            say(_line(found, number, len(orders), left_s))
+            say(_line(record, number, len(orders), left_s))
     records = [recorded(folder, cell.name) for cell in cells]
-    return [found for found in records if found is not None]
+    return [record for record in records if record is not None]
 
 
-def _line(found: CellRecord, number: int, total: int, left_s: float) -> str:
+def _line(record: CellRecord, number: int, total: int, left_s: float) -> str:
     left = f"about {left_s // 60:.0f} min {left_s % 60:02.0f} s left" if number < total else "last cell ended"
-    why = f": {found.reason}" if found.reason else ""
-    return f"({number}/{total}) {found.cell} {found.status}{why}  ({left})"
+    why = f": {record.reason}" if record.reason else ""
+    return f"({number}/{total}) {record.cell} {record.status}{why}  ({left})"
 
 
 def sweep_summary(records: list[CellRecord], cells: int) -> str:
     """How many cells were measured, and what became of the others."""
-    done = [found for found in records if found.status == DONE]
+    done = [record for record in records if record.status == DONE]
     lines = [f"{len(done)} of {cells} cells measured"]
-    lines += [f"  {found.cell} {found.status}: {found.reason}" for found in records if found.status != DONE]
+    lines += [f"  {record.cell} {record.status}: {record.reason}" for record in records if record.status != DONE]
     return "\n".join(lines)

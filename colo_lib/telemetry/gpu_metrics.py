@@ -89,10 +89,10 @@ class Gpm:
                 values[name] = float(metric.value)
             else:
                 self.absent.setdefault(_field(name), self._why(metric.nvmlReturn))
-        found = {field: values[name] / 100 for field, name in PERCENTAGES.items() if name in values}
+        metrics = {field: values[name] / 100 for field, name in PERCENTAGES.items() if name in values}
         if all(name in values for name in NVLINK):
-            found["nvlink_gib_s"] = sum(values[name] for name in NVLINK) / 1024
-        return found
+            metrics["nvlink_gib_s"] = sum(values[name] for name in NVLINK) / 1024
+        return metrics
 
     def _why(self, code: int) -> str:
         return f"GPM: {self.nv.NVMLError(code)}" if code else "GPM: not a number"
@@ -194,17 +194,17 @@ class SampledGpu:
         """
         if self.handle is None:
             return {}
-        found: dict[int, int | None] = {}
+        held: dict[int, int | None] = {}
         for name in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
             try:
                 for process in getattr(self.nv, name)(self.handle):
                     used = process.usedGpuMemory
-                    found[int(process.pid)] = used if isinstance(used, int) and 0 <= used < 2**50 else None
+                    held[int(process.pid)] = used if isinstance(used, int) and 0 <= used < 2**50 else None
             except Exception as error:
                 self.absent.setdefault(
                     f"memory of processes ({name.removeprefix('nvmlDeviceGet')})", error_in_words(error)
                 )
-        return found
+        return held
 
 
 def plausible(name: str, value: Any) -> int | float:

@@ -35,9 +35,11 @@ class Seen:
     unknown: str | None = None
 
     @classmethod
-    def from_plain(cls, told: Mapping[str, Any]) -> Seen:
+    def from_plain(cls, plain: Mapping[str, Any]) -> Seen:
         """As it was before it became a line of the sampler's file."""
-        return cls(told["t_ns"], tuple(OtherProcess(**one) for one in told["strangers"]), told.get("unknown"))
+        return cls(
+            plain["t_ns"], tuple(OtherProcess(**process) for process in plain["strangers"]), plain.get("unknown")
+        )
 
 
 @dataclass
@@ -59,13 +61,15 @@ class OtherProcesses:
         self.now = strangers
         for pid in strangers:
             self.named.setdefault(pid, process_in_words(pid))
-        told = tuple(OtherProcess(pid, self.named[pid]) for pid in sorted(strangers))
+        listed = tuple(OtherProcess(pid, self.named[pid]) for pid in sorted(strangers))
         elsewhere = not (there & self.ours) and not any(psutil.pid_exists(pid) for pid in strangers)
-        return Seen(t_ns, told, ANOTHER_NAMESPACE if strangers and elsewhere else None)
+        return Seen(t_ns, listed, ANOTHER_NAMESPACE if strangers and elsewhere else None)
 
     def _descends(self, pid: int) -> bool:
         try:
-            return pid == self.owner_pid or any(one.pid == self.owner_pid for one in psutil.Process(pid).parents())
+            return pid == self.owner_pid or any(
+                parent.pid == self.owner_pid for parent in psutil.Process(pid).parents()
+            )
         except psutil.Error:
             return False
 
@@ -81,12 +85,12 @@ def process_in_words(pid: int) -> str:
 
 def in_window(lines: list[Seen], start_ns: int, end_ns: int) -> list[OtherProcess]:
     """Strangers that were there at any time in [start_ns, end_ns), each once; pids that mean nothing here left out."""
-    found: dict[int, OtherProcess] = {}
+    present: dict[int, OtherProcess] = {}
     ends_ns = [line.t_ns for line in lines[1:]] + [end_ns]
     for line, until_ns in zip(lines, ends_ns, strict=False):
         if line.t_ns < end_ns and until_ns > start_ns and line.unknown is None:
-            found |= {one.pid: one for one in line.strangers}
-    return [found[pid] for pid in sorted(found)]
+            present |= {process.pid: process for process in line.strangers}
+    return [present[pid] for pid in sorted(present)]
 
 
 def busy_cpu_s() -> float:
@@ -95,7 +99,7 @@ def busy_cpu_s() -> float:
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
-def own_cpu_s(roots: list[int]) -> dict[int, float]:
+def trees_cpu_s(roots: list[int]) -> dict[int, float]:
     """Seconds of CPU used so far by each process of these trees, by pid."""
     used: dict[int, float] = {}
     for root in {*roots, os.getpid()}:
@@ -116,10 +120,10 @@ class OtherProcessesMeter:
 
     def start(self, now_s: float) -> None:
         """Take the first reading at monotonic time `now_s`."""
-        self.began_s, self.busy_s, self.own_s = now_s, busy_cpu_s(), own_cpu_s(self.roots)
+        self.began_s, self.busy_s, self.trees_s = now_s, busy_cpu_s(), trees_cpu_s(self.roots)
 
     def stop(self, now_s: float) -> float:
         """Cores used by strangers on average; never negative."""
-        busy_s, after = busy_cpu_s() - self.busy_s, own_cpu_s(self.roots)
-        own_s = sum(total - self.own_s.get(pid, 0.0) for pid, total in after.items())
-        return max(0.0, (busy_s - own_s) / max(1e-9, now_s - self.began_s))
+        busy_s, after = busy_cpu_s() - self.busy_s, trees_cpu_s(self.roots)
+        trees_s = sum(total - self.trees_s.get(pid, 0.0) for pid, total in after.items())
+        return max(0.0, (busy_s - trees_s) / max(1e-9, now_s - self.began_s))

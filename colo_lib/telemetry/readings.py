@@ -29,7 +29,9 @@ class Telemetry:
     def lost(self) -> list[str]:
         """Devices of which NVML said that they fell off the bus."""
         return [
-            name for name, told in self.absent.items() if any("GpuIsLost" in str(reason) for reason in told.values())
+            name
+            for name, reasons in self.absent.items()
+            if any("GpuIsLost" in str(reason) for reason in reasons.values())
         ]
 
     def record(self) -> TelemetryFacts:
@@ -57,34 +59,34 @@ class Telemetry:
 
 def read_lines(lines: Path) -> Telemetry:
     """The sampler's lines; half a line and garbage are passed over."""
-    found = Telemetry()
+    telemetry = Telemetry()
     for line in lines.read_bytes().splitlines() if lines.exists() else []:
         try:
             row = json.loads(line)
             if isinstance(row, dict):
-                _take(found, row)
+                _take(telemetry, row)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
-    return found
+    return telemetry
 
 
-def _take(found: Telemetry, row: dict[str, Any]) -> None:
+def _take(telemetry: Telemetry, row: dict[str, Any]) -> None:
     """What one line says."""
     if "cost" in row:
-        found.cost = TelemetryCost.model_validate(row["cost"])
+        telemetry.cost = TelemetryCost.model_validate(row["cost"])
     elif "absent" in row:
-        found.absent = {name: found.absent.get(name, {}) | told for name, told in row["absent"].items()}
+        telemetry.absent = {name: telemetry.absent.get(name, {}) | reasons for name, reasons in row["absent"].items()}
     elif "seen" in row:
-        found.seen.append(Seen.from_plain(row["seen"]))
+        telemetry.seen.append(Seen.from_plain(row["seen"]))
     elif "totals_gib" in row:
-        found.totals_gib = row["totals_gib"]
+        telemetry.totals_gib = row["totals_gib"]
     elif "event" in row:
-        last_ns = found.rows[-1]["t_ns"] if found.rows else None
-        found.gaps.append(TelemetryGap(start_ns=last_ns, end_ns=None, reason=row["event"]["reason"]))
+        last_ns = telemetry.rows[-1]["t_ns"] if telemetry.rows else None
+        telemetry.gaps.append(TelemetryGap(start_ns=last_ns, end_ns=None, reason=row["event"]["reason"]))
     elif (sample := checked_sample(row)) is not None:
-        if found.gaps and found.gaps[-1].end_ns is None:
-            found.gaps[-1] = found.gaps[-1].joined(end_ns=sample["t_ns"])
-        found.rows.append(sample)
+        if telemetry.gaps and telemetry.gaps[-1].end_ns is None:
+            telemetry.gaps[-1] = telemetry.gaps[-1].joined(end_ns=sample["t_ns"])
+        telemetry.rows.append(sample)
 
 
 def checked_sample(row: dict[str, Any]) -> Sample | None:
@@ -104,7 +106,7 @@ def checked_sample(row: dict[str, Any]) -> Sample | None:
 
 def convert(lines: Path, folder: Path) -> Telemetry:
     """JSON lines to telemetry.parquet; what they told, with no cost when the sampler died before telling it."""
-    told = read_lines(lines)
-    columns = {name: [row[name] for row in told.rows] for name in TELEMETRY} if told.rows else {}
+    telemetry = read_lines(lines)
+    columns = {name: [row[name] for row in telemetry.rows] for name in TELEMETRY} if telemetry.rows else {}
     write_frame(folder, "telemetry", columns)
-    return told
+    return telemetry

@@ -38,12 +38,12 @@ class Tree:
         """Find the tree's members, at most once a second."""
         if time.monotonic() - self.looked_s < TREE_REFRESH_S:
             return
-        self.looked_s, found = time.monotonic(), []
+        self.looked_s, processes = time.monotonic(), []
         for root in self.roots:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(root)
-                found += [process, *process.children(recursive=True)]
-        self.processes = found
+                processes += [process, *process.children(recursive=True)]
+        self.processes = processes
 
     def sample(self) -> dict[str, Any]:
         """CPU cores in use since the last call, resident memory in GiB (shared pages counted once a process)."""
@@ -177,13 +177,13 @@ def main() -> None:
     trees = {name: Tree(roots) for name, roots in job["workloads"].items() if roots}
     devices: Devices = Cores(job["devices"]) if job["device"] == "cpu" else Gpus(job["devices"])
     strangers = OtherProcesses(job["owner_pid"])
-    period_s, told = 1.0 / job["hz"], ""
+    period_s, absent_before = 1.0 / job["hz"], ""
     began_s, began_cpu_s, samples, longest_s = time.monotonic(), time.process_time(), 0, 0.0
     due_s = began_s
     with open(job["out"], "a", buffering=1) as out:
         out.write(json.dumps({"totals_gib": devices.totals_gib()}) + "\n")
-        told_to_end = False
-        while not told_to_end:
+        ended = False
+        while not ended:
             t_ns = time.monotonic_ns()
             rows = [{"scope": "device"} | row for row in devices.rows()]
             rows += [
@@ -194,12 +194,12 @@ def main() -> None:
             out.write("".join(json.dumps({"t_ns": t_ns} | row) + "\n" for row in rows))
             if (seen := strangers.look(devices.pids(), t_ns)) is not None:
                 out.write(json.dumps({"seen": asdict(seen)}) + "\n")
-            if (absent := json.dumps({"absent": devices.absent()})) != told:
+            if (absent := json.dumps({"absent": devices.absent()})) != absent_before:
                 out.write(absent + "\n")
-                told = absent
+                absent_before = absent
             samples, longest_s = samples + 1, max(longest_s, (time.monotonic_ns() - t_ns) / 1e9)
             due_s = next_due(due_s, period_s, time.monotonic())
-            told_to_end = signal.sigtimedwait({signal.SIGTERM}, max(0.0, due_s - time.monotonic())) is not None
+            ended = signal.sigtimedwait({signal.SIGTERM}, max(0.0, due_s - time.monotonic())) is not None
         lasted_s = max(1e-9, time.monotonic() - began_s)
         cost = {
             "cpu_fraction": (time.process_time() - began_cpu_s) / lasted_s,

@@ -14,7 +14,7 @@ import pytest
 
 from colo_lib.errors import StepFailed
 from colo_lib.launch import load as turns_module
-from colo_lib.launch.alternate import Tenant, stat
+from colo_lib.launch.alternate import WorkloadGroups, stat
 from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import ALTERNATE, start_alternator
@@ -80,10 +80,10 @@ def test_a_killed_tenant_ends_the_turns_and_frees_the_other(tmp_path: Path) -> N
 def test_hold_names_what_does_not_stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("colo_lib.launch.alternate.STOP_DEADLINE_S", 0.3)
     child = busy(tmp_path, "gen")
-    tenant = Tenant("gen", [child.group])
-    monkeypatch.setattr(tenant, "send", lambda number: None)
+    groups = WorkloadGroups("gen", [child.group])
+    monkeypatch.setattr(groups, "send", lambda number: None)
     with pytest.raises(TimeoutError, match=f"gen did not stop.*{child.pid}"):
-        tenant.hold()
+        groups.hold()
     child.stop()
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.launch import trial as trial_module
-from colo_lib.launch.alternate import Tenant
+from colo_lib.launch.alternate import WorkloadGroups
 from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Engines, Handles
 from colo_lib.launch.guardian import mapped
@@ -144,12 +144,12 @@ def test_a_killed_alternator_leaves_nobody_stopped(up: Engines, tmp_path: Path) 
 @contextlib.contextmanager
 def held(pid: int) -> Iterator[None]:
     """A process group without its turn."""
-    tenant = Tenant("held", [pid])
-    tenant.hold()
+    groups = WorkloadGroups("held", [pid])
+    groups.hold()
     try:
         yield
     finally:
-        tenant.send(signal.SIGCONT)
+        groups.send(signal.SIGCONT)
 
 
 def test_an_engine_without_its_turn_is_asked_until_it_has_one(up: Engines) -> None:

@@ -38,7 +38,7 @@ def test_the_shell_cannot_widen_where_the_ranks_meet(device: str, step: str, mon
     for name, value in WIDER.items():
         monkeypatch.setenv(name, value)
     params = check({"device": device, "devices": "0,1"}, "test")
-    told = vllm_server.environment(specs_of(params, placement_of(step, params)).engines.gen, "key")
+    told = vllm_server.gen_environment(specs_of(params, placement_of(step, params)).engines.gen, "key")
     assert told["VLLM_HOST_IP"] == "127.0.0.1"
     assert {told[name] for name in WIDER if name != "VLLM_HOST_IP"} == {"lo"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from colo_lib.errors import InputError
 from colo_lib.launch.specs import GenSpec, specs_of
-from colo_lib.launch.vllm_server import command, environment, free_port
+from colo_lib.launch.vllm_server import free_port, gen_environment, server_command
 from colo_lib.params import STEPS, Params, check
 from colo_lib.placement import placement_of
 
@@ -42,8 +42,8 @@ def gen_of(params: Params, step: str) -> GenSpec:
 
 
 def test_the_key_is_never_in_the_command_line() -> None:
-    words = command(gen_of(CPU, "step1"), 1234)
-    env = environment(gen_of(CPU, "step1"), "secret-key")
+    words = server_command(gen_of(CPU, "step1"), 1234)
+    env = gen_environment(gen_of(CPU, "step1"), "secret-key")
     assert env["VLLM_API_KEY"] == "secret-key"
     assert not any("secret-key" in word for word in words)
     assert words[words.index("--host") + 1] == "127.0.0.1"
@@ -51,17 +51,17 @@ def test_the_key_is_never_in_the_command_line() -> None:
 
 
 def test_ranks_get_cores_of_their_own() -> None:
-    assert environment(gen_of(CPU, "configB"), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
-    assert environment(gen_of(CPU, "step2"), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert gen_environment(gen_of(CPU, "configB"), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0|1"
+    assert gen_environment(gen_of(CPU, "step2"), "k")["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
 
 
 def test_gpu_words_are_for_gpus() -> None:
-    words = command(gen_of(CUDA, "configB"), 1)
+    words = server_command(gen_of(CUDA, "configB"), 1)
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert words[words.index("--quantization") + 1] == "fp8"
     assert words[words.index("--kv-cache-memory-bytes") + 1] == str(2**30)
     assert "--enforce-eager" not in words
-    assert environment(gen_of(CUDA, "configB"), "k")["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert gen_environment(gen_of(CUDA, "configB"), "k")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_extra_arguments_cannot_undo_the_launchers_own() -> None:

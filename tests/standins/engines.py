@@ -151,7 +151,7 @@ def serve_embed(job: dict[str, Any]) -> None:
             self.job = job
             self.inputs = [Batch(job["batch_size"], job["sequence_tokens"])] * module.INPUT_VARIANTS
             self.rows = module.array.array("q")
-            self.going, self.idle, self.over, self.told = (threading.Event() for _ in range(4))
+            self.going, self.idle, self.over, self.rest_over = (threading.Event() for _ in range(4))
             self.idle.set()
             self.pacing, self.error = module.Pacing(), None
 

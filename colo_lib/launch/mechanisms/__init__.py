@@ -29,24 +29,24 @@ def start_mechanism(spec: EngineSpec, runtime: Path, logs: Path) -> Mechanism | 
         if MECHANISMS[placement.mechanism].may_be_absent:
             raise StepSkipped(f"{placement.mechanism}: cores stand in for GPUs here, and a core has no such thing")
         return None
-    found: Mechanism = module_of(placement.mechanism).start(spec, runtime, logs)
-    return found
+    mechanism: Mechanism = module_of(placement.mechanism).start(spec, runtime, logs)
+    return mechanism
 
 
-def facts_of(told: Mapping[str, Any]) -> MechanismFacts:
+def facts_of(plain: Mapping[str, Any]) -> MechanismFacts:
     """A mechanism's facts as they were before they became plain values."""
-    kind: type[MechanismFacts] = module_of(told["witness"]).FACTS
-    return kind.model_validate(told)
+    kind: type[MechanismFacts] = module_of(plain["witness"]).FACTS
+    return kind.model_validate(plain)
 
 
-def verify(facts: MechanismFacts | None, tenants: EngineProcesses) -> Evidence | None:
+def verify(facts: MechanismFacts | None, engines: EngineProcesses) -> Evidence | None:
     """Evidence that the mechanism which `facts` describe is in force for the running engines.
 
     Raises StepFailed, with the reason and the remedy, when it is not: the trial is void.
     """
     if facts is None:
         return None
-    evidence: Evidence = module_of(facts.witness).prove(facts, tenants)
+    evidence: Evidence = module_of(facts.witness).prove(facts, engines)
     return evidence
 
 
@@ -59,7 +59,7 @@ def check_mechanism(facts: MechanismFacts | None) -> None:
 
 def module_of(mechanism: str) -> ModuleType:
     """The module that `steps.MECHANISMS` names: `start(spec, runtime, logs)` and, for a proof of its own,
-    `FACTS` (the kind of facts that it takes), `prove(facts, tenants)` and, where a process has to live,
+    `FACTS` (the kind of facts that it takes), `prove(facts, engines)` and, where a process has to live,
     `check_server(facts)`.
     """
     return import_module(f"{__name__}.{MECHANISMS[mechanism].module}")

@@ -114,13 +114,13 @@ def device_uuids(placement: Placement, look: GpuLook, refused: dict[int, str]) -
 
     Raises StepFailed, with the remedy, for a GPU in MIG mode or in one of the `refused` compute modes.
     """
-    found = []
+    uuids = []
     for device in placement.all_devices:
         gpu = look.find(device)
         if gpu is not None:
             refuse(placement.mechanism, device, gpu.mig, gpu.compute_mode, refused)
-        found.append(gpu.uuid if gpu is not None and gpu.uuid else device)
-    return found
+        uuids.append(gpu.uuid if gpu is not None and gpu.uuid else device)
+    return uuids
 
 
 def refuse(mechanism: str, device: str, mig: bool | None, mode: int | None, refused: dict[int, str]) -> None:
@@ -185,11 +185,11 @@ def answer(name: str, log: Path) -> list[VisibleGpu]:
     """The probe's GPUs from its output; raises StepFailed for an error, with the remedy, or for anything else."""
     said = log.read_text(errors="replace").strip().splitlines()
     try:
-        told = json.loads(said[-1])
+        reply = json.loads(said[-1])
     except (IndexError, ValueError):
         raise StepFailed(f"{name}: the first CUDA client ended without an answer: {' '.join(said[-3:])}") from None
-    if "error" in told:
-        remedy = REMEDIES.get(told["error"], "look at nvidia-smi")
-        cause = f"{told['at']} with {told['name']} ({told['error']})"
+    if "error" in reply:
+        remedy = REMEDIES.get(reply["error"], "look at nvidia-smi")
+        cause = f"{reply['at']} with {reply['name']} ({reply['error']})"
         raise StepFailed(f"{name}: a first CUDA client failed in {cause}: {remedy}")
-    return [VisibleGpu(**gpu) for gpu in told["gpus"]]
+    return [VisibleGpu(**gpu) for gpu in reply["gpus"]]

@@ -37,7 +37,7 @@ def gpus() -> list[dict[str, Any]]:
     call(cuda, "cuInit", 0)
     count = ctypes.c_int()
     call(cuda, "cuDeviceGetCount", ctypes.byref(count))
-    found = []
+    visible = []
     for ordinal in range(count.value):
         device, context, sms = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_int()
         name = ctypes.create_string_buffer(128)
@@ -45,22 +45,22 @@ def gpus() -> list[dict[str, Any]]:
         call(cuda, "cuDeviceGetName", name, 128, device)
         call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         call(cuda, "cuDeviceGetAttribute", ctypes.byref(sms), MULTIPROCESSOR_COUNT, device)
-        found.append({"name": name.value.decode(errors="replace"), "sms": sms.value})
+        visible.append({"name": name.value.decode(errors="replace"), "sms": sms.value})
         call(cuda, "cuDevicePrimaryCtxRelease_v2", device)
-    return found
+    return visible
 
 
 def main() -> int:
     """Print the answer."""
     try:
-        told: dict[str, Any] = {"gpus": gpus()}
+        reply: dict[str, Any] = {"gpus": gpus()}
     except CudaError as error:
         code, name, where = error.args
-        told = {"error": code, "name": name, "at": where}
+        reply = {"error": code, "name": name, "at": where}
     except OSError as error:
-        told = {"error": -1, "name": str(error), "at": "libcuda.so.1"}
-    print(json.dumps(told), flush=True)
-    return int("error" in told)
+        reply = {"error": -1, "name": str(error), "at": "libcuda.so.1"}
+    print(json.dumps(reply), flush=True)
+    return int("error" in reply)
 
 
 if __name__ == "__main__":

@@ -29,26 +29,26 @@ class Mig(Mechanism):
 
     def __init__(self, spec: EngineSpec) -> None:
         self.gpu, instances = gpu_with_instances(spec.gen.devices[0], look_at_gpus())
-        self.chosen = choose(spec.gen.mechanism.instances or ("", ""), instances, spec.gen.devices[0])
+        self.instances = select_instances(spec.gen.mechanism.instances or ("", ""), instances, spec.gen.devices[0])
 
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """The instance, by UUID, and nothing of MPS."""
-        return {"CUDA_VISIBLE_DEVICES": self.chosen[workload].uuid}
+        return {"CUDA_VISIBLE_DEVICES": self.instances[workload].uuid}
 
     def adjusted(self, gen: GenSpec) -> GenSpec:
         """gen gets the bytes that it has on the whole GPU, as far as its instance holds them."""
         if self.gpu.total_gib is None:
             return gen
-        share = gen.gpu_memory_utilization * self.gpu.total_gib / self.chosen["gen"].gib
+        share = gen.gpu_memory_utilization * self.gpu.total_gib / self.instances["gen"].gib
         return replace(gen, gpu_memory_utilization=min(MOST_OF_AN_INSTANCE, round(share, 3)))
 
     def facts(self) -> MigFacts:
         """The instances, by workload."""
-        told = {
-            name: MigInstance(uuid=one.uuid, profile=one.profile, gib=one.gib, sms=one.sms)
-            for name, one in self.chosen.items()
+        instances = {
+            name: MigInstance(uuid=instance.uuid, profile=instance.profile, gib=instance.gib, sms=instance.sms)
+            for name, instance in self.instances.items()
         }
-        return MigFacts(mechanism=self.name, witness="mig", instances=told)
+        return MigFacts(mechanism=self.name, witness="mig", instances=instances)
 
 
 FACTS = MigFacts
@@ -73,35 +73,37 @@ def gpu_with_instances(device: str, look: GpuLook) -> tuple[GpuRow, tuple[MigDev
     return gpu, instances
 
 
-def choose(uuids: tuple[str, str], instances: Sequence[MigDevice], device: str) -> dict[str, MigDevice]:
+def select_instances(uuids: tuple[str, str], instances: Sequence[MigDevice], device: str) -> dict[str, MigDevice]:
     """An instance for each workload: the one that `uuids` (gen, embed) names, else the largest that is left.
 
     Raises StepSkipped naming a UUID that is not among the instances.
     """
-    left = sorted(instances, key=lambda one: (-one.gib, -one.sms, one.uuid))
+    left = sorted(instances, key=lambda instance: (-instance.gib, -instance.sms, instance.uuid))
     wanted = dict(zip(("gen", "embed"), uuids, strict=True))
-    chosen: dict[str, MigDevice] = {}
+    selected: dict[str, MigDevice] = {}
     for name in sorted(wanted, key=lambda name: not wanted[name]):
-        found = next((one for one in left if wanted[name] in ("", one.uuid)), None)
-        if found is None:
-            known = ", ".join(f"{one.uuid} ({one.profile})" for one in instances)
+        match = next((instance for instance in left if wanted[name] in ("", instance.uuid)), None)
+        if match is None:
+            known = ", ".join(f"{instance.uuid} ({instance.profile})" for instance in instances)
             raise StepSkipped(f"mig: parameter 'mig_{name}_uuid' = {wanted[name]!r}: GPU {device} has {known}")
-        left.remove(found)
-        chosen[name] = found
-    return chosen
+        left.remove(match)
+        selected[name] = match
+    return selected
 
 
-def prove(facts: MigFacts, tenants: EngineProcesses) -> MigEvidence:
+def prove(facts: MigFacts, engines: EngineProcesses) -> MigEvidence:
     """Evidence that each workload computes on its own instance; raises StepFailed when it may be elsewhere.
 
     Two witnesses: the UUID in each process's environment, and NVML's list of processes of each instance.
     """
-    instances = {one.uuid: one for gpu in look_at_gpus().gpus for one in gpu.mig_devices or ()}
+    instances = {instance.uuid: instance for gpu in look_at_gpus().gpus for instance in gpu.mig_devices or ()}
     seen: dict[str, list[int]] = {}
-    for name, trees in tenants.trees().items():
+    for name, trees in engines.trees().items():
         uuid, pids = str(facts.instances[name].uuid), [pid for tree in trees for pid in tree]
         astray = [pid for pid in pids if visible_devices(pid) not in (uuid, None)]
-        elsewhere = [pid for other, one in instances.items() if other != uuid for pid in one.pids if pid in pids]
+        elsewhere = [
+            pid for other, instance in instances.items() if other != uuid for pid in instance.pids if pid in pids
+        ]
         if astray or elsewhere:
             raise StepFailed(f"void: {name} (pids {astray or elsewhere}) is not on its MIG instance {uuid} alone")
         if instances and uuid not in instances:

@@ -55,7 +55,7 @@ def check_server(facts: MpsFacts) -> None:
         )
 
 
-def prove(facts: MpsFacts, tenants: EngineProcesses) -> MpsEvidence:
+def prove(facts: MpsFacts, engines: EngineProcesses) -> MpsEvidence:
     """Evidence that every engine is a client of our server, by pid against the server's own list.
 
     Raises StepFailed (the trial is void) when a process that computes is not on it, when the server is another
@@ -71,7 +71,7 @@ def prove(facts: MpsFacts, tenants: EngineProcesses) -> MpsEvidence:
     for server in servers:
         _check_server(control, server, facts)
     clients = sorted({pid for server in servers for pid in control.clients(server)})
-    attached = attached_pids(tenants, clients)
+    attached = attached_pids(engines, clients)
     known = {pid for pids in attached.values() for pid in pids}
     return MpsEvidence(
         mechanism=facts.mechanism,
@@ -87,19 +87,19 @@ def prove(facts: MpsFacts, tenants: EngineProcesses) -> MpsEvidence:
     )
 
 
-def attached_pids(tenants: EngineProcesses, clients: list[int]) -> dict[str, list[int]]:
+def attached_pids(engines: EngineProcesses, clients: list[int]) -> dict[str, list[int]]:
     """Which of the server's clients are whose; raises StepFailed for an engine with fewer of them than its GPUs."""
     attached: dict[str, list[int]] = {}
-    for name, trees in tenants.trees().items():
+    for name, trees in engines.trees().items():
         attached[name] = []
         for tree in trees:
-            found = sorted(set(tree) & set(clients))
-            if len(found) < tenants.gpus_each[name]:
+            computing = sorted(set(tree) & set(clients))
+            if len(computing) < engines.gpus_each[name]:
                 raise StepFailed(
-                    f"void: mps not attached: {name} (pids {tree}) has {len(found)} of {tenants.gpus_each[name]} "
+                    f"void: mps not attached: {name} (pids {tree}) has {len(computing)} of {engines.gpus_each[name]} "
                     f"processes among the server's clients {clients}: it ran time-sliced{REMEDY}"
                 )
-            attached[name] += found
+            attached[name] += computing
     return attached
 
 
@@ -211,16 +211,16 @@ class Mps(Mechanism):
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """Pipe and log folders, the client's limits, and its GPUs as the daemon numbers them."""
         devices = self.placement.gen_devices if workload == "gen" else self.placement.embed_devices[number]
-        found = self.control.environment() | {"CUDA_VISIBLE_DEVICES": ",".join(self.client_devices(devices))}
+        variables = self.control.environment() | {"CUDA_VISIBLE_DEVICES": ",".join(self.client_devices(devices))}
         limits = self.limits(workload)
         if limits.thread_percentage < 100:
-            found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(limits.thread_percentage)
+            variables["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(limits.thread_percentage)
         if limits.priority != "normal":
-            found["CUDA_MPS_CLIENT_PRIORITY"] = PRIORITIES[limits.priority]
+            variables["CUDA_MPS_CLIENT_PRIORITY"] = PRIORITIES[limits.priority]
         if limits.memory_gib:
             each = [f"{ordinal}={int(limits.memory_gib * 1024)}M" for ordinal in range(len(devices))]
-            found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = ",".join(each)
-        return found
+            variables["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = ",".join(each)
+        return variables
 
     def limits(self, workload: str) -> Limits:
         """What is left to the processes of a workload."""

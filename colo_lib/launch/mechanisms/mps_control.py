@@ -96,13 +96,13 @@ class Control:
 
 def program() -> str:
     """Path of the control program; raises StepFailed when the driver brought none."""
-    found = shutil.which(PROGRAM)
-    if found is None:
+    path = shutil.which(PROGRAM)
+    if path is None:
         raise StepFailed(
             f"mps: no {PROGRAM} on PATH: it comes with the NVIDIA driver (Debian: nvidia-cuda-mps, Ubuntu: "
             f"nvidia-compute-utils); without it leave {', '.join(NEED_MPS)} out of 'steps'"
         )
-    return found
+    return path
 
 
 def parse_pids(text: str) -> list[int]:

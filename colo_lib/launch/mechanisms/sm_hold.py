@@ -130,11 +130,11 @@ def verify(spec: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Verify and print."""
     try:
-        told: dict[str, Any] = verify(json.loads(sys.argv[1]))
+        reply: dict[str, Any] = verify(json.loads(sys.argv[1]))
     except Exception as error:  # Whatever it is, the owner tells it.
-        told = {"error": str(error) if isinstance(error, CannotHold) else f"{type(error).__name__}: {error}"}
-    print("\n" + json.dumps(told), flush=True)
-    return int("error" in told)
+        reply = {"error": str(error) if isinstance(error, CannotHold) else f"{type(error).__name__}: {error}"}
+    print("\n" + json.dumps(reply), flush=True)
+    return int("error" in reply)
 
 
 if __name__ == "__main__":

@@ -73,9 +73,9 @@ class Partitioned(Mps):
 
     def verified(self) -> Partition:
         """The measured scaling; raises NotHere when it is not what the partition demands."""
-        told = self.timed("embed", self.held)
-        assert told.held_sms is not None
-        return check_scaling(told.visible_sms, told.held_sms, told.free_ms, told.held_ms)
+        timing = self.timed("embed", self.held)
+        assert timing.held_sms is not None
+        return check_scaling(timing.visible_sms, timing.held_sms, timing.free_ms, timing.held_ms)
 
     def timed(self, workload: str, spec: Mapping[str, Any]) -> Timed:
         """`sm_hold`'s answer under a workload's environment; raises NotHere with its error."""
@@ -92,10 +92,12 @@ class Partitioned(Mps):
         said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
         if not said:
             raise NotHere(f"the check gave no answer within {VERIFY_TIMEOUT_S:g} s: {child.tail()[-300:]}")
-        told: dict[str, Any] = json.loads(said[-1])
-        if "error" in told:
-            raise NotHere(str(told["error"]))
-        return Timed(**{name: told[name] for name in ("visible_sms", "held_sms", "free_ms", "held_ms") if name in told})
+        reply: dict[str, Any] = json.loads(said[-1])
+        if "error" in reply:
+            raise NotHere(str(reply["error"]))
+        return Timed(
+            **{name: reply[name] for name in ("visible_sms", "held_sms", "free_ms", "held_ms") if name in reply}
+        )
 
     def embed_job(self) -> dict[str, Any]:
         """The embedding process holds itself."""
@@ -113,10 +115,10 @@ class Masked(Partitioned):
 
     def prepare(self) -> None:
         """Find the library."""
-        found = os.environ.get(LIBRARY) or ctypes.util.find_library("smctrl")
-        if not found:
+        library = os.environ.get(LIBRARY) or ctypes.util.find_library("smctrl")
+        if not library:
             raise NotHere(f"no libsmctrl: build it and name it in {LIBRARY}")
-        self.held["library"] = found
+        self.held["library"] = library
 
 
 class StaticPartitions(Partitioned):
@@ -137,7 +139,7 @@ class StaticPartitions(Partitioned):
 
     def chunk_sms(self) -> int:
         """SMs of a chunk, the unit of partitions: 8 from Hopper on, 4 before (NVIDIA MPS documentation)."""
-        gpu = next((one for one in look_at_gpus().gpus if one.uuid == self.uuids[0]), None)
+        gpu = next((row for row in look_at_gpus().gpus if row.uuid == self.uuids[0]), None)
         major, _ = (gpu and gpu.compute_capability) or (9, 0)
         return 8 if major >= 9 else 4
 
@@ -158,9 +160,9 @@ class StaticPartitions(Partitioned):
 
     def environment(self, workload: str, number: int = 0) -> dict[str, str]:
         """As of MPS, and the workload's partition; thread percentages mean nothing here."""
-        found = super().environment(workload, number) | {"CUDA_MPS_SM_PARTITION": self.partitions[workload]}
-        found.pop("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", None)
-        return found
+        variables = super().environment(workload, number) | {"CUDA_MPS_SM_PARTITION": self.partitions[workload]}
+        variables.pop("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", None)
+        return variables
 
     def verified(self) -> Partition:
         """embed's partition against gen's: there is no client outside of them."""
@@ -172,7 +174,7 @@ class StaticPartitions(Partitioned):
         return {}
 
 
-BACKENDS: dict[str, type[Partitioned]] = {one.backend: one for one in (Partitioned, StaticPartitions, Masked)}
+BACKENDS: dict[str, type[Partitioned]] = {kind.backend: kind for kind in (Partitioned, StaticPartitions, Masked)}
 
 
 def start(spec: EngineSpec, runtime: Path, logs: Path) -> Partitioned:

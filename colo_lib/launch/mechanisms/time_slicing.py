@@ -56,17 +56,17 @@ def start(spec: EngineSpec, runtime: Path, logs: Path) -> TimeSlicing:
     return TimeSlicing(spec.placement, runtime)
 
 
-def prove(facts: TimeSlicedFacts, tenants: EngineProcesses) -> TimeSlicedEvidence:
+def prove(facts: TimeSlicedFacts, engines: EngineProcesses) -> TimeSlicedEvidence:
     """Evidence that no engine is an MPS client; raises StepFailed naming the process that is one or could be one.
 
     Two witnesses: the pipe folder in each process's environment, and NVML's own list of MPS clients (in words, where
     it could not be asked).
     """
-    pids = [pid for trees in tenants.trees().values() for tree in trees for pid in tree]
-    pointed = {pid: told for pid in pids if (told := mps_variables(pid))}
-    for pid, told in pointed.items():
-        if told != {"CUDA_MPS_PIPE_DIRECTORY": facts.empty_pipe}:
-            raise StepFailed(f"void: pid {pid} carries {told}: it may be an MPS client, this step must have none")
+    pids = [pid for trees in engines.trees().values() for tree in trees for pid in tree]
+    pointed = {pid: variables for pid in pids if (variables := mps_variables(pid))}
+    for pid, variables in pointed.items():
+        if variables != {"CUDA_MPS_PIPE_DIRECTORY": facts.empty_pipe}:
+            raise StepFailed(f"void: pid {pid} carries {variables}: it may be an MPS client, this step must have none")
     clients = mps_clients(look_at_gpus())
     attached = [] if isinstance(clients, str) else sorted(set(clients) & set(pids))
     if attached:
@@ -76,7 +76,7 @@ def prove(facts: TimeSlicedFacts, tenants: EngineProcesses) -> TimeSlicedEvidenc
         )
     return TimeSlicedEvidence(
         mechanism="time-sliced",
-        mps_variables={str(pid): told for pid, told in pointed.items()},
+        mps_variables={str(pid): variables for pid, variables in pointed.items()},
         default_daemon=facts.default_daemon,
         mps_clients_by_nvml=clients,
         processes=len(pids),

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.hardware.nvml import MigDevice
 from colo_lib.launch import engines
-from colo_lib.launch.embed_server import environment as embed_environment
+from colo_lib.launch.embed_server import embed_environment
 from colo_lib.launch.mechanisms import sm_hold, start_mechanism, time_slicing, verify
-from colo_lib.launch.mechanisms.mig import Mig, choose
+from colo_lib.launch.mechanisms.mig import Mig, select_instances
 from colo_lib.launch.mechanisms.sm_partition import NotHere, check_scaling
 from colo_lib.launch.mechanisms.time_slicing import TimeSlicing
 from colo_lib.launch.rpc import Handle
-from colo_lib.launch.vllm_server import environment as gen_environment
+from colo_lib.launch.vllm_server import gen_environment
 from colo_lib.mechanism_records import MigEvidence, MpsFacts, Partition, TimeSlicedEvidence
 from tests.launch.mechanisms.conftest import Nvidia, Tenant, cuda, tenants
 
@@ -114,9 +114,12 @@ def test_each_workload_gets_an_instance_of_its_own(nvidia: Nvidia, tenant: Tenan
 def test_named_instances_come_first() -> None:
     wanted = cuda("mig", mig_embed_uuid="MIG-a").gen.mechanism.instances
     assert wanted is not None
-    assert {name: one.uuid for name, one in choose(wanted, LISTED, "0").items()} == {"embed": "MIG-a", "gen": "MIG-b"}
+    assert {name: one.uuid for name, one in select_instances(wanted, LISTED, "0").items()} == {
+        "embed": "MIG-a",
+        "gen": "MIG-b",
+    }
     with pytest.raises(StepSkipped, match=r"mig_gen_uuid' = 'MIG-x': GPU 0 has MIG-b"):
-        choose(("MIG-x", ""), LISTED, "0")
+        select_instances(("MIG-x", ""), LISTED, "0")
 
 
 @pytest.mark.parametrize(
