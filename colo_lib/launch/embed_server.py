@@ -33,14 +33,14 @@ class EmbedProcess:
         socket_path: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
         held: Mapping[str, Any] = MappingProxyType({}),
-        wrap: ProfilerLaunch | None = None,
+        profiler: ProfilerLaunch | None = None,
     ) -> None:
-        self.spec, self.wrap = spec, wrap
+        self.spec, self.profiler = spec, profiler
         on_cpu = spec.device == "cpu"
         job = worker_job(spec, devices) | {"socket": str(socket_path)} | dict(held)
         words, env = [str(spec.python), str(WORKER), json.dumps(job)], embed_environment(spec, devices, shared)
-        if wrap is not None:
-            words, env = wrap.around(words, env, shared)
+        if profiler is not None:
+            words, env = profiler.around(words, env, shared)
         self.child = Child(
             "embed",
             words,
@@ -57,8 +57,8 @@ class EmbedProcess:
         while True:
             try:
                 call(self.handle, "status", timeout_s=5.0)
-                if self.wrap is not None:
-                    self.handle = replace(self.handle, pid=self.wrap.engine_pid())
+                if self.profiler is not None:
+                    self.handle = replace(self.handle, pid=self.profiler.engine_pid())
                 return time.monotonic() - start
             except OSError:
                 waited = time.monotonic() - start

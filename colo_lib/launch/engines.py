@@ -111,11 +111,11 @@ class Engines:
         spec: EngineSpec,
         runtime: Path,
         logs: Path,
-        wraps: Mapping[str, ProfilerLaunch] = MappingProxyType({}),
+        profilers: Mapping[str, ProfilerLaunch] = MappingProxyType({}),
         needed_gib: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.spec, self.runtime, self.logs = spec, runtime, logs
-        self.wraps = wraps  # by `gen` and `embed_name`
+        self.profilers = profilers  # by `gen` and `embed_name`
         self.needed_gib = needed_gib  # on each GPU, of all that the run puts there
         self.gen: GenServer | None = None
         self.embeds: list[EmbedProcess] = []
@@ -141,18 +141,18 @@ class Engines:
                 before_engines(self.placement.all_devices, self.needed_gib)
             self.mechanism = start_mechanism(spec, self.runtime, self.logs)
         if want_gen and self.gen is None:
-            wrap = self.wraps.get("gen")
-            shared = self._shared("gen") | temporary_folder(self.runtime, profiled=wrap is not None)
+            profiler = self.profilers.get("gen")
+            shared = self._shared("gen") | temporary_folder(self.runtime, profiled=profiler is not None)
             adjusted = self.mechanism.adjusted(spec.gen) if self.mechanism else spec.gen
-            self.gen = GenServer(adjusted, self.logs / f"gen-{name}.log", shared, wrap)
+            self.gen = GenServer(adjusted, self.logs / f"gen-{name}.log", shared, profiler)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
             for number, devices in enumerate(spec.embed.devices):
                 log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
                 socket.unlink(missing_ok=True)
                 shared, held = self._shared("embed", number), self.mechanism.embed_job() if self.mechanism else {}
-                wrap = self.wraps.get(embed_name(number))
-                self.embeds.append(EmbedProcess(spec.embed, devices, log, socket, shared, held, wrap))
+                profiler = self.profilers.get(embed_name(number))
+                self.embeds.append(EmbedProcess(spec.embed, devices, log, socket, shared, held, profiler))
                 self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
         self._attach()
         return self.handles()

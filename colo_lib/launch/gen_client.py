@@ -17,27 +17,42 @@ import os
 import random
 import sys
 import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from colo_lib.frames import write_frame
+from colo_lib.launch.rpc import ClientJob, Gaps
 from colo_lib.launch.vllm_server import SERVED_NAME
 
 PAUSE_AFTER_ERROR_S = 0.2
 RESERVED_TOKEN_IDS = 8
 
 
+@dataclass
+class Request:
+    """A row of the frame `requests`."""
+
+    request_id: int
+    prompt_tokens: int
+    submitted_ns: int
+    output_tokens: int = 0
+    first_token_ns: int | None = None
+    done_ns: int | None = None
+    error: str | None = None
+
+
 class Load:
     """Closed loop of streaming completions; every slot has one request in flight."""
 
-    def __init__(self, job: dict[str, Any], key: str) -> None:
+    def __init__(self, job: ClientJob, key: str) -> None:
         self.job = job
         self.headers = {"Authorization": f"Bearer {key}"}
-        self.url = f"http://127.0.0.1:{job['port']}/v1/completions"
+        self.url = f"http://127.0.0.1:{job.port}/v1/completions"
         self.tokens: list[tuple[int, int, int]] = []
-        self.requests: list[dict[str, Any]] = []
+        self.requests: list[Request] = []
         self.gaps_ms: list[float] = []
         self.streaming: dict[int, int] = {}  # request -> when its last token came
         self.slots: list[asyncio.Task[None]] = []
@@ -45,15 +60,15 @@ class Load:
 
     def prompt(self, request_id: int) -> list[int]:
         """Random token ids, different for every request, the same in every run with this seed."""
-        draw = random.Random(self.job["seed"] * 1_000_003 + request_id)
-        return [draw.randrange(RESERVED_TOKEN_IDS, self.job["vocab_size"]) for _ in range(self.job["prompt_tokens"])]
+        draw = random.Random(self.job.seed * 1_000_003 + request_id)
+        return [draw.randrange(RESERVED_TOKEN_IDS, self.job.vocab_size) for _ in range(self.job.prompt_tokens)]
 
     def body(self, request_id: int) -> dict[str, Any]:
         """One request: token ids in, token ids out, exactly `output_tokens` of them."""
         return {
             "model": SERVED_NAME,
             "prompt": self.prompt(request_id),
-            "max_tokens": self.job["output_tokens"],
+            "max_tokens": self.job.output_tokens,
             "ignore_eos": True,
             "detokenize": False,
             "stream": True,
@@ -65,31 +80,23 @@ class Load:
         """Send one request and note the arrival of every token; errors go into its row."""
         request_id = len(self.requests)
         body = self.body(request_id)
-        row = {
-            "request_id": request_id,
-            "prompt_tokens": self.job["prompt_tokens"],
-            "output_tokens": 0,
-            "submitted_ns": time.monotonic_ns(),
-            "first_token_ns": None,
-            "done_ns": None,
-            "error": None,
-        }
+        row = Request(request_id, self.job.prompt_tokens, submitted_ns=time.monotonic_ns())
         self.requests.append(row)
         try:
             async with session.post(self.url, json=body, headers=self.headers) as response:
                 if response.status != 200:
                     raise OSError(f"HTTP {response.status}: {(await response.text())[:300]}")
                 await self.read_stream(response, row)
-            if row["output_tokens"] != self.job["output_tokens"]:
-                raise OSError(f"stream ended after {row['output_tokens']} of {self.job['output_tokens']} tokens")
-            row["done_ns"] = time.monotonic_ns()
+            if row.output_tokens != self.job.output_tokens:
+                raise OSError(f"stream ended after {row.output_tokens} of {self.job.output_tokens} tokens")
+            row.done_ns = time.monotonic_ns()
             self.streaming.pop(request_id, None)
         except (OSError, aiohttp.ClientError, ValueError) as error:
-            row["error"] = self.last_error = f"{type(error).__name__}: {error}"
+            row.error = self.last_error = f"{type(error).__name__}: {error}"
             self.streaming.pop(request_id, None)
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
-    async def read_stream(self, response: aiohttp.ClientResponse, row: dict[str, Any]) -> None:
+    async def read_stream(self, response: aiohttp.ClientResponse, row: Request) -> None:
         """Server-sent events to token rows; the time is taken before the line is parsed."""
         async for line in response.content:
             now = time.monotonic_ns()
@@ -100,13 +107,13 @@ class Load:
                 raise OSError(str(event["error"])[:300])
             for choice in event.get("choices", []):
                 for _ in choice.get("token_ids") or []:
-                    if row["first_token_ns"] is None:
-                        row["first_token_ns"] = now
+                    if row.first_token_ns is None:
+                        row.first_token_ns = now
                     else:
-                        self.gaps_ms.append((now - self.streaming[row["request_id"]]) / 1e6)
-                    self.streaming[row["request_id"]] = now
-                    self.tokens.append((row["request_id"], row["output_tokens"], now))
-                    row["output_tokens"] += 1
+                        self.gaps_ms.append((now - self.streaming[row.request_id]) / 1e6)
+                    self.streaming[row.request_id] = now
+                    self.tokens.append((row.request_id, row.output_tokens, now))
+                    row.output_tokens += 1
 
     async def slot(self, session: aiohttp.ClientSession) -> None:
         """One request after the other, for ever."""
@@ -119,7 +126,7 @@ class Load:
         self.gaps_ms, self.streaming = [], {}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
-        self.slots = [asyncio.create_task(self.slot(self.session)) for _ in range(self.job["concurrency"])]
+        self.slots = [asyncio.create_task(self.slot(self.session)) for _ in range(self.job.concurrency)]
 
     async def stop(self, folder: str) -> None:
         """End the load (requests in flight are dropped: their tokens stay) and write the frames."""
@@ -132,20 +139,20 @@ class Load:
         columns = zip(*self.tokens, strict=True) if self.tokens else ((), (), ())
         names = ("request_id", "sequence_number", "arrival_ns")
         write_frame(Path(folder), "gen", dict(zip(names, map(list, columns), strict=True)))
-        rows = {name: [row[name] for row in self.requests] for name in self.requests[0]} if self.requests else {}
-        write_frame(Path(folder), "requests", rows)
+        kept = [field.name for field in fields(Request)]
+        write_frame(Path(folder), "requests", {name: [getattr(row, name) for row in self.requests] for name in kept})
 
     def status(self) -> dict[str, Any]:
         """How far the load is."""
         last = self.tokens[-1][2] if self.tokens else None
-        failed = sum(row["error"] is not None for row in self.requests)
+        failed = sum(row.error is not None for row in self.requests)
         return {"tokens": len(self.tokens), "last_ns": last, "failed_requests": failed, "error": self.last_error}
 
-    def gaps(self, since: int) -> dict[str, Any]:
+    def gaps(self, since: int) -> Gaps:
         """The gaps after the first `since`, ms, and for how long the slowest stream has waited for its next token."""
         now = time.monotonic_ns()
         open_ms = max(((now - last) / 1e6 for last in self.streaming.values()), default=0.0)
-        return {"seen": len(self.gaps_ms), "gaps_ms": self.gaps_ms[since:], "open_ms": open_ms}
+        return Gaps(len(self.gaps_ms), self.gaps_ms[since:], open_ms)
 
 
 async def serve(load: Load, path: str) -> None:
@@ -161,7 +168,7 @@ async def serve(load: Load, path: str) -> None:
                 await load.stop(order["to"])
             elif order["do"] == "quit":
                 over.set()
-            reply = load.gaps(order["since"]) if order["do"] == "gaps" else load.status()
+            reply = asdict(load.gaps(order["since"])) if order["do"] == "gaps" else load.status()
             writer.write((json.dumps(reply) + "\n").encode())
             with contextlib.suppress(ConnectionError):  # who asked gave up
                 await writer.drain()
@@ -175,7 +182,8 @@ def main() -> None:
     """Serve orders; runs ahead of the engines where the system lets it, so that arrivals are timed when they come."""
     with contextlib.suppress(PermissionError):
         os.nice(-5)
-    asyncio.run(serve(Load(json.loads(sys.argv[1]), os.environ["COLO_GEN_KEY"]), json.loads(sys.argv[1])["socket"]))
+    job = ClientJob(**json.loads(sys.argv[1]))
+    asyncio.run(serve(Load(job, os.environ["COLO_GEN_KEY"]), job.socket))
 
 
 if __name__ == "__main__":

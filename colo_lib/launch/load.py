@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from colo_lib.child_environment import package_environment
 from colo_lib.errors import StepFailed
@@ -20,8 +20,8 @@ from colo_lib.frames import PACING, write_frame
 from colo_lib.launch.child import Child, tail, wait_for
 from colo_lib.launch.embed_server import read_rows
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.pacing import shares, start_order
-from colo_lib.launch.rpc import Handle, answers, call
+from colo_lib.launch.pacing import PacerJob, shares, start_order
+from colo_lib.launch.rpc import ClientJob, Handle, answers, call
 from colo_lib.launch.specs import LoadSpec, TrialSpec, WindowSpec
 from colo_lib.launch.vllm_server import ServerCounters, server_counters
 
@@ -102,16 +102,16 @@ def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, 
     """The load client of gen, ready for orders."""
     assert handles.gen is not None
     socket_path, log = runtime / "client.sock", folder / "logs" / "client.log"
-    job = {
-        "socket": str(socket_path),
-        "port": handles.gen.port,
-        "concurrency": load.concurrency,
-        "prompt_tokens": load.prompt_tokens,
-        "output_tokens": load.output_tokens,
-        "vocab_size": load.vocab_size,
-        "seed": load.seed,
-    }
-    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(job)]
+    job = ClientJob(
+        socket=str(socket_path),
+        port=handles.gen.port,
+        concurrency=load.concurrency,
+        prompt_tokens=load.prompt_tokens,
+        output_tokens=load.output_tokens,
+        vocab_size=load.vocab_size,
+        seed=load.seed,
+    )
+    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(asdict(job))]
     child = Child("client", command, log, env=package_environment({"COLO_GEN_KEY": handles.gen.key}), grace_s=1.0)
     stack.callback(child.stop)
     handle = Handle(socket=str(socket_path), pid=child.pid, log=str(log))
@@ -207,16 +207,13 @@ def begin_load(spec: TrialSpec, handles: Handles, loads: Loads, runtime: Path, f
 def start_pacer(load: LoadSpec, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> Child:
     """The process that paces embed by gen's gaps."""
     assert loads.client is not None
-    job: dict[str, Any] = {
-        "client": asdict(loads.client), "embeds": [asdict(embed) for embed in loads.embeds],
-        "slo_gap_ms": load.pacing.gen_gap_ms, "concurrency": load.concurrency,
-        "out": str(runtime / "pacing.jsonl"),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "colo_lib.launch.pacing", json.dumps(job)]
+    rows = runtime / "pacing.jsonl"
+    job = PacerJob(loads.client, loads.embeds, load.pacing.gen_gap_ms, load.concurrency, str(rows))
+    command = [sys.executable, "-m", "colo_lib.launch.pacing", json.dumps(asdict(job))]
     child = Child(PACER, command, folder / "logs" / "pacer.log", env=package_environment({}), grace_s=1.0)
     stack.callback(child.stop)
     # The warm-up is for finding the duty: it begins when somebody looks for it.
-    wait_for(lambda: Path(job["out"]).exists(), child, CLIENT_TIMEOUT_S, "the pacer")
+    wait_for(rows.exists, child, CLIENT_TIMEOUT_S, "the pacer")
     return child
 
 

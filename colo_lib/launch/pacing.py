@@ -19,10 +19,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
-from colo_lib.launch.rpc import Handle, call
+from colo_lib.launch.rpc import Gaps, Handle, call
 from colo_lib.launch.specs import PacingSpec
 from colo_lib.placement import Placement
 from colo_lib.records import PacingFacts
@@ -119,23 +118,58 @@ def p99(values: list[float]) -> float | None:
     return sorted(values)[math.ceil(0.99 * len(values)) - 1] if values else None
 
 
-class Pacer:
-    """One tick after the other; `rows` are those of the frame `pacing`."""
+@dataclass(frozen=True)
+class PacerJob:
+    """What the pacer is started with, as JSON: whom it asks and tells, gen's SLO, and the file of its rows."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        self.client, self.embeds = Handle(**job["client"]), [Handle(**embed) for embed in job["embeds"]]
-        self.controller = SloController(job["slo_gap_ms"], job["concurrency"])
+    client: Handle
+    embeds: tuple[Handle, ...]
+    slo_gap_ms: float
+    concurrency: int
+    out: str
+
+    @classmethod
+    def from_json(cls, text: str) -> PacerJob:
+        """As it was before it became JSON."""
+        plain = json.loads(text)
+        embeds = tuple(Handle(**embed) for embed in plain["embeds"])
+        return cls(**{**plain, "client": Handle(**plain["client"]), "embeds": embeds})
+
+
+@dataclass(frozen=True)
+class PacingRow:
+    """A row of the frame `pacing`: the gaps since the row before, and what was asked of embed and came of it."""
+
+    t_ns: int
+    gaps: int
+    late: int
+    gap_max_ms: float | None
+    gap_p99_ms: float | None
+    duty: float
+    embed_duty: float
+
+
+class Pacer:
+    """One tick after the other."""
+
+    def __init__(self, job: PacerJob) -> None:
+        self.client, self.embeds = job.client, job.embeds
+        self.controller = SloController(job.slo_gap_ms, job.concurrency)
         # What came before is no answer to anything that was asked of embed.
-        self.seen = call(self.client, "gaps", timeout_s=ORDER_S, since=0)["seen"]
+        self.seen = self.gaps(since=0).seen
         self.sent_s = -math.inf
         self.sent_duty, self.embed_duty, self.floor = 1.0, 1.0, LEAST_DUTY
         self.recent: deque[tuple[float, float]] = deque()
 
-    def tick(self) -> dict[str, Any]:
+    def gaps(self, since: int) -> Gaps:
+        """gen's inter-token gaps after the first `since`; raises OSError when its client cannot be reached."""
+        return Gaps(**call(self.client, "gaps", timeout_s=ORDER_S, since=since))
+
+    def tick(self) -> PacingRow:
         """Ask gen, decide, tell embed; returns the row. Raises OSError when one of them cannot be reached."""
-        reply = call(self.client, "gaps", timeout_s=ORDER_S, since=self.seen)
-        self.seen, gaps_ms = reply["seen"], reply["gaps_ms"]
-        duty = self.controller.update(gaps_ms, reply["open_ms"], self.floor)
+        news = self.gaps(self.seen)
+        self.seen, gaps_ms = news.seen, news.gaps_ms
+        duty = self.controller.update(gaps_ms, news.open_ms, self.floor)
         now_s = time.monotonic()
         if abs(duty / self.sent_duty - 1) > LEAST_CHANGE or now_s - self.sent_s > REPEAT_EVERY_S:
             answers = [call(embed, "pace", timeout_s=ORDER_S, duty=duty) for embed in self.embeds]
@@ -146,21 +180,21 @@ class Pacer:
         self.recent.extend((now_s, gap_ms) for gap_ms in gaps_ms)
         while self.recent and self.recent[0][0] < now_s - RECENT_S:
             self.recent.popleft()
-        return {
-            "t_ns": time.monotonic_ns(), "gaps": len(gaps_ms), "late": self.controller.late(gaps_ms),
-            "gap_max_ms": max(gaps_ms, default=None), "gap_p99_ms": p99([gap_ms for _, gap_ms in self.recent]),
-            "duty": duty, "embed_duty": self.embed_duty,
-        }  # fmt: skip
+        return PacingRow(
+            t_ns=time.monotonic_ns(), gaps=len(gaps_ms), late=self.controller.late(gaps_ms),
+            gap_max_ms=max(gaps_ms, default=None), gap_p99_ms=p99([gap_ms for _, gap_ms in self.recent]),
+            duty=duty, embed_duty=self.embed_duty,
+        )  # fmt: skip
 
 
 def main() -> None:
     """Tick until SIGTERM."""
-    job = json.loads(sys.argv[1])
+    job = PacerJob.from_json(sys.argv[1])
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pacer, began_s, ticks = Pacer(job), time.monotonic(), 0
-    with open(job["out"], "w", buffering=1) as out:
+    with open(job.out, "w", buffering=1) as out:
         while True:
-            out.write(json.dumps(pacer.tick()) + "\n")
+            out.write(json.dumps(asdict(pacer.tick())) + "\n")
             ticks += 1
             left_s = began_s + ticks * TICK_S - time.monotonic()
             if left_s < -1.0:  # a stall must not be made up for by a burst of ticks

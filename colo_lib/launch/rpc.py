@@ -81,6 +81,28 @@ class Handle:
     log: str
 
 
+@dataclass(frozen=True)
+class ClientJob:
+    """What gen's load client is started with, as JSON: the server's port, how many requests at once, of which shape."""
+
+    socket: str
+    port: int
+    concurrency: int
+    prompt_tokens: int
+    output_tokens: int
+    vocab_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """The client's answer to `gaps`: how many there were, those not seen yet, and how long the slowest stream waits."""
+
+    seen: int
+    gaps_ms: list[float]
+    open_ms: float
+
+
 def call(handle: Handle, do: str, timeout_s: float = ORDER_TIMEOUT_S, **more: Any) -> dict[str, Any]:
     """One order, one answer. Raises OSError when the process cannot be reached or is silent."""
     with socket.socket(socket.AF_UNIX) as connection:

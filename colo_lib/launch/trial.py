@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from colo_lib.placement import Placement
 from colo_lib.records import MeasuredTrial, MemoryParts, Trial, TrialEvidence, WindowFacts
 from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
 from colo_lib.telemetry.readings import Telemetry, convert
+from colo_lib.telemetry.watchdog import SamplerJob
 
 # vLLM's worker (v1/worker/gpu_worker.py, gpu_model_runner.py); a rank a line.
 LOG_LINES = {
@@ -204,15 +205,15 @@ def device_doubts(telemetry: Telemetry, start_ns: int, end_ns: int) -> list[str]
 
 def start_sampler(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:
     """The telemetry sampler; a trial goes on without it when it fails."""
-    job = {
-        "out": str(runtime / "telemetry.jsonl"),
-        "hz": spec.window.telemetry_hz,
-        "device": spec.placement.device,
-        "devices": spec.placement.all_devices,
-        "workloads": handles.pids(),
-        "owner_pid": handles.owner_pid,
-    }
-    command = [sys.executable, "-m", "colo_lib.telemetry.watchdog", json.dumps(job)]
+    job = SamplerJob(
+        out=str(runtime / "telemetry.jsonl"),
+        hz=spec.window.telemetry_hz,
+        device=spec.placement.device,
+        devices=spec.placement.all_devices,
+        workloads=handles.pids(),
+        owner_pid=handles.owner_pid,
+    )
+    command = [sys.executable, "-m", "colo_lib.telemetry.watchdog", json.dumps(asdict(job))]
     child = Child("telemetry", command, folder / "logs" / "telemetry.log", env=package_environment({}), grace_s=2.0)
     stack.callback(child.stop)
     return child

@@ -131,13 +131,13 @@ class GenServer:
         spec: GenSpec,
         log: Path,
         shared: Mapping[str, str] = MappingProxyType({}),
-        wrap: ProfilerLaunch | None = None,
+        profiler: ProfilerLaunch | None = None,
     ) -> None:
-        self.spec, self.wrap = spec, wrap
+        self.spec, self.profiler = spec, profiler
         key, port = run_key(), free_port(spec.port)
         words, env = server_command(spec, port), gen_environment(spec, key, shared)
-        if wrap is not None:
-            words, env = wrap.around(words, env, shared)
+        if profiler is not None:
+            words, env = profiler.around(words, env, shared)
         self.child = Child(
             "gen",
             words,
@@ -163,8 +163,8 @@ class GenServer:
             tick(f"gen starts, {waited:.0f} s")
             time.sleep(READY_POLL_S)
         self.child.note_shared_memory()
-        if self.wrap is not None:
-            self.handle = replace(self.handle, pid=self.wrap.engine_pid())
+        if self.profiler is not None:
+            self.handle = replace(self.handle, pid=self.profiler.engine_pid())
         return time.monotonic() - start
 
     def stop(self) -> None:

@@ -3,8 +3,8 @@
     python -m colo_lib.nsys.engine_host '{"out": FILE, "spec": {…}, "gen": true, "embed": true, …}'
 
 FILE receives the handles of the running engines, or what went wrong. What `nsys launch` put into our environment, the
-injection, is handed on to the engines, whose environments are allow-lists that would drop it. With `wraps` we run below
-nothing, and each engine below an `nsys launch` of its own.
+injection, is handed on to the engines, whose environments are allow-lists that would drop it. With `launches` we run
+below nothing, and each engine below an `nsys launch` of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from colo_lib.child_environment import INJECTION
@@ -22,7 +21,7 @@ from colo_lib.json_records import write_json
 from colo_lib.launch.child import NOTES, ProfilerLaunch
 from colo_lib.launch.engines import Engines
 from colo_lib.launch.exec_under_profiler import LEFT_BEHIND
-from colo_lib.nsys.session import ENGINES
+from colo_lib.nsys.session import JOB, HostReply
 
 
 def hand_on_injection(known: list[str], originals: dict[str, str | None]) -> list[str]:
@@ -52,21 +51,20 @@ def end(*_: Any) -> None:
 
 def main() -> None:
     """Start, publish, wait, end."""
-    job = json.loads(sys.argv[1])
+    job = JOB.validate_json(sys.argv[1])
     signal.signal(signal.SIGTERM, end)
-    left_behind = hand_on_injection(job["known"], job["originals"])
-    spec, out, runtime = ENGINES.validate_python(job["spec"]), Path(job["out"]), Path(job["runtime"])
-    wraps = {
-        engine: ProfilerLaunch(tuple(words), {"TMPDIR": str(runtime)}, runtime / NOTES.format(engine))
-        for engine, words in job["wraps"].items()
+    left_behind = hand_on_injection(job.known, job.originals)
+    profilers = {
+        engine: ProfilerLaunch(tuple(words), {"TMPDIR": str(job.runtime)}, job.runtime / NOTES.format(engine))
+        for engine, words in job.launches.items()
     }
-    engines = Engines(spec, runtime, Path(job["logs"]), wraps, job["needed_gib"])
+    engines = Engines(job.spec, job.runtime, job.logs, profilers, job.needed_gib)
     try:
-        handles = engines.start(job["gen"], job["embed"], lambda text: print(text, flush=True))
-        write_json(out, {"handles": handles.plain(), "left_behind": left_behind})
+        handles = engines.start(job.gen, job.embed, lambda text: print(text, flush=True))
+        write_json(job.out, HostReply(left_behind, handles).plain())
         signal.pause()
     except ColoError as error:
-        write_json(out, {"error": str(error), "left_behind": left_behind})
+        write_json(job.out, HostReply(left_behind, error=str(error)).plain())
         sys.exit(error.exit_code)
     finally:
         engines.stop()

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,8 +46,48 @@ VERSION_S = 30.0
 HOST_END_S = 30.0
 JOINT = "trace"
 
-# A spec as plain values, for the process that starts the engines.
-ENGINES = TypeAdapter(EngineSpec)
+
+@dataclass(frozen=True)
+class HostJob:
+    """What the process that starts the engines is told, as JSON.
+
+    `known` names the variables that it was given, `originals` holds what others of them had been (nsys writes over
+    these). `launches`: the profiler's words of each engine, by its name, where sessions are separate.
+    """
+
+    out: Path
+    spec: EngineSpec
+    needed_gib: dict[str, float]
+    runtime: Path
+    logs: Path
+    gen: bool
+    embed: bool
+    known: list[str]
+    originals: dict[str, str | None]
+    launches: dict[str, list[str]]
+
+
+JOB = TypeAdapter(HostJob)
+
+
+@dataclass(frozen=True)
+class HostReply:
+    """What became of the engines, and the files that nsys's injection left outside any folder of ours."""
+
+    left_behind: list[str]
+    handles: Handles | None = None
+    error: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Values that JSON holds."""
+        return {**vars(self), "handles": self.handles.plain() if self.handles else None}
+
+    @classmethod
+    def read(cls, file: Path) -> HostReply:
+        """As the host wrote it."""
+        plain = json.loads(file.read_text())
+        handles = from_plain(plain["handles"]) if plain.get("handles") else None
+        return cls(plain["left_behind"], handles, plain.get("error"))
 
 
 class JointFailed(StepFailed):
@@ -116,25 +156,22 @@ class Session:
         """Start the wanted engines below nsys; raises StepFailed with the log's end when they do not come up."""
         out = self.runtime / "captured.json"
         out.unlink(missing_ok=True)
-        wraps = self._wraps(placement) if self.separate else {}
+        launches = self._separate_launches(placement) if self.separate else {}
         spec = replace(self.specs.engines, placement=placement)
         # COLO_TREE and SPT_NOENV are set by our guardian; the host must not take them for nsys's.
         known = [*self.env, "COLO_TREE", "SPT_NOENV"]
-        job = {
-            "out": str(out), "spec": ENGINES.dump_python(spec, mode="json"), "needed_gib": dict(self.needed_gib),
-            "runtime": str(self.runtime), "logs": str(self.logs), "gen": gen, "embed": embed, "known": known,
-            "originals": {name: os.environ.get(name) for name in WRITTEN_OVER}, "wraps": wraps,
-        }  # fmt: skip
-        host = [sys.executable, "-m", HOST, json.dumps(job)]
-        self.command = next(iter(wraps.values())) if wraps else self._launch_words(JOINT)
+        originals = {name: os.environ.get(name) for name in WRITTEN_OVER}
+        job = HostJob(out, spec, dict(self.needed_gib), self.runtime, self.logs, gen, embed, known, originals, launches)
+        host = [sys.executable, "-m", HOST, JOB.dump_json(job).decode()]
+        self.command = next(iter(launches.values())) if launches else self._launch_words(JOINT)
         words = host if self.separate else [*self.command, *host]
         self.child = Child("nsys", words, self.log, env=self.env, grace_s=10.0)
         reply = self._wait_for(out, tick)
-        self.left_behind += reply["left_behind"]
-        if "error" in reply:
-            raise StepFailed(f"under nsys: {reply['error']}")
-        self.handles = from_plain(reply["handles"])
-        return self.handles
+        self.left_behind += reply.left_behind
+        if reply.handles is None:
+            raise StepFailed(f"under nsys: {reply.error}")
+        self.handles = reply.handles
+        return reply.handles
 
     def _session(self, name: str) -> str:
         """nsys's name of the session that records `name`."""
@@ -144,13 +181,13 @@ class Session:
         settings = self.device, self.specs.capture.graphs
         return commands.launch_command(self.binary, self._session(name), *settings, [])
 
-    def _wraps(self, placement: Placement) -> dict[str, list[str]]:
+    def _separate_launches(self, placement: Placement) -> dict[str, list[str]]:
         """The launch words of each engine that may run, by its name, whether it has work in this placement or not."""
         everyone = tuple(range(len(placement.embed_devices)))
         engines = replace(placement, runs_gen=True, runs_embed=True, embeds_at_work=everyone)
         return {name.removeprefix(f"{JOINT}-"): self._launch_words(name) for name in recorded_names(engines, True)}
 
-    def _wait_for(self, out: Path, tick: Callable[[str], None]) -> dict[str, Any]:
+    def _wait_for(self, out: Path, tick: Callable[[str], None]) -> HostReply:
         assert self.child is not None
         # Each engine has its own deadline inside; this one is for nsys itself.
         began, limit_s = time.monotonic(), 3 * self.specs.engines.gen.ready_timeout_s + START_S
@@ -161,8 +198,7 @@ class Session:
                 raise failure(f"{what}: the engines did not come up; its last lines:\n{self.child.tail()}")
             tick(f"engines start under nsys, {waited:.0f} s")
             time.sleep(POLL_S)
-        reply: dict[str, Any] = json.loads(out.read_text())
-        return reply
+        return HostReply.read(out)
 
     def start(self, folder: Path, names: Sequence[str]) -> bool:
         """Begin to record reports `names` into `folder`; whether context switches are recorded too, in all of them."""

@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +32,39 @@ from colo_lib.paths import NOTEBOOKS
 LAST_WORDS = 4000
 
 
-def execute(order: dict[str, Any]) -> str | None:
+@dataclass(frozen=True)
+class NotebookOrder:
+    """One notebook to execute: its file, where the executed copy goes, its parameters, and in which folder it runs."""
+
+    notebook: str
+    out: str
+    params: Mapping[str, Any]
+    cell_timeout_s: float
+    cwd: str
+
+
+def execute(order: NotebookOrder) -> str | None:
     """Run one notebook; None, or what went wrong in words. The executed copy appears whole or not at all."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillException
 
-    out = Path(order["out"])
+    out = Path(order.out)
     temporary = out.with_name(out.stem + ".tmp.ipynb")
     complaint = None
     try:
         papermill.execute_notebook(
-            order["notebook"],
+            order.notebook,
             # Papermill takes an output path for a format string.
             str(temporary).replace("{", "{{").replace("}", "}}"),
-            parameters=order["params"],
+            parameters=dict(order.params),
             progress_bar=False,
-            execution_timeout=int(order["cell_timeout_s"]),
-            cwd=order.get("cwd"),
+            execution_timeout=int(order.cell_timeout_s),
+            cwd=order.cwd,
             extra_arguments=["--log-level=50"],  # what it logs is about its own sockets and its own end
         )
     except CellTimeoutError:
-        complaint = f"a cell did not end within cell_timeout_s = {order['cell_timeout_s']:g} s"
+        complaint = f"a cell did not end within cell_timeout_s = {order.cell_timeout_s:g} s"
     except DeadKernelError:
         complaint = "the notebook's kernel died"
     except PapermillException as error:
@@ -82,7 +94,8 @@ def main() -> None:
             with connection, connection.makefile("rw") as stream:
                 for line in stream:
                     order = json.loads(line)
-                    answer = {"complaint": execute(order)} if order["do"] == "execute" else {}
+                    wanted = order.pop("do") == "execute"
+                    answer = {"complaint": execute(NotebookOrder(**order))} if wanted else {}
                     stream.write(json.dumps(answer) + "\n")
                     stream.flush()
 
@@ -100,18 +113,10 @@ class NotebookHost:
     def execute(self, notebook: str, out: Path, parameters: Mapping[str, Any], cell_timeout_s: float) -> str | None:
         """Run `notebook` (its name, without suffix) into `out`; raises StepFailed when the host itself is lost."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        answer: dict[str, Any]
+        file = NOTEBOOKS / f"{notebook}.ipynb"
+        order = NotebookOrder(str(file), str(out.absolute()), dict(parameters), cell_timeout_s, os.getcwd())
         try:
-            answer = call(
-                self.handle,
-                "execute",
-                timeout_s=cell_timeout_s + BESIDE_A_CELL_S,
-                notebook=str(NOTEBOOKS / f"{notebook}.ipynb"),
-                out=str(out.absolute()),
-                params=dict(parameters),
-                cell_timeout_s=cell_timeout_s,
-                cwd=os.getcwd(),
-            )
+            answer = call(self.handle, "execute", timeout_s=cell_timeout_s + BESIDE_A_CELL_S, **asdict(order))
         except OSError as error:
             raise StepFailed(f"notebook {notebook}: its host is lost ({error}):\n{self.child.tail()}") from None
         complaint: str | None = answer["complaint"]

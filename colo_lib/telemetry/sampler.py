@@ -13,12 +13,14 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import psutil
 
 from colo_lib.telemetry.other_processes import OtherProcesses
+from colo_lib.telemetry.watchdog import SamplerJob
 
 TREE_REFRESH_S = 1.0
 GIB = 2.0**30
@@ -28,7 +30,7 @@ NOT_OURS = "NVML lists none of this workload's pids: it names those of the host,
 class Tree:
     """The processes of one workload: its roots and all below them, looked up anew every second."""
 
-    def __init__(self, roots: list[int]) -> None:
+    def __init__(self, roots: Sequence[int]) -> None:
         self.roots, self.looked_s = roots, -TREE_REFRESH_S
         self.processes: list[psutil.Process] = []
         self.last: dict[int, float] = {}
@@ -86,7 +88,7 @@ class Devices(Protocol):
 class Cores:
     """The cores that stand in for devices."""
 
-    def __init__(self, cores: list[str]) -> None:
+    def __init__(self, cores: Sequence[str]) -> None:
         self.cores = [int(core) for core in cores]
         psutil.cpu_percent(percpu=True)
 
@@ -123,7 +125,7 @@ class Cores:
 class Gpus:
     """NVIDIA GPUs by index or UUID."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         from colo_lib.telemetry.gpu_metrics import SampledGpu
 
         self.gpus = [SampledGpu(name) for name in names]
@@ -171,16 +173,16 @@ def next_due(due_s: float, period_s: float, now_s: float) -> float:
 
 def main() -> None:
     """Sample until SIGTERM, at the rate asked for; the last line tells what the sampling itself cost."""
-    job = json.loads(sys.argv[1])
+    job = SamplerJob(**json.loads(sys.argv[1]))
     # Blocked and waited for: the wait between two samples ends at once when the signal comes.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    trees = {name: Tree(roots) for name, roots in job["workloads"].items() if roots}
-    devices: Devices = Cores(job["devices"]) if job["device"] == "cpu" else Gpus(job["devices"])
-    strangers = OtherProcesses(job["owner_pid"])
-    period_s, absent_before = 1.0 / job["hz"], ""
+    trees = {name: Tree(roots) for name, roots in job.workloads.items() if roots}
+    devices: Devices = Cores(job.devices) if job.device == "cpu" else Gpus(job.devices)
+    strangers = OtherProcesses(job.owner_pid)
+    period_s, absent_before = 1.0 / job.hz, ""
     began_s, began_cpu_s, samples, longest_s = time.monotonic(), time.process_time(), 0, 0.0
     due_s = began_s
-    with open(job["out"], "a", buffering=1) as out:
+    with open(job.out, "a", buffering=1) as out:
         out.write(json.dumps({"totals_gib": devices.totals_gib()}) + "\n")
         ended = False
         while not ended:

@@ -15,8 +15,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 FIRST_SAMPLE_S = 30.0  # without persistence mode the driver is loaded by the first one who asks
 LEAST_SILENCE_S = 3.0
@@ -25,12 +26,27 @@ RESTARTS = 1
 POLL_S = 0.1
 
 
+@dataclass(frozen=True)
+class SamplerJob:
+    """What is sampled, how often, and into which file; both processes get it as JSON.
+
+    `device` is cpu or cuda. `workloads`: root pids by name. `owner_pid` keeps the engines: its tree is the run's.
+    """
+
+    out: str
+    hz: float
+    device: str
+    devices: Sequence[str]
+    workloads: Mapping[str, Sequence[int]]
+    owner_pid: int
+
+
 class Watch:
     """One sampler at a time; `events` of its file say what became of those before."""
 
-    def __init__(self, job: dict[str, Any], word: str) -> None:
-        self.out, self.word = Path(job["out"]), word
-        self.silence_s = max(LEAST_SILENCE_S, SILENT_PERIODS / job["hz"])
+    def __init__(self, job: SamplerJob, word: str) -> None:
+        self.out, self.word = Path(job.out), word
+        self.silence_s = max(LEAST_SILENCE_S, SILENT_PERIODS / job.hz)
         self.restarts = 0
         self.start()
 
@@ -77,7 +93,7 @@ class Watch:
 def main() -> None:
     """Watch until SIGTERM, which our guardian sends to the sampler too."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    watch = Watch(json.loads(sys.argv[1]), sys.argv[1])
+    watch = Watch(SamplerJob(**json.loads(sys.argv[1])), sys.argv[1])
     while signal.sigtimedwait({signal.SIGTERM}, POLL_S) is None:
         watch.look()
     if watch.process is not None:

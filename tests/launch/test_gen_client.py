@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,7 +17,7 @@ import pytest
 
 from colo_lib.child_environment import package_environment
 from colo_lib.launch.child import Child
-from colo_lib.launch.rpc import Handle, answers, call
+from colo_lib.launch.rpc import ClientJob, Handle, answers, call
 from tests.processes import wait_until
 
 TOKENS = 6
@@ -74,17 +75,17 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> Iterator[Handle]:
-    job = {
-        "socket": str(Path("/tmp") / f"colo-test-{time.monotonic_ns()}.sock"), "port": server.server_port,
-        "concurrency": 3, "prompt_tokens": 5, "output_tokens": TOKENS, "vocab_size": 100, "seed": 1,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(job)]
+    job = ClientJob(
+        socket=str(Path("/tmp") / f"colo-test-{time.monotonic_ns()}.sock"), port=server.server_port,
+        concurrency=3, prompt_tokens=5, output_tokens=TOKENS, vocab_size=100, seed=1,
+    )  # fmt: skip
+    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(asdict(job))]
     child = Child("client", command, tmp_path / "client.log", env=package_environment({"COLO_GEN_KEY": "k"}))
-    handle = Handle(job["socket"], child.pid, str(child.log))
+    handle = Handle(job.socket, child.pid, str(child.log))
     assert wait_until(lambda: answers(handle)), child.tail()
     yield handle
     child.stop()
-    Path(job["socket"]).unlink(missing_ok=True)
+    Path(job.socket).unlink(missing_ok=True)
 
 
 def frames(handle: Handle, folder: Path) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """In place of `colo_lib.nsys.engine_host`: no engines, one process that answers an embedding worker's orders at once.
 
-With `wraps` that process is started below nsys, by itself; `capture_host.py SOCKET` is it.
+With `launches` that process is started below nsys, by itself; `capture_host.py SOCKET` is it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     path = str(Path(job["runtime"]) / "embed0.sock")
     Path(path).unlink(missing_ok=True)
     pid, child = os.getpid(), None
-    if words := job["wraps"].get("embed"):
+    if words := job["launches"].get("embed"):
         child, pid = below(Path(job["runtime"]), words, path)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     else:

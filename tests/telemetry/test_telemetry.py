@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from colo_lib.paths import REPOSITORY
 from colo_lib.records import TelemetryCost
 from colo_lib.telemetry.readings import Telemetry, convert, read_lines
 from colo_lib.telemetry.sampler import next_due
+from colo_lib.telemetry.watchdog import SamplerJob
 from tests.processes import wait_until
 
 STAND_IN = Path(__file__).parents[1] / "standins" / "pynvml.py"
@@ -40,10 +42,9 @@ def sampling(folder: Path, **behaviour: Any) -> Iterator[Path]:
     shutil.copy(STAND_IN, folder / "pynvml.py")
     (folder / "behaviour.json").write_text(json.dumps(behaviour))
     lines = folder / "telemetry.jsonl"
-    job = {"out": str(lines), "hz": 15.0, "device": "cuda", "devices": ["0"], "workloads": {"gen": [os.getpid()]}}
-    job["owner_pid"] = os.getpid()
+    job = SamplerJob(str(lines), 15.0, "cuda", ["0"], {"gen": [os.getpid()]}, os.getpid())
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])}
-    command = [sys.executable, "-m", "colo_lib.telemetry.watchdog", json.dumps(job)]
+    command = [sys.executable, "-m", "colo_lib.telemetry.watchdog", json.dumps(asdict(job))]
     child = Child("telemetry", command, folder / "telemetry.log", env=environment, grace_s=1.0)
     try:
         yield lines
