@@ -55,12 +55,12 @@ class Record(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_order(cls, told: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+    def _in_order(cls, given: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
         """Keep the order in which the fields were told: a record is written as it was read."""
-        record = build(told)
-        if isinstance(told, dict):
+        record = build(given)
+        if isinstance(given, dict):
             fields = record.__dict__
-            ordered = {name: fields[name] for name in told if name in fields} | fields
+            ordered = {name: fields[name] for name in given if name in fields} | fields
             fields.clear()
             fields.update(ordered)
         return record
@@ -80,10 +80,10 @@ class Record(BaseModel):
 
     def joined(self, *others: Record, **changes: Any) -> Self:
         """This record with what others say, then with `changes`; raises ValidationError for what it cannot hold."""
-        told = self.plain()
+        fields = self.plain()
         for other in others:
-            told |= other.plain()
-        return type(self).model_validate(told | changes)
+            fields |= other.plain()
+        return type(self).model_validate(fields | changes)
 
 
 MAX_BYTES = 64 * 2**20
@@ -93,9 +93,9 @@ REMEDY = "take it again from where it was recorded, or leave it out"
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def damaged(what: object, told: str) -> InputError:
+def damaged(what: object, how: str) -> InputError:
     """The error for a file or a folder from outside that is not what was recorded: what, how, and the remedy."""
-    return InputError(f"{what}: {told}; {REMEDY}")
+    return InputError(f"{what}: {how}; {REMEDY}")
 
 
 def read_object(file: Path, most_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -129,9 +129,9 @@ def checked(model: type[Model], loaded: dict[str, Any], file: object) -> Model:
 
 def in_words(error: ValidationError) -> str:
     """The first fields that are not as they should be, each with its value and what is wrong with it."""
-    told = [f"{_place(item['loc'])!r} = {_short(item['input'])}: {item['msg']}" for item in error.errors()]
-    more = f" (and {len(told) - MOST_TOLD} more)" if len(told) > MOST_TOLD else ""
-    return "; ".join(told[:MOST_TOLD]) + more
+    faults = [f"{_place(item['loc'])!r} = {_short(item['input'])}: {item['msg']}" for item in error.errors()]
+    more = f" (and {len(faults) - MOST_TOLD} more)" if len(faults) > MOST_TOLD else ""
+    return "; ".join(faults[:MOST_TOLD]) + more
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -149,8 +149,8 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 
 def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= 60 else told[:57] + "..."
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def now_utc() -> str:

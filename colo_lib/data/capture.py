@@ -62,13 +62,13 @@ class StepCapture:
 
     def doubts(self, mechanism: str | None = None) -> list[str]:
         """What a reader must know of its capture.json; `mechanism`: the one that the reader names."""
-        told = []
+        doubts = []
         if self.facts.status != "done":
             reason = self.facts.reason or "no reason recorded"
-            told.append(f"{paths.CAPTURE} says that this capture is {self.facts.status}: {reason}")
+            doubts.append(f"{paths.CAPTURE} says that this capture is {self.facts.status}: {reason}")
         if mechanism and self.mechanism and mechanism != self.mechanism:
-            told.append(f"{paths.CAPTURE} says that the mechanism was {self.mechanism}, you say {mechanism}")
-        return told
+            doubts.append(f"{paths.CAPTURE} says that the mechanism was {self.mechanism}, you say {mechanism}")
+        return doubts
 
 
 def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
@@ -121,13 +121,13 @@ def _facts_beside(files: Sequence[Path]) -> CaptureFacts:
     if len(folders) != 1:
         return CaptureFacts()
     facts = _capture_facts(folders.pop() / paths.CAPTURE)
-    told = facts.exports or [DEFAULT_EXPORT]
-    return facts if all(file.name in told for file in files) else CaptureFacts()
+    exports = facts.exports or [DEFAULT_EXPORT]
+    return facts if all(file.name in exports for file in files) else CaptureFacts()
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:
     """Steps of a run folder that have a capture with kernels which can be read, in the order of the steps."""
-    found = []
+    captured = []
     for step in STEPS:
         folder = paths.capture_folder(run_folder, step)
         if not folder.is_dir():
@@ -137,8 +137,8 @@ def captured_steps(run_folder: str | Path) -> list[str]:
         good = facts.status == "done" and facts.traced in (None, "cuda")
         files = [folder / str(name) for name in names]
         if good and all(file.is_file() for file in files) and any(_holds_kernels(file) for file in files):
-            found.append(step)
-    return found
+            captured.append(step)
+    return captured
 
 
 def _holds_kernels(file: Path) -> bool:
@@ -164,12 +164,12 @@ def on_their_gpus(capture: Capture, visible: Mapping[str, Sequence[str]]) -> Cap
     table = np.tile(np.arange(len(devices), dtype=np.int16), (max(1, len(capture.processes)), 1))
     for place, process in enumerate(capture.processes):
         names = visible.get(str(process.pid), ())
-        for own, device in enumerate(capture.devices):
+        for cuda_place, device in enumerate(capture.devices):
             if device.number < len(names):
                 gpu = known.get(names[device.number].removeprefix("GPU-"), device)
                 if gpu not in devices:
                     devices.append(gpu)
-                table[place, own] = devices.index(gpu)
+                table[place, cuda_place] = devices.index(gpu)
     for export in capture.exports:
         export["devices_told"] = True
     kernels = replace(capture.kernels, device=table[capture.kernels.process, capture.kernels.device])
@@ -207,13 +207,13 @@ def read_exports(files: Sequence[str | Path]) -> Capture:
     """Exports as one capture; raises InputError where one cannot be read or two cannot be brought onto one clock."""
     if not files:
         raise InputError("no export given; make one: nsys export --type sqlite REPORT.nsys-rep")
-    found = [read_cached(Path(file)) for file in files]
-    starts = _session_starts(found)
-    _check_different(found, starts)
+    captures = [read_cached(Path(file)) for file in files]
+    starts = _session_starts(captures)
+    _check_different(captures, starts)
     zero = min(starts)
     shifts = [start - zero for start in starts]
     sessions = sorted(set(shifts))
-    parts = [_shifted(part, _shift(part, zero)) for part in found]
+    parts = [_shifted(part, _shift(part, zero)) for part in captures]
     several = len(sessions) > 1
     method = f"recorded starts of {len(sessions)} sessions" if several else "one session"
     alignment = Alignment(tuple(shifts), _uncertainty(starts) if several else 0, method)
@@ -221,11 +221,11 @@ def read_exports(files: Sequence[str | Path]) -> Capture:
     return replace(merged, alignment=alignment)
 
 
-def _session_starts(found: Sequence[Capture]) -> list[int]:
+def _session_starts(captures: Sequence[Capture]) -> list[int]:
     """UTC ns of each export's session start; several exports need one each."""
-    starts = [part.exports[0]["session_start_utc_ns"] for part in found]
-    if len(found) > 1 and None in starts:
-        name = found[starts.index(None)].exports[0]["file"]
+    starts = [part.exports[0]["session_start_utc_ns"] for part in captures]
+    if len(captures) > 1 and None in starts:
+        name = captures[starts.index(None)].exports[0]["file"]
         raise InputError(f"{name} does not record when its session started, so it cannot be aligned with the others")
     known = [0 if start is None else int(start) for start in starts]
     if max(known) - min(known) > NO_TIME // 4:
@@ -233,11 +233,11 @@ def _session_starts(found: Sequence[Capture]) -> list[int]:
     return known
 
 
-def _check_different(found: Sequence[Capture], starts: Sequence[int]) -> None:
+def _check_different(captures: Sequence[Capture], starts: Sequence[int]) -> None:
     """Raise InputError where two files hold the same kernels of one session: every count would double."""
-    for one, other in combinations(range(len(found)), 2):
-        left, right = found[one], found[other]
-        if starts[one] != starts[other] or not len(left.kernels):
+    for first, second in combinations(range(len(captures)), 2):
+        left, right = captures[first], captures[second]
+        if starts[first] != starts[second] or not len(left.kernels):
             continue
         pids = [[part.processes[place].pid for place in np.unique(part.kernels.process)] for part in (left, right)]
         if sorted(pids[0]) == sorted(pids[1]) and np.array_equal(left.kernels.start_ns, right.kernels.start_ns):

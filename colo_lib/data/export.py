@@ -87,13 +87,13 @@ class Reader:
         if kind != "RUNTIME":
             checks["name no device"] = owner == MISSING
         bad = np.zeros(len(start), np.bool_)
-        for reason, found in checks.items():
-            self._drop(f"{ROW_WORDS[kind]} {reason}", found & ~bad)
-            bad |= found
+        for reason, wrong in checks.items():
+            self._drop(f"{ROW_WORDS[kind]} {reason}", wrong & ~bad)
+            bad |= wrong
         return {name: column[~bad] for name, column in columns.items()} if bad.any() else columns
 
-    def _drop(self, words: str, found: Bools) -> None:
-        count = int(found.sum())
+    def _drop(self, words: str, wrong: Bools) -> None:
+        count = int(wrong.sum())
         if count:
             self.dropped[words] = self.dropped.get(words, 0) + count
 
@@ -165,7 +165,7 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
 
 def _odd_numbers(connection: sqlite3.Connection) -> list[str]:
     """Rows that hold text, fractions or sizes out of range, in words; of these SQL makes other numbers in silence."""
-    tables, told = tables_of(connection), []
+    tables, doubts = tables_of(connection), []
     for kind in schema.ACTIVITY:
         table = schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}")
         if table is None or not (columns := schema.number_columns(tables, table)):
@@ -175,8 +175,8 @@ def _odd_numbers(connection: sqlite3.Connection) -> list[str]:
                            *schema.out_of_range(tables, table)])  # fmt: skip
         (count,) = connection.execute(f'SELECT count(*) FROM "{table}" WHERE {odd}').fetchone()
         if count:
-            told.append(f"{count:,} {ROW_WORDS[kind]} hold text, fractions or sizes that cannot be")
-    return told
+            doubts.append(f"{count:,} {ROW_WORDS[kind]} hold text, fractions or sizes that cannot be")
+    return doubts
 
 
 def _what_it_lacks(tables: schema.Tables) -> str:
@@ -259,12 +259,12 @@ def _read_overhead(reader: Reader) -> Overhead:
 
 
 def _names(reader: Reader) -> list[str]:
-    wanted, found = reader.name_ids, {}
+    wanted, names = reader.name_ids, {}
     if wanted and "StringIds" in reader.tables:
         for number, value in reader.connection.execute("SELECT id, value FROM StringIds"):
             if number in wanted and isinstance(value, str) and value:
-                found[number] = value[:LONGEST_NAME]
-    return [found.get(number, UNNAMED if number == MISSING else f"(name {number})") for number in wanted]
+                names[number] = value[:LONGEST_NAME]
+    return [names.get(number, UNNAMED if number == MISSING else f"(name {number})") for number in wanted]
 
 
 def _processes(reader: Reader) -> list[Process]:

@@ -79,21 +79,21 @@ def unpacked(columns: Mapping[str, Ints]) -> Columns:
 
     `OWNER` gives pid and device; `LINK` correlation and stream; `SHAPE` threads, registers, shared_bytes and node.
     """
-    told: Columns = {name: column for name, column in columns.items() if name not in ("owner", "link", "shape")}
+    apart: Columns = {name: column for name, column in columns.items() if name not in ("owner", "link", "shape")}
     if "owner" in columns:
-        told |= {"pid": (columns["owner"] >> 24) & 0xFFFFFF, "device": columns["owner"] & 0xFFFFFF}
+        apart |= {"pid": (columns["owner"] >> 24) & 0xFFFFFF, "device": columns["owner"] & 0xFFFFFF}
     if "link" in columns:
         link = columns["link"]
-        told |= {"correlation": link.astype(np.uint32), "stream": (link >> 32).astype(np.int32)}
+        apart |= {"correlation": link.astype(np.uint32), "stream": (link >> 32).astype(np.int32)}
     if "shape" in columns:
-        shape = columns["shape"]
-        told |= {
-            "threads": (shape & 0xFFFF).astype(np.int32),
-            "registers": ((shape >> 16) & 0xFFF).astype(np.int16),
-            "shared_bytes": np.clip(shape >> 32, *_limits(np.int32)).astype(np.int32),
-            "node": ((shape >> 31) & 1).astype(np.bool_),
+        block_shape = columns["shape"]
+        apart |= {
+            "threads": (block_shape & 0xFFFF).astype(np.int32),
+            "registers": ((block_shape >> 16) & 0xFFF).astype(np.int16),
+            "shared_bytes": np.clip(block_shape >> 32, *_limits(np.int32)).astype(np.int32),
+            "node": ((block_shape >> 31) & 1).astype(np.bool_),
         }
-    return told
+    return apart
 
 
 def _limits(kind: Any) -> tuple[int, int]:
@@ -127,7 +127,9 @@ def out_of_range(tables: Tables, table: str) -> list[str]:
 
 def find_table(tables: Tables, base: str) -> str | None:
     """The table of that name, or its newest version: some exports have `_V2` and `_V3` beside or instead."""
-    versions = {int(found[1] or 1): name for name in tables if (found := re.fullmatch(rf"{base}(?:_V(\d+))?", name))}
+    versions = {
+        int(version[1] or 1): name for name in tables if (version := re.fullmatch(rf"{base}(?:_V(\d+))?", name))
+    }
     return versions[max(versions)] if versions else None
 
 
@@ -153,8 +155,8 @@ def _expression(ours: str, expression: str, have: set[str], table: str) -> str:
         return f"({pid}) | {'deviceId' if 'deviceid' in have else '0'}"
     if ours == "shape":
         # A shape of which a part is NULL is 0, no threads: not known. It must not take the node along.
-        shape = f"coalesce({_stand_in(SHAPE, have, table)}, 0)"
-        return f"({shape}) | ({NODE})" if "graphnodeid" in have else shape
+        block_shape = f"coalesce({_stand_in(SHAPE, have, table)}, 0)"
+        return f"({block_shape}) | ({NODE})" if "graphnodeid" in have else block_shape
     return _stand_in(expression, have, table)
 
 
@@ -293,9 +295,9 @@ def read_switches(connection: sqlite3.Connection, tables: Tables, devices: Devic
         pid = (serial >> 24) & 0xFFFFFF if isinstance(serial, int) else 0
         number = gpu if isinstance(gpu, int) and 0 <= gpu < MOST_DEVICES else only
         order = sequence if isinstance(sequence, int) else 0
-        told = bool(word) and timed and (isinstance(context, int) or not contexts_told)
+        readable = bool(word) and timed and (isinstance(context, int) or not contexts_told)
         rows.append((number, t_ns if timed else 0, order, word in OPENS,
-                     context if isinstance(context, int) else UNKNOWN, pid or UNKNOWN, told))  # fmt: skip
+                     context if isinstance(context, int) else UNKNOWN, pid or UNKNOWN, readable))  # fmt: skip
     rows.sort()
     places = {number: UNKNOWN if number == UNKNOWN else devices.place_of_number(number) for number, *_ in rows}
     return Switches(

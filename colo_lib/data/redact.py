@@ -115,7 +115,7 @@ def kept_columns(table: str, columns: tuple[str, ...]) -> dict[str, str]:
     """The columns of a table that may be shared, as it spells them -> as they are spelled in the copy."""
     texts = {column for name, column in TEXTS if name == table}
     numbers = set(SPELLED) - {"name", "chipname", "buslocation", "uuid"} - texts
-    return {own: SPELLED[own.lower()] for own in columns if own.lower() in texts | numbers}
+    return {column: SPELLED[column.lower()] for column in columns if column.lower() in texts | numbers}
 
 
 def shared_value(scrub: Scrubber, table: str, column: str, value: Any) -> Any:
@@ -167,7 +167,7 @@ def redact(
         with opened(source) as old:
             new = sqlite3.connect(made)
             try:
-                told = _Copier(old, new, pids, window_s, scrub or Scrubber()).copy()
+                redaction = _Copier(old, new, pids, window_s, scrub or Scrubber()).copy()
                 new.commit()
                 new.execute("VACUUM")
             finally:
@@ -177,7 +177,7 @@ def redact(
         raise InputError(f"{target}: cannot be written: {error.strerror}") from None
     finally:
         made.unlink(missing_ok=True)
-    return told
+    return redaction
 
 
 @dataclass
@@ -191,7 +191,7 @@ class _Copier:
     launched: set[tuple[int, int]] = field(default_factory=set)  # (pid, correlation) of the activity that is kept
 
     def copy(self) -> Redaction:
-        tables, told, before = tables_of(self.old), Redaction(), self.scrub.counts.copy()
+        tables, redaction, before = tables_of(self.old), Redaction(), self.scrub.counts.copy()
         words = 0
         self.scrub.secrets |= _secrets(self.old, tables)
         # Activity first: its launches are kept with it, and of the names only those that anything kept refers to.
@@ -202,18 +202,18 @@ class _Copier:
                 if table.startswith("ENUM_"):
                     words += 1
                 else:
-                    told.lines.append(f"table {table}: {count:,} rows")
+                    redaction.lines.append(f"table {table}: {count:,} rows")
                 continue
             kept = self._table(table, columns)
             if kept < count:
-                told.lines.append(f"{table}: {count - kept:,} of {count:,} rows (other processes, times or names)")
+                redaction.lines.append(f"{table}: {count - kept:,} of {count:,} rows (other processes, times or names)")
             left = [column for column in tables[table] if column not in columns]
             if left and kept:
-                told.lines.append(f"{table}: values of {', '.join(left)}")
+                redaction.lines.append(f"{table}: values of {', '.join(left)}")
         if words:
-            told.lines.append(f"lists of words that nothing here reads: {words} tables ENUM_*")
-        told.lines += [f"{kind}: {count:,}" for kind, count in (self.scrub.counts - before).items()]
-        return told
+            redaction.lines.append(f"lists of words that nothing here reads: {words} tables ENUM_*")
+        redaction.lines += [f"{kind}: {count:,}" for kind, count in (self.scrub.counts - before).items()]
+        return redaction
 
     def _table(self, table: str, columns: dict[str, str]) -> int:
         kinds = {name: "TEXT" if (table, name.lower()) in TEXTS else "INTEGER" for name in columns.values()}
@@ -225,9 +225,9 @@ class _Copier:
         cursor = self.old.execute(f"SELECT {', '.join(map(_quoted, columns))} FROM {_quoted(table)}")
         kept = 0
         while rows := cursor.fetchmany(ROWS):
-            chosen = [self._row(table, low, row) for row in rows if self._keeps(table, low, row)]
-            self.new.executemany(f"INSERT OR REPLACE INTO {_quoted(table)} VALUES ({places})", chosen)
-            kept += len(chosen)
+            shared_rows = [self._row(table, low, row) for row in rows if self._keeps(table, low, row)]
+            self.new.executemany(f"INSERT OR REPLACE INTO {_quoted(table)} VALUES ({places})", shared_rows)
+            kept += len(shared_rows)
         return kept
 
     def _keeps(self, table: str, columns: list[str], row: tuple[Any, ...]) -> bool:
@@ -272,14 +272,14 @@ class _Copier:
 
 def _secrets(connection: sqlite3.Connection, tables: schema.Tables) -> set[str]:
     """Host and user names that the export itself tells, to be taken out wherever else they stand."""
-    found = set()
+    secrets = set()
     for table in ("TARGET_INFO_SYSTEM_ENV", "META_DATA_CAPTURE"):
         for row in schema.rows_of(connection, tables, table):
             words = " ".join(str(row.get(key, "")) for key in ("name", "nameEnum", "devStateName")).lower()
             value = row.get("value")
             if isinstance(value, str) and len(value) > 2 and re.search(r"host|user|login|home", words):
-                found.add(value)
-    return found
+                secrets.add(value)
+    return secrets
 
 
 def _quoted(name: str) -> str:

@@ -135,15 +135,15 @@ def open_run(folder: str | Path) -> Run:
 
 def find_runs(runs_dir: str | Path) -> list[Path]:
     """Folders of finished runs, newest first by the manifest's own time; unfinished ones are left out."""
-    found = []
+    runs = []
     for folder in _folders(runs_dir):
         if (folder / paths.MANIFEST).is_file() and not folder.name.endswith(paths.PARTIAL):
             try:
                 manifest = read_object(folder / paths.MANIFEST, MAX_MANIFEST_BYTES)
-                found.append((str(manifest.get("created_utc", "")), folder.name, folder))
+                runs.append((str(manifest.get("created_utc", "")), folder.name, folder))
             except InputError:
-                found.append(("", folder.name, folder))
-    return [folder for _, _, folder in sorted(found, reverse=True)]
+                runs.append(("", folder.name, folder))
+    return [folder for _, _, folder in sorted(runs, reverse=True)]
 
 
 def find_unfinished(runs_dir: str | Path) -> list[Path]:
@@ -214,9 +214,9 @@ def planned_trials(params: Params, run_id: str) -> list[tuple[str, int]]:
 
     What one notebook made by itself is named after its step and holds that step alone.
     """
-    own = [step for step in params.step_names() if run_id.endswith(f"-{step.lower()}")]
+    named = [step for step in params.step_names() if run_id.endswith(f"-{step.lower()}")]
     blocks = [params.block] if params.block else range(1, params.blocks + 1)
-    return [(step, block) for step in own or params.step_names() for block in blocks]
+    return [(step, block) for step in named or params.step_names() for block in blocks]
 
 
 def _trial_records(root: Path, manifest: Manifest, params: Params) -> list[Trial]:

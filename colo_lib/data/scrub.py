@@ -110,14 +110,14 @@ ROLE = re.compile(r"vllm|enginecore|sglang|llama|generat|gen\b|embed|encoder|sen
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """Every word, lower case, that the workbook's own code holds in its texts: nobody's secret."""
-    found = {word.lower() for word in WORD.findall(MORE_WORDS)}
+    words = {word.lower() for word in WORD.findall(MORE_WORDS)}
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.update(word.lower() for word in WORD.findall(node.value))
+                words.update(word.lower() for word in WORD.findall(node.value))
             elif isinstance(node, ast.arg | ast.keyword) and node.arg:
-                found.add(node.arg.lower())
-    return frozenset(found)
+                words.add(node.arg.lower())
+    return frozenset(words)
 
 
 @functools.cache
@@ -157,8 +157,8 @@ class Scrubber:
         """What stands in for a whole value: the same for the same value, so that different ones stay different."""
         if isinstance(value, str) and HIDDEN_VALUE.fullmatch(value):
             return value
-        told = self._values.setdefault(repr(value), f"(removed {len(self._values) + 1})")
-        return self.hide(VALUES, told)
+        alias = self._values.setdefault(repr(value), f"(removed {len(self._values) + 1})")
+        return self.hide(VALUES, alias)
 
     def device(self, name: str) -> str:
         """A GPU's or MIG instance's identifier as `GPU 0`, `MIG 0`, …; its index as it is."""
@@ -180,7 +180,7 @@ class Scrubber:
             (HOSTS, IPV6),
             (HOSTS, IPV4),
         ):
-            shown = pattern.sub(lambda found, kind=kind: self.hide(kind), shown)  # type: ignore[misc]
+            shown = pattern.sub(lambda match, kind=kind: self.hide(kind), shown)  # type: ignore[misc]
         shown = LONG.sub(self._drawn, shown)
         for secret in sorted(self.secrets, key=len, reverse=True):
             if secret in shown:
@@ -213,8 +213,8 @@ class Scrubber:
 
     def _part(self, word: str) -> str:
         core = word.strip("(),")
-        told = core in HARDWARE or word in HARDWARE or MODEL_NUMBER.fullmatch(core) or core.isdigit()
-        return word if told or HIDDEN in word or self._plain(word) else self.hide(MACHINE)
+        harmless = core in HARDWARE or word in HARDWARE or MODEL_NUMBER.fullmatch(core) or core.isdigit()
+        return word if harmless or HIDDEN in word or self._plain(word) else self.hide(MACHINE)
 
     def _chunk(self, chunk: str) -> str:
         if not chunk or self._plain(chunk):
@@ -226,15 +226,15 @@ class Scrubber:
     def _plain(self, chunk: str) -> bool:
         return not PATH_LIKE.search(chunk) and all(known(word) for word in WORD.findall(chunk))
 
-    def _drawn(self, found: re.Match[str]) -> str:
-        shown = _without_random(found[0])
-        return found[0] if shown is None else self.hide(TOKENS, shown)
+    def _drawn(self, match: re.Match[str]) -> str:
+        shown = _without_random(match[0])
+        return match[0] if shown is None else self.hide(TOKENS, shown)
 
-    def _identifier(self, found: re.Match[str]) -> str:
+    def _identifier(self, match: re.Match[str]) -> str:
         """GPUs by number; another UUID is some identifier of the machine."""
-        plain = found[0].lower().replace("-", "")
-        if found[0][:3].upper() in ("GPU", "MIG") or f"GPU{plain}" in self._devices:
-            return self.device(found[0])
+        plain = match[0].lower().replace("-", "")
+        if match[0][:3].upper() in ("GPU", "MIG") or f"GPU{plain}" in self._devices:
+            return self.device(match[0])
         return self.hide(MACHINE)
 
 

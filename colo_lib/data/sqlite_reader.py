@@ -124,18 +124,18 @@ def looked_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) 
     Reading alone does not notice a page that only drops rows, or that no query touches. What a damaged page makes the
     reader raise gives way to what names the page. The list is filled with what `more` finds, when all is done.
     """
-    told: list[str] = []
+    doubts: list[str] = []
     with ThreadPoolExecutor(1) as pool:  # SQLite lets go of the interpreter while it looks
         looking = pool.submit(_look_through, file, more)
         try:
-            yield told
+            yield doubts
         finally:
-            said, found = looking.result()
+            said, more_doubts = looking.result()
             if said != "ok":
                 raise InputError(
                     f"{file} is damaged: SQLite's quick_check says: {plain(said)}; copy or export it again"
                 )
-            told += found
+            doubts += more_doubts
 
 
 def _look_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> tuple[str, list[str]]:

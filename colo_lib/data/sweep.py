@@ -57,11 +57,11 @@ class Sweep:
         A sweep that changes one thing at a time holds several such lines. `names` of what is left are those that the
         sweep varies.
         """
-        own = tuple(name for name in self.names if name in names)
-        others = [name for name in self.names if name not in own and name not in WITHOUT_EFFECT]
+        varied = tuple(name for name in self.names if name in names)
+        others = [name for name in self.names if name not in varied and name not in WITHOUT_EFFECT]
         first = self.cells[0].changes
         line = [cell for cell in self.cells if all(cell.changes[name] == first[name] for name in others)]
-        return replace(self, cells=line, names=own)
+        return replace(self, cells=line, names=varied)
 
     @property
     def simulated(self) -> bool:
@@ -77,24 +77,26 @@ class Sweep:
 def open_sweep(folder: str | Path) -> Sweep:
     """Open a sweep, finished or not; raises InputError for a folder that is none or a cell that is damaged."""
     root = Path(folder)
-    plan = read_object(root / paths.SWEEP, MAX_PLAN_BYTES)
-    if plan.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{root}: schema version {plan.get('schema_version')!r}, this workbook reads {SCHEMA_VERSION}")
-    found = checked(SweepPlan, plan, root / paths.SWEEP)
-    names = tuple(name for axis in found.over for name in axis.names)
-    cells = [_open_cell(root, row.cell, row.changes) for row in found.cells]
-    return Sweep(root, found.sweep_id, check_recorded(found.params, str(root)), names, cells)
+    loaded = read_object(root / paths.SWEEP, MAX_PLAN_BYTES)
+    if loaded.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{root}: schema version {loaded.get('schema_version')!r}, this workbook reads {SCHEMA_VERSION}"
+        )
+    plan = checked(SweepPlan, loaded, root / paths.SWEEP)
+    names = tuple(name for axis in plan.over for name in axis.names)
+    cells = [_open_cell(root, row.cell, row.changes) for row in plan.cells]
+    return Sweep(root, plan.sweep_id, check_recorded(plan.params, str(root)), names, cells)
 
 
 def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
     """Sweep folders, newest first by the plan's own time."""
-    found = []
+    sweeps = []
     for file in Path(sweeps_dir).glob(f"*/{paths.SWEEP}"):
         try:
-            found.append((str(read_object(file, MAX_PLAN_BYTES).get("created_utc", "")), file.parent))
+            sweeps.append((str(read_object(file, MAX_PLAN_BYTES).get("created_utc", "")), file.parent))
         except InputError:
             continue
-    return [folder for _, folder in sorted(found, reverse=True)]
+    return [folder for _, folder in sorted(sweeps, reverse=True)]
 
 
 def _open_cell(root: Path, name: str, changes: dict[str, Value]) -> SweepCell:

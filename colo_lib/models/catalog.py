@@ -52,8 +52,8 @@ class Model:
 
 def names(role: str | None = None) -> list[str]:
     """Names of the shipped models, of one role or of both."""
-    found = (file.parent for file in sorted(FOLDER.glob("*/config.json")))
-    return [folder.name for folder in found if role is None or _read(folder / "model.json")["role"] == role]
+    folders = (file.parent for file in sorted(FOLDER.glob("*/config.json")))
+    return [folder.name for folder in folders if role is None or _read(folder / "model.json")["role"] == role]
 
 
 def find_model(name: str, role: str) -> Model:
