@@ -111,8 +111,8 @@ class Switches(Columns):
     """GPU context switches, of every context of the device: `opens` when one becomes resident, else it leaves.
 
     `host_pid` is the pid that the kernel driver sees, which in a container is not the one that kernels carry; `device`
-    and `host_pid` are UNKNOWN where the export gives none. `told`: the row says when and what happened; one that does
-    not is kept, since its context's spans cannot be trusted then.
+    and `host_pid` are UNKNOWN where the export gives none. `readable`: the row says when and what happened; one that
+    does not is kept, since its context's spans cannot be trusted then.
     """
 
     t_ns: Ints
@@ -121,13 +121,13 @@ class Switches(Columns):
     context: Ints
     host_pid: NDArray[np.int32]
     session: NDArray[np.int16]
-    told: Bools
+    readable: Bools
 
     @classmethod
     def dtypes(cls) -> Mapping[str, Any]:
         return {
             "t_ns": np.int64, "opens": np.bool_, "device": np.int16, "context": np.int64, "host_pid": np.int32,
-            "session": np.int16, "told": np.bool_,
+            "session": np.int16, "readable": np.bool_,
         }  # fmt: skip
 
 

@@ -71,9 +71,9 @@ class Unit:
         return self.title or (STEPS[self.step].name if self.step in STEPS else self.step)
 
 
-def range_of(found: Estimate) -> Range:
+def range_of(estimated: Estimate) -> Range:
     """An estimate's mean and interval."""
-    return Range(found.mean, found.low, found.high, found.starts)
+    return Range(estimated.mean, estimated.low, estimated.high, estimated.starts)
 
 
 def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float) -> list[Unit]:
@@ -87,18 +87,18 @@ def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_g
     if alone is None:
         return []
     gen, embed = alone
-    found, names = [gen, embed], names_in(counted)
+    every_unit, names = [gen, embed], names_in(counted)
     for step in CO_LOCATED_ON_ONE:
         rates = {workload: _rate(counted, step, column) for workload, column in RATES.items()}
         if rates["gen"] is not None and rates["embed"] is not None:
             broken = _breaks(counted, bounds, step, slo_gap_ms)
             made = (rates["gen"], rates["embed"], _power(counted, step), False, broken)
-            found.append(Unit(step, 1, *made, title=names[step]))
+            every_unit.append(Unit(step, 1, *made, title=names[step]))
     over_two = [name for name in CO_LOCATED if STEPS[name].needs_two]
     pairs = [_measured_pair(counted, kept, step, gen, embed, bounds, slo_gap_ms) for step in over_two]
     if PREDICTED not in {pair.step for pair in pairs if pair}:
         pairs.append(_predicted_pair(kept, gen, embed))
-    return [*found, *(pair for pair in pairs if pair)]
+    return [*every_unit, *(pair for pair in pairs if pair)]
 
 
 def _alone(counted: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float) -> tuple[Unit, Unit] | None:
@@ -125,8 +125,8 @@ def _alone(counted: pd.DataFrame, bounds: pd.DataFrame, slo_gap_ms: float) -> tu
 
 
 def _rate(counted: pd.DataFrame, step: str, column: str) -> Range | None:
-    found = rate(counted, step, column)
-    return range_of(found) if found.blocks else None
+    estimated = rate(counted, step, column)
+    return range_of(estimated) if estimated.blocks else None
 
 
 def _power(counted: pd.DataFrame, step: str) -> float:
@@ -135,10 +135,10 @@ def _power(counted: pd.DataFrame, step: str) -> float:
 
 def _breaks(counted: pd.DataFrame, bounds: pd.DataFrame, step: str, slo_gap_ms: float) -> tuple[str, ...]:
     mine = bounds[(bounds["step"] == step) & (bounds["worst"] > bounds["bound"])]
-    found = [f"{row.what} {row.worst:,.0f} ms, bound {row.bound:,.0f}" for row in mine.itertuples()]
+    broken = [f"{row.what} {row.worst:,.0f} ms, bound {row.bound:,.0f}" for row in mine.itertuples()]
     gap_ms = float(by_block(counted, step, "gap_p99_ms").mean())
     late = [f"gen: p99 inter-token gap {gap_ms:,.0f} ms, bound {slo_gap_ms:,.0f}"] if gap_ms > slo_gap_ms else []
-    return (*found, *late)
+    return (*broken, *late)
 
 
 def _kept(kept: pd.DataFrame, step: str, quantity: str) -> Range | None:
@@ -169,20 +169,20 @@ def _predicted_pair(kept: pd.DataFrame, gen: Unit, embed: Unit) -> Unit | None:
     if ratios[0] is None or ratios[1] is None:
         return None
     low, high = TENSOR_PARALLEL_GAIN
-    one = gen.gen.times(ratios[0])
-    made = Range(one.mean * (low + high) / 2, one.low * low, one.high * high, one.starts)
+    shared_gen = gen.gen.times(ratios[0])
+    made = Range(shared_gen.mean * (low + high) / 2, shared_gen.low * low, shared_gen.high * high, shared_gen.starts)
     return Unit(PREDICTED, 2, made, embed.embed.times(ratios[1]).scaled(2.0), np.nan, True)
 
 
-def wanted(found: Sequence[Unit], gpus: int, tokens_per_s: float, sequences_per_s: float) -> tuple[float, float]:
+def wanted(measured: Sequence[Unit], gpus: int, tokens_per_s: float, sequences_per_s: float) -> tuple[float, float]:
     """The wanted rates; zero stands for what half (tokens) or a quarter (sequences) of the GPUs give alone."""
-    if not found:
+    if not measured:
         return tokens_per_s, sequences_per_s
-    tokens = tokens_per_s or found[0].gen.mean * gpus / 2
-    return tokens, sequences_per_s or found[1].embed.mean * gpus / 4
+    tokens = tokens_per_s or measured[0].gen.mean * gpus / 2
+    return tokens, sequences_per_s or measured[1].embed.mean * gpus / 4
 
 
-def plan(found: Sequence[Unit], tokens_per_s: float, sequences_per_s: float) -> pd.DataFrame:
+def plan(measured: Sequence[Unit], tokens_per_s: float, sequences_per_s: float) -> pd.DataFrame:
     """A row a layout (`COLUMNS`): GPUs needed at the mean rates, at their upper and at their lower ends.
 
     'dedicated' has no shared units; every other layout has one at least, the rest dedicated: the fewest GPUs that do.
@@ -190,14 +190,14 @@ def plan(found: Sequence[Unit], tokens_per_s: float, sequences_per_s: float) -> 
     """
     want = (tokens_per_s, sequences_per_s)
     rows = []
-    for unit in (None, *found[2:]) if found else ():
-        counts = {end: _fewest(found[0], found[1], unit, want, end) for end in ("mean", "high", "low")}
+    for unit in (None, *measured[2:]) if measured else ():
+        counts = {end: _fewest(measured[0], measured[1], unit, want, end) for end in ("mean", "high", "low")}
         shared, gen_only, embed_only, gpus = counts["mean"]
-        power = gen_only * found[0].power_w if gen_only else 0.0
-        power += embed_only * found[1].power_w if embed_only else 0.0
+        power = gen_only * measured[0].power_w if gen_only else 0.0
+        power += embed_only * measured[1].power_w if embed_only else 0.0
         power += shared * unit.power_w if unit else 0.0
         name = unit.step if unit else "dedicated"
-        broken = dict.fromkeys((*found[0].breaks, *found[1].breaks, *(unit.breaks if unit else ())))
+        broken = dict.fromkeys((*measured[0].breaks, *measured[1].breaks, *(unit.breaks if unit else ())))
         title = unit.in_words() if unit else "a GPU for each workload"
         rows.append((name, title, shared, gen_only, embed_only, gpus, counts["high"][3], counts["low"][3], power,
                      bool(unit and unit.predicted), "; ".join(broken)))  # fmt: skip
@@ -249,8 +249,8 @@ def answer(layouts: pd.DataFrame, gpus: int) -> str:
     best = sure.iloc[0]
     others = kept[(kept["layout"] != best["layout"]) & (kept["gpus_best"] <= best["gpus_worst"])]
     rivals = ", ".join(f"'{row.title}' ({_span(row)})" for row in others.itertuples())
-    told = f"With {gpus} GPUs: {_told(best)}."
-    return told + (
+    sentence = f"With {gpus} GPUs: {_told(best)}."
+    return sentence + (
         f" Not settled against {rivals}: the ranges meet." if rivals else " No other layout may need as few."
     )
 
@@ -265,9 +265,9 @@ def _span(row: pd.Series) -> str:
     return f"{row.gpus:.0f} GPUs, {row.gpus_best:.0f} to {row.gpus_worst:.0f}"
 
 
-def assumptions(found: Sequence[Unit]) -> list[str]:
+def assumptions(measured: Sequence[Unit]) -> list[str]:
     """What the plan takes for granted."""
-    told = [
+    sentences = [
         "Every GPU is like the measured one, and a unit gives what it gave in the run, whatever runs on other GPUs.",
         "Load is spread evenly and always there (closed loop): arrivals in bursts need room beyond this.",
         "The models, lengths, concurrency and batch sizes are those of the run; another load is another plan.",
@@ -276,33 +276,33 @@ def assumptions(found: Sequence[Unit]) -> list[str]:
         "Power is each GPU's under full load; GPUs that stand idle and the host's own power are left out.",
         "The energy of a shared GPU is split between tokens and sequences as their costs alone stand to each other.",
     ]
-    if any(min(unit.gen.starts, unit.embed.starts) < LEAST_STARTS for unit in found):
-        told.append(
+    if any(min(unit.gen.starts, unit.embed.starts) < LEAST_STARTS for unit in measured):
+        sentences.append(
             "Ranges are within fewer than three starts of the engines: engines started anew may give other rates than "
             "these, which a plan for longer than a day should measure (parameter 'starts')."
         )
-    if any(unit.predicted for unit in found):
+    if any(unit.predicted for unit in measured):
         low, high = TENSOR_PARALLEL_GAIN
-        told.append(
+        sentences.append(
             f"'{STEPS[PREDICTED].name}' is a PREDICTION from '{STEPS['step2'].name}' of one GPU: the LLM sharded over "
             f"two gains between {low:g} and {high:g} times (nothing here measured NVLink), and each GPU gives the "
             f"embedder what that one gave. A run of {wanted_in_words('configA', PREDICTED)} replaces it."
         )
-    return told
+    return sentences
 
 
-def energy_costs(found: Sequence[Unit]) -> pd.DataFrame:
+def energy_costs(measured: Sequence[Unit]) -> pd.DataFrame:
     """unit, j_per_token, j_per_sequence: energy of a unit / its work; a shared unit's is split by the costs alone.
 
     With P the unit's power and a, b the joules of a token and a sequence alone, both cost P / (gen a + embed b) times
     as much as alone. Null where power was not sampled, or nothing was done.
     """
     columns = ["unit", "j_per_token", "j_per_sequence"]
-    if not found:
+    if not measured:
         return pd.DataFrame(columns=columns)
-    a, b = _per(found[0].power_w, found[0].gen.mean), _per(found[1].power_w, found[1].embed.mean)
+    a, b = _per(measured[0].power_w, measured[0].gen.mean), _per(measured[1].power_w, measured[1].embed.mean)
     rows: list[tuple[str, float, float]] = [("gen alone", a, np.nan), ("embed alone", np.nan, b)]
-    for unit in found[2:]:
+    for unit in measured[2:]:
         factor = _per(unit.power_w, unit.gen.mean * a + unit.embed.mean * b)
         rows.append((unit.step, a * factor, b * factor))
     return pd.DataFrame(rows, columns=columns)
@@ -312,17 +312,17 @@ def _per(value: float, work: float) -> float:
     return value / work if work else np.nan
 
 
-def reachable(found: Sequence[Unit], gpus: int) -> pd.DataFrame:
+def reachable(measured: Sequence[Unit], gpus: int) -> pd.DataFrame:
     """layout, tokens_per_s, sequences_per_s: what `gpus` GPUs can give at the mean rates, the best pairs alone.
 
     A pair is left out where another of its layout gives as much of both and more of one.
     """
     columns = ["layout", "tokens_per_s", "sequences_per_s"]
-    if not found:
+    if not measured:
         return pd.DataFrame(columns=columns)
-    gen, embed = found[0].gen.mean, found[1].embed.mean
+    gen, embed = measured[0].gen.mean, measured[1].embed.mean
     rows = []
-    for unit in (None, *found[2:]):
+    for unit in (None, *measured[2:]):
         most = gpus // unit.gpus if unit else 0
         pairs = set()
         for shared in range(1, most + 1) if unit else (0,):

@@ -29,9 +29,9 @@ def trends(counted: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for workload, column in RATES.items():
         usable = counted[counted[column] > 0]
-        found = _trend(usable, column)
-        if found is not None:
-            rows.append((workload, *(float(np.expm1(value)) for value in found), len(usable)))
+        change = _trend(usable, column)
+        if change is not None:
+            rows.append((workload, *(float(np.expm1(value)) for value in change), len(usable)))
     return pd.DataFrame(rows, columns=TREND_COLUMNS)
 
 
@@ -100,8 +100,8 @@ def moved_clocks(samples: pd.DataFrame) -> pd.DataFrame:
     means["usual_mhz"] = means.groupby(["step", "name"])["sm_clock_mhz"].transform("median")
     off = (means["sm_clock_mhz"] / means["usual_mhz"] - 1).abs() > MOST_CLOCK_CHANGE
     renamed = means[off].rename(columns={"name": "device", "sm_clock_mhz": "clock_mhz"})
-    found = renamed[columns].reset_index(drop=True)
-    return found.assign(mechanism=found["step"].map(mechanisms_in(samples)))
+    moved = renamed[columns].reset_index(drop=True)
+    return moved.assign(mechanism=moved["step"].map(mechanisms_in(samples)))
 
 
 def apart(counted: pd.DataFrame) -> list[str]:
@@ -110,7 +110,7 @@ def apart(counted: pd.DataFrame) -> list[str]:
     Blocks pair by number; where engines had to be restarted between the two, one number stands for two times, and a
     drift from one to the other does not cancel. Steps of one block are not named: they say so themselves.
     """
-    told = []
+    sentences = []
     starts = {str(step): group["window_start_ns"] for step, group in counted.groupby("step")}
     names = names_in(counted)
     for row in TABLE:
@@ -120,38 +120,38 @@ def apart(counted: pd.DataFrame) -> list[str]:
                 continue
             if mine.min() > other.max() or mine.max() < other.min():
                 when = "after" if mine.min() > other.max() else "before"
-                told.append(
+                sentences.append(
                     f"{names[row.id]}: all its trials ran {when} those of {names[str(baseline)]}: a drift between them "
                     "would pass for a loss or a gain; more 'starts' alternate them"
                 )
-    return told
+    return sentences
 
 
 def warnings(trend: pd.DataFrame, bad: pd.DataFrame, clocks: pd.DataFrame) -> list[str]:
     """Sentences naming what moved; empty when nothing did."""
     names = names_in(bad) | names_in(clocks)
-    told = [
+    sentences = [
         f"{row.workload}'s rate changed by {row.change:+.1%} from the run's first trial to its last (95 % interval "
         f"{row.low:+.1%} to {row.high:+.1%}): alternating blocks cancel a steady trend, an uneven one they do not"
         for row in trend.itertuples()
         if abs(row.change) > LEAST_CHANGE and (row.low > 0 or row.high < 0)
     ]
-    told += [
+    sentences += [
         f"{names[row.step]}, block {row.block}: {row.quantity} kept {row.ratio:.2f} there and {row.others:.2f} in the "
         "other blocks; nothing recorded makes that block invalid, so it counts, and widens the interval"
         for row in bad.itertuples()
     ]
-    told += [
+    sentences += [
         f"{names[row.step]}, trial {row.trial}: device {row.device} ran at {row.clock_mhz:.0f} MHz, in the step's "
         f"other trials at {row.usual_mhz:.0f}: something other than the step moved its clock"
         for row in clocks.itertuples()
     ]
-    return told
+    return sentences
 
 
 def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
     """Sentences naming every trial whose recorded rate is off the one that its frames give by over `tolerance`."""
-    told, names = [], names_in(trials)
+    sentences, names = [], names_in(trials)
     for workload, unit in (("gen", "tokens_per_s"), ("embed", "sequences_per_s")):
         recorded, computed = trials[f"recorded_{workload}_{unit}"], trials[f"{workload}_{unit}"]
         off = (recorded / computed - 1).abs() > tolerance
@@ -159,12 +159,12 @@ def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
         whole = trials["gen_tokens" if workload == "gen" else "embed_sequences"]
         seconds = (trials["window_end_ns"] - trials["window_start_ns"]) / 1e9
         off &= (recorded * seconds / whole - 1).abs() > tolerance
-        told += [
+        sentences += [
             f"{names[row.step]}, trial {row.trial}: its record says {recorded[row.Index]:.4g} "
             f"{unit.replace('_per_', '/')} of {workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
             for row in trials[off].itertuples()
         ]
-    return told
+    return sentences
 
 
 def unsteady(null: dict[str, float]) -> list[str]:

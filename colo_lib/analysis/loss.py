@@ -93,14 +93,14 @@ def decompose_loss(alone: PerToken, shared: PerToken) -> Loss:
 
     if clock is not None:
         take(("clock",), clock)
-    told = tuple(cause for cause in ("clock", "contention") if cause in left)
+    busy_causes = tuple(cause for cause in ("clock", "contention") if cause in left)
     if busy is not None and shared.clipped:
-        take(told, busy - (clock or 0))
+        take(busy_causes, busy - (clock or 0))
         if waiting is not None:
             take(("waiting",), waiting)
     elif busy is not None and waiting is not None:
         # Switched-out time inside kernel intervals is waiting that looks like slow kernels.
-        take((*told, "waiting"), busy - (clock or 0) + waiting)
+        take((*busy_causes, "waiting"), busy - (clock or 0) + waiting)
     elif busy is None and waiting is not None:
         take(("waiting",), waiting)
     parts[tuple(left)] = total - sum(parts.values(), Fraction(0))
@@ -181,13 +181,13 @@ def loss_sentence(loss: Loss, step: str) -> str:
     if loss.total_ns <= 0:
         return f"{step}: the LLM lost nothing: {alone_us:,.0f} us per token alone, {shared_us:,.0f} us shared."
     parts = [f"{row.us:+,.0f} us {row.label} ({row.share:.0%})" for row in waterfall(loss).itertuples()]
-    told = f"{step}: a token took {alone_us:,.0f} us alone and {shared_us:,.0f} us shared: {'; '.join(parts)}."
+    sentence = f"{step}: a token took {alone_us:,.0f} us alone and {shared_us:,.0f} us shared: {'; '.join(parts)}."
     if loss.merged:
-        told += " Causes joined by 'or' are one part: these data do not tell them apart."
+        sentence += " Causes joined by 'or' are one part: these data do not tell them apart."
     if loss.clock_at_most_ns is not None and loss.clock_at_most_ns > 0:
         most = loss.clock_at_most_ns / float(loss.total_ns)
-        told += f" Slower clocks explain at most {loss.clock_at_most_ns / 1e3:,.0f} us of it ({most:.0%})."
-    return told
+        sentence += f" Slower clocks explain at most {loss.clock_at_most_ns / 1e3:,.0f} us of it ({most:.0%})."
+    return sentence
 
 
 GetFrame = Callable[[str, int, str], pd.DataFrame | None]
@@ -202,65 +202,75 @@ def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFram
     `telemetry`: `telemetry_summary`. Busy time needs a capture. Waiting is known where we took the turns ourselves
     (`slices`): the share of the window outside gen's own turns; a step that runs gen alone waits for nobody.
     """
-    found = {}
+    times = {}
     for step, trials in counted[counted[RATE] > 0].groupby("step"):
         total_ns = 1e9 / float(by_block(trials, str(step), RATE).mean())
         clocks = telemetry[(telemetry["step"] == step) & (telemetry["metric"] == "sm_clock_mhz")]
         clock = float(clocks["mean"].mean()) if len(clocks) else None
         share = _stopped_share(trials, get_frame) if step in GEN_CAN_LOSE else 0.0
         waiting = None if share is None else share * total_ns
-        found[str(step)] = PerToken(total_ns, None, waiting, clock, mechanism=str(trials["mechanism"].iloc[0]))
-    return found
+        times[str(step)] = PerToken(total_ns, None, waiting, clock, mechanism=str(trials["mechanism"].iloc[0]))
+    return times
 
 
 def with_captures(
-    found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
+    unprofiled: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
 ) -> dict[str, PerToken]:
-    """`found` with the busy and waiting time that captures tell (`token_time.gen_times`), where a step has one.
+    """`unprofiled` with the busy and waiting time that captures tell (`token_time.gen_times`), where a step has one.
 
     The rates stay those of unprofiled trials. Where a capture's busy and waiting time are more than an unprofiled token
     takes, the profiler lengthened its gaps: they are not split, since the host's part would be 0 by construction. A
     capture whose gen ran at less than `least_ratio` of its unprofiled rate, or at more than the inverse, shows another
     load and is not used.
     """
-    told = dict(found)
-    for step, own in times.items():
-        if own is None or step not in found or not _alike(profiled_ratio(found[step], own), least_ratio):
+    split = dict(unprofiled)
+    for step, captured in times.items():
+        if (
+            captured is None
+            or step not in unprofiled
+            or not _alike(profiled_ratio(unprofiled[step], captured), least_ratio)
+        ):
             continue
-        total_ns = found[step].total_ns
-        busy_ns = min(own["busy_ns"], total_ns)
-        waiting_ns = own["waiting_ns"] + own["switched_out_ns"]
-        unknown = own["unattributed_ns"] > UNKNOWN_SHARE * own["window_ns"] or busy_ns + waiting_ns > total_ns
+        total_ns = unprofiled[step].total_ns
+        busy_ns = min(captured["busy_ns"], total_ns)
+        waiting_ns = captured["waiting_ns"] + captured["switched_out_ns"]
+        unknown = captured["unattributed_ns"] > UNKNOWN_SHARE * captured["window_ns"] or busy_ns + waiting_ns > total_ns
         waiting_ns = None if unknown else waiting_ns
-        told[step] = replace(found[step], busy_ns=busy_ns, waiting_ns=waiting_ns, clipped=own["clipped"])
-    return told
+        split[step] = replace(unprofiled[step], busy_ns=busy_ns, waiting_ns=waiting_ns, clipped=captured["clipped"])
+    return split
 
 
 def _alike(ratio: float, least_ratio: float) -> bool:
     return least_ratio <= ratio and ratio * least_ratio <= 1
 
 
-def profiled_ratio(unprofiled: PerToken, own: Mapping[str, Any]) -> float:
+def profiled_ratio(unprofiled: PerToken, captured: Mapping[str, Any]) -> float:
     """gen's rate while it was captured / its rate in the unprofiled trials."""
-    return unprofiled.total_ns / float(own["window_ns"])
+    return unprofiled.total_ns / float(captured["window_ns"])
 
 
 def captures_sentence(
-    found: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
+    unprofiled: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
 ) -> str:
     """Which captures the split uses, each with its profiled / unprofiled rate, and which it does not."""
-    ratios = {step: profiled_ratio(found[step], own) for step, own in times.items() if own and step in found}
+    ratios = {
+        step: profiled_ratio(unprofiled[step], captured)
+        for step, captured in times.items()
+        if captured and step in unprofiled
+    }
     names = names_of((step, None) for step in ratios)  # captures are of GPUs
     used = ", ".join(f"{names[step]} ({ratio:.2f})" for step, ratio in ratios.items() if _alike(ratio, least_ratio))
     left = ", ".join(f"{names[step]} ({ratio:.2f})" for step, ratio in ratios.items() if not _alike(ratio, least_ratio))
-    told = f"Busy time and waiting are from the captures of {used or 'no step'} (the LLM's profiled / unprofiled rate)."
+    sentence = (
+        f"Busy time and waiting are from the captures of {used or 'no step'} (the LLM's profiled / unprofiled rate)."
+    )
     if left:
-        told += (
+        sentence += (
             f" Not used, because the LLM's rate was another one (less than {least_ratio:.0%}, or its inverse): {left}."
         )
     if not used:
-        told += " What only a capture tells apart is one part: on a GPU host with Nsight Systems, set capture_s."
-    return told
+        sentence += " What only a capture tells apart is one part: on a GPU host with Nsight Systems, set capture_s."
+    return sentence
 
 
 def category_rows(
@@ -269,20 +279,20 @@ def category_rows(
     """`loss.by_category` of every pair whose two captures are used, with a column step."""
     parts = []
     for step, (alone, shared) in both.items():
-        own, other = times.get(str(STEPS[step].gen_baseline)), times.get(step)
-        if own and other and alone.busy_ns is not None and shared.busy_ns is not None:
+        alone_time, shared_time = times.get(str(STEPS[step].gen_baseline)), times.get(step)
+        if alone_time and shared_time and alone.busy_ns is not None and shared.busy_ns is not None:
             clocks = (alone.clock_mhz, shared.clock_mhz) if alone.clock_mhz and shared.clock_mhz else None
-            sums = (own["busy_by_category_ns"], other["busy_by_category_ns"])
-            parts.append(by_category(*sums, (own["busy_ns"], other["busy_ns"]), clocks).assign(step=step))
+            sums = (alone_time["busy_by_category_ns"], shared_time["busy_by_category_ns"])
+            parts.append(by_category(*sums, (alone_time["busy_ns"], shared_time["busy_ns"]), clocks).assign(step=step))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["step", *CATEGORY_COLUMNS])
 
 
-def pairs(found: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
+def pairs(times: dict[str, PerToken]) -> dict[str, tuple[PerToken, PerToken]]:
     """step -> (alone, shared) for every shared step whose baseline was measured too."""
     return {
-        step: (found[str(STEPS[step].gen_baseline)], found[step])
+        step: (times[str(STEPS[step].gen_baseline)], times[step])
         for step in GEN_CAN_LOSE
-        if step in found and STEPS[step].gen_baseline in found
+        if step in times and STEPS[step].gen_baseline in times
     }
 
 
@@ -321,13 +331,13 @@ def gen_loss(
 
 def mechanism_sentence(counted: pd.DataFrame) -> str:
     """How much of step 2's loss is there with the embedder idle already: what the mechanism itself costs the LLM."""
-    whole, own = (loss_estimate(counted, step) for step in ("step2", "mps-alone"))
-    if not whole.blocks or not own.blocks:
+    whole, by_itself = (loss_estimate(counted, step) for step in ("step2", "mps-alone"))
+    if not whole.blocks or not by_itself.blocks:
         return (
             "Whether the mechanism itself costs the LLM anything was not measured: it needs the step "
             f"{with_id('mps-alone')}."
         )
-    idle, both = (with_interval(one.mean, one.low, one.high, one.starts) for one in (own, whole))
+    idle, both = (with_interval(lost.mean, lost.low, lost.high, lost.starts) for lost in (by_itself, whole))
     shared = names_in(counted)["step2"]
     return (
         f"With the embedder idle the mechanism itself costs {idle} us a token, of {both} us lost in all with {shared}."
@@ -350,8 +360,8 @@ def _stopped_share(trials: pd.DataFrame, get_frame: GetFrame) -> float | None:
         if turns is None:
             return None
         start_ns, end_ns = int(trial["window_start_ns"]), int(trial["window_end_ns"])
-        own = turns[turns["workload"] == "gen"]
-        ran = (own["end_ns"].clip(upper=end_ns) - own["start_ns"].clip(lower=start_ns)).clip(lower=0).sum()
+        gen_turns = turns[turns["workload"] == "gen"]
+        ran = (gen_turns["end_ns"].clip(upper=end_ns) - gen_turns["start_ns"].clip(lower=start_ns)).clip(lower=0).sum()
         stopped_ns += end_ns - start_ns - int(ran)
         window_ns += end_ns - start_ns
     return stopped_ns / window_ns if window_ns else None

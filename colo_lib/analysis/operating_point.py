@@ -70,11 +70,11 @@ def settings(
         if cell.run is None:
             continue
         mine = measures.values[measures.values["cell"] == cell.name]
-        told = {(row.step, row.measure): row for row in mine.itertuples()}
+        measured = {(row.step, row.measure): row for row in mine.itertuples()}
         seen = analysis(cell.run).telemetry
-        shared = [step for step in STEPS if {(step, "gen_kept"), (step, "embed_kept")} <= set(told)]
+        shared = [step for step in STEPS if {(step, "gen_kept"), (step, "embed_kept")} <= set(measured)]
         place = (cell.name, cell.run.params)
-        rows += [_setting(place, step, told, seen, (min_gen_kept, max_gap_growth)) for step in shared]
+        rows += [_setting(place, step, measured, seen, (min_gen_kept, max_gap_growth)) for step in shared]
     frame = pd.DataFrame(rows, columns=SETTING_COLUMNS)
     frame = frame.sort_values(["concurrency", "gen"], ascending=[True, False], ignore_index=True)
     frame["number"] = range(1, len(frame) + 1)
@@ -86,26 +86,26 @@ def settings(
 def _setting(
     cell: tuple[str, Params],
     step: str,
-    told: Mapping[tuple[str, str], Any],
+    measured: Mapping[tuple[str, str], Any],
     seen: pd.DataFrame,
     bounds: tuple[float, float],
 ) -> dict[str, Any]:
-    (name_of_cell, params), mechanism = cell, told[step, "gen_kept"].mechanism
+    (name_of_cell, params), mechanism = cell, measured[step, "gen_kept"].mechanism
     row: dict[str, Any] = {
         "cell": name_of_cell, "step": step, "mechanism": mechanism, "setting": levers_in_words(params, step),
-        "concurrency": params.gen_concurrency, "starts": told[step, "gen_kept"].starts, "doubt": None,
+        "concurrency": params.gen_concurrency, "starts": measured[step, "gen_kept"].starts, "doubt": None,
     }  # fmt: skip
     for name, measure in (("gen", "gen_kept"), ("embed", "embed_kept"), ("aggregate", "aggregate")):
-        own = told.get((step, measure), SimpleNamespace(mean=None, low=None, high=None, starts=row["starts"]))
-        row |= {name: own.mean, f"{name}_low": own.low, f"{name}_high": own.high}
-        row["starts"] = min(row["starts"], own.starts)
-    ratio = told.get((step, "gap_p99_ratio"))
+        kept = measured.get((step, measure), SimpleNamespace(mean=None, low=None, high=None, starts=row["starts"]))
+        row |= {name: kept.mean, f"{name}_low": kept.low, f"{name}_high": kept.high}
+        row["starts"] = min(row["starts"], kept.starts)
+    ratio = measured.get((step, "gap_p99_ratio"))
     if ratio is not None:
         row |= {"gap_growth": ratio.mean - 1, "gap_low": ratio.low - 1, "gap_high": ratio.high - 1}
-        gen = told[step, "gen_kept"].estimate
+        gen = measured[step, "gen_kept"].estimate
         if gen.across_starts and ratio.estimate.across_starts:
             row["doubt"] = max(gen.doubt(bounds[0], True), ratio.estimate.doubt(1 + bounds[1], False))
-    idle = told.get(("mps-alone", "gen_kept"))
+    idle = measured.get(("mps-alone", "gen_kept"))
     if idle is not None and MECHANISMS[mechanism].mps:
         row |= {"idle_neighbour": idle.mean, "idle_low": idle.low, "idle_high": idle.high}
     means = seen[(seen["step"] == step) & (seen["scope"] == "device")].groupby("metric")["mean"].mean()
@@ -116,13 +116,13 @@ def levers_in_words(params: Params, step: str) -> str:
     """What a setting does about embed: its levers that are not at their defaults, or 'flat out'."""
     left_out = {"embed_pacing"} if params.embed_pacing == "duty" else {"embed_duty"}
     left_out |= {name for name in LEVERS if not PURPOSES[name].under(steps_of.STEPS[step].mechanism)}
-    told = []
+    words = []
     for name, say in LEVERS.items():
         value = getattr(params, name)
         always = name in ("embed_duty", "sm_partition_embed_sms")
         if name not in left_out and (always or value != Params.model_fields[name].default):
-            told.append(say(value))
-    return ", ".join(told) or "flat out"
+            words.append(say(value))
+    return ", ".join(words) or "flat out"
 
 
 def _undominated(row: Any, frame: pd.DataFrame) -> bool:
@@ -131,30 +131,32 @@ def _undominated(row: Any, frame: pd.DataFrame) -> bool:
     return not (better & ((same["gen"] > row.gen) | (same["embed"] > row.embed))).any()
 
 
-def operating_sentence(found: pd.DataFrame, min_gen_kept: float, max_gap_growth: float) -> str:
+def operating_sentence(settings: pd.DataFrame, min_gen_kept: float, max_gap_growth: float) -> str:
     """The best setting with its interval, or how near any comes and what already rules the bound out."""
-    if found.empty:
+    if settings.empty:
         return "No cell measured both kept fractions: nothing can be said."
-    good = found[found["meets"]]
+    good = settings[settings["meets"]]
     bounds = f"the LLM keeps {min_gen_kept:.0%}, its p99 gap grows by {max_gap_growth:.0%} at most"
-    most = found.loc[found["aggregate"].idxmax()]
+    most = settings.loc[settings["aggregate"].idxmax()]
     work = f" The most work in all, {kept_in_words(most, 'aggregate')}, comes with {setting_in_words(most)}."
     if len(good):
         best = good.loc[good["embed"].idxmax()]
-        head = f"{len(good)} of {len(found)} settings surely meet the bounds ({bounds}); of these the embedder keeps "
+        head = (
+            f"{len(good)} of {len(settings)} settings surely meet the bounds ({bounds}); of these the embedder keeps "
+        )
         head += f"most, {kept_in_words(best, 'embed')}, with {setting_in_words(best)}, "
         head += f"and the LLM keeps {kept_in_words(best, 'gen')}."
         return f"{head} It was chosen by the trials that it is judged by: a run of its own has to confirm it.{work}"
-    near = found.loc[found["gen"].idxmax()]
-    head = f"None of {len(found)} settings surely meets the bounds ({bounds}). The LLM keeps most, "
+    near = settings.loc[settings["gen"].idxmax()]
+    head = f"None of {len(settings)} settings surely meets the bounds ({bounds}). The LLM keeps most, "
     head += f"{kept_in_words(near, 'gen')}, with {setting_in_words(near)}; "
     head += f"there the embedder keeps {kept_in_words(near, 'embed')}."
-    return head + _ruled_out(found, min_gen_kept) + work
+    return head + _ruled_out(settings, min_gen_kept) + work
 
 
-def _ruled_out(found: pd.DataFrame, min_gen_kept: float) -> str:
+def _ruled_out(settings: pd.DataFrame, min_gen_kept: float) -> str:
     """At which concurrencies MPS with embed idle already takes more than the bound leaves, and how surely."""
-    idle = found[found["idle_neighbour"].notna()].drop_duplicates("concurrency")
+    idle = settings[settings["idle_neighbour"].notna()].drop_duplicates("concurrency")
     out = idle[idle["idle_high"] < min_gen_kept]
     if out.empty:
         return ""
@@ -162,10 +164,10 @@ def _ruled_out(found: pd.DataFrame, min_gen_kept: float) -> str:
         f"{with_interval(row.idle_neighbour, row.idle_low, row.idle_high, row.starts)} at {row.concurrency}"
         for row in out.itertuples()
     )
-    told = f" As an MPS client with the embedder idle it keeps {kept} in flight"
+    sentence = f" As an MPS client with the embedder idle it keeps {kept} in flight"
     if (out["starts"] >= LEAST_STARTS).all():
-        return f"{told}: there no lever on the embedder under MPS meets the bound."
-    return f"{told}: on these engines no lever on the embedder under MPS could meet the bound."
+        return f"{sentence}: there no lever on the embedder under MPS meets the bound."
+    return f"{sentence}: on these engines no lever on the embedder under MPS could meet the bound."
 
 
 def setting_in_words(row: Any) -> str:
@@ -211,23 +213,23 @@ def against_sharing(measures: SweepMeasures) -> pd.DataFrame:
 
 def wasteful_from(frame: pd.DataFrame) -> int | None:
     """The least concurrency from which on sharing adds more than more requests do, at every one measured; or None."""
-    found: int | None = None
+    least: int | None = None
     for row in frame.sort_values("concurrency", ascending=False).itertuples():
         if not row.wasteful:
             break
-        found = int(row.concurrency)
-    return found
+        least = int(row.concurrency)
+    return least
 
 
 def within_slo(measures: SweepMeasures, slo_gap_ms: float) -> Mapping[str, list[int]]:
     """step -> the concurrencies whose p99 inter-token gap lies within the SLO with its whole interval."""
-    found = {}
+    concurrencies = {}
     for step in ("step1", "step2"):
         gaps = measures.of(step, "gap_p99_ms")
-        found[step] = sorted(
+        concurrencies[step] = sorted(
             int(value) for value in gaps.loc[(gaps["high"] <= slo_gap_ms) & (gaps["starts"] >= LEAST_STARTS), X]
         )
-    return found
+    return concurrencies
 
 
 def batching_sentence(measures: SweepMeasures, slo_gap_ms: float) -> str:
@@ -237,15 +239,17 @@ def batching_sentence(measures: SweepMeasures, slo_gap_ms: float) -> str:
         return "This sweep has no two concurrencies with the LLM alone and shared: nothing can be said."
     start = wasteful_from(frame)
     if start is None:
-        told = "Within this sweep there is no concurrency from which on sharing surely adds more than more requests do."
+        sentence = (
+            "Within this sweep there is no concurrency from which on sharing surely adds more than more requests do."
+        )
     else:
         row = frame[frame["concurrency"] == start].iloc[0]
         share = with_interval(row["share_gain"], row["share_low"], row["share_high"], row["starts"])
         batch = with_interval(row["batch_gain"], row["batch_low"], row["batch_high"], row["starts"])
-        told = (
+        sentence = (
             f"From {start} requests in flight on, batching more is wasteful: at {start}, the embedder beside the LLM "
             f"adds {share} of the device's work, going to {row['next']:.0f} requests adds {batch}."
         )
     kept, names = within_slo(measures, slo_gap_ms), {"step1": "alone", "step2": "shared"}
     limits = [f"{name} {f'up to {max(kept[step])}' if kept[step] else 'nowhere'}" for step, name in names.items()]
-    return f"{told} The p99 inter-token gap is surely within {number(slo_gap_ms)} ms {' and '.join(limits)}."
+    return f"{sentence} The p99 inter-token gap is surely within {number(slo_gap_ms)} ms {' and '.join(limits)}."

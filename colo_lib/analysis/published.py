@@ -83,29 +83,30 @@ def _change(kind: str, value: float, base: float, alone: float) -> float:
 
 def identities(figures: pd.DataFrame) -> pd.DataFrame:
     """Figures that follow from others of the same table: run, what, printed, recomputed, agrees (to its rounding)."""
-    found = [*_trace_identities(figures), *_overlap_identities(figures)]
+    recomputed_figures = [*_trace_identities(figures), *_overlap_identities(figures)]
     rows = [
-        (run, what, printed, value, _rounds_to(value, printed, digits)) for run, what, printed, value, digits in found
+        (run, what, printed, value, _rounds_to(value, printed, digits))
+        for run, what, printed, value, digits in recomputed_figures
     ]
     return pd.DataFrame(rows, columns=["run", "what", "printed", "recomputed", "agrees"])
 
 
 def _trace_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, float, int]]:
-    def told(metric: str, item: str = "") -> float:
+    def printed(metric: str, item: str = "") -> float:
         return figure(figures, "trace", metric, "step1", item)[0]
 
-    kernels, busy_ms, span_ms = told("gen_kernels"), told("kernel_time_ms"), told("trace_span_ms")
+    kernels, busy_ms, span_ms = printed("gen_kernels"), printed("kernel_time_ms"), printed("trace_span_ms")
     rows = [
-        ("trace", "mean kernel duration, us", told("gen_kernel_mean_us"), busy_ms * 1e3 / kernels, 1),
-        ("trace", "GPU idle fraction, %", told("gpu_idle"), (1 - busy_ms / span_ms) * 100, 1),
-        ("trace", "mean gap, us", told("mean_gap_us"), (span_ms - busy_ms) * 1e3 / kernels, 1),
+        ("trace", "mean kernel duration, us", printed("gen_kernel_mean_us"), busy_ms * 1e3 / kernels, 1),
+        ("trace", "GPU idle fraction, %", printed("gpu_idle"), (1 - busy_ms / span_ms) * 100, 1),
+        ("trace", "mean gap, us", printed("mean_gap_us"), (span_ms - busy_ms) * 1e3 / kernels, 1),
     ]
     mine = figures[(figures["run"] == "trace") & (figures["table"] == "categories")]
     names = list(dict.fromkeys(mine["item"]))
-    rows.append(("trace", "kernels of all categories", kernels, sum(told("gen_kernels", name) for name in names), 0))
+    rows.append(("trace", "kernels of all categories", kernels, sum(printed("gen_kernels", name) for name in names), 0))
     for name in names:
-        share = told("kernel_time_ms", name) / busy_ms * 100
-        rows.append(("trace", f"share of kernel time, %: {name}", told("kernel_time_share", name), share, 1))
+        share = printed("kernel_time_ms", name) / busy_ms * 100
+        rows.append(("trace", f"share of kernel time, %: {name}", printed("kernel_time_share", name), share, 1))
     return rows
 
 
@@ -114,9 +115,9 @@ def _overlap_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, fl
     for step in ("step2", "step3"):
         busy_ms = figure(figures, "run2", "gen_kernels", step)[0] / 1e3
         busy_ms *= figure(figures, "run2", "gen_kernel_mean_us", step)[0]
-        found = figure(figures, "run2", "kernel_overlap_ms", step)[0] / busy_ms * 100
+        of_gen = figure(figures, "run2", "kernel_overlap_ms", step)[0] / busy_ms * 100
         rows.append(("run2", f"{BY_ID[step].name}: overlap, % of gen's kernel time",
-                     figure(figures, "run2", "kernel_overlap_of_gen", step)[0], found, 1))  # fmt: skip
+                     figure(figures, "run2", "kernel_overlap_of_gen", step)[0], of_gen, 1))  # fmt: skip
     return rows
 
 
@@ -181,12 +182,12 @@ def all_points(
 def conditions_of(manifest: Manifest, trials: pd.DataFrame) -> dict[str, Any]:
     """A run's conditions under the names of `CONDITIONS`, out of its manifest and its trials."""
     params, machine = manifest.params, manifest.machine
-    found = {name: params[name] for name in CONDITIONS if name in params}
-    found |= {f"{name}_model": manifest.model_of(name).name for name in ("gen", "embed")}
-    found |= {"gpu": machine.device_name, "driver": machine.driver}
-    found["weights"] = manifest.model_of("gen").weights or found.get("weights")
-    found["step2_mechanism"] = dict(zip(trials["step"], trials["mechanism"], strict=True)).get("step2")
-    return found | {"vllm": (machine.versions or {}).get("vllm")}
+    conditions = {name: params[name] for name in CONDITIONS if name in params}
+    conditions |= {f"{name}_model": manifest.model_of(name).name for name in ("gen", "embed")}
+    conditions |= {"gpu": machine.device_name, "driver": machine.driver}
+    conditions["weights"] = manifest.model_of("gen").weights or conditions.get("weights")
+    conditions["step2_mechanism"] = dict(zip(trials["step"], trials["mechanism"], strict=True)).get("step2")
+    return conditions | {"vllm": (machine.versions or {}).get("vllm")}
 
 
 def differences(published: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Any]) -> pd.DataFrame:
@@ -196,10 +197,10 @@ def differences(published: Mapping[str, Mapping[str, Any]], mine: Mapping[str, A
     """
     rows = []
     for name, label in CONDITIONS.items():
-        told = {run: _condition(facts, name) for run, facts in published.items()}
-        own = _condition(mine, name)
-        unlike = [run for run, value in told.items() if value != own or value == UNTOLD]
-        rows.append({"condition": label, **told, "this run": own, "differs from": ", ".join(unlike) or "none"})
+        theirs = {run: _condition(facts, name) for run, facts in published.items()}
+        ours = _condition(mine, name)
+        unlike = [run for run, value in theirs.items() if value != ours or value == UNTOLD]
+        rows.append({"condition": label, **theirs, "this run": ours, "differs from": ", ".join(unlike) or "none"})
     return pd.DataFrame(rows)
 
 
@@ -222,12 +223,12 @@ def losses(figures: pd.DataFrame) -> dict[tuple[str, str], Loss]:
     the most that it can be, so that what is called gap time is the least that it can be. Under time-slicing its
     kernel intervals hold switched-out time. The other runs printed no kernel durations in shared steps.
     """
-    found = {}
+    by_run = {}
     for run in RUNS:
         for step in ("step2", "step3"):
             alone, shared = (_per_token(figures, run, which) for which in ("step1", step))
-            found[run, step] = decompose_loss(alone, shared)
-    return found
+            by_run[run, step] = decompose_loss(alone, shared)
+    return by_run
 
 
 def _per_token(figures: pd.DataFrame, run: str, step: str) -> PerToken:
@@ -244,18 +245,18 @@ def _middle(figures: pd.DataFrame, run: str, metric: str, step: str) -> float:
 
 def explanations(figures: pd.DataFrame) -> pd.DataFrame:
     """A row an explanation that the published runs give and that their figures do not bear out: `COLUMNS`."""
-    found = losses(figures)
-    rows = [*_clock_rows(figures, found), *_capture_rows(figures), *_run3_rows(figures, found)]
+    by_run = losses(figures)
+    rows = [*_clock_rows(figures, by_run), *_capture_rows(figures), *_run3_rows(figures, by_run)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _clock_rows(figures: pd.DataFrame, found: dict[tuple[str, str], Loss]) -> list[tuple[str, ...]]:
-    one, two = found["run1", "step2"], found["run2", "step2"]
+def _clock_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> list[tuple[str, ...]]:
+    run1, run2 = by_run["run1", "step2"], by_run["run2", "step2"]
     fell = 1 - _middle(figures, "run1", "sm_clock_mhz", "step2") / _middle(figures, "run1", "sm_clock_mhz", "step1")
-    most = (one.clock_at_most_ns or 0.0) / float(one.total_ns)
+    most = (run1.clock_at_most_ns or 0.0) / float(run1.total_ns)
     fell_2 = 1 - _middle(figures, "run2", "sm_clock_mhz", "step2") / _middle(figures, "run2", "sm_clock_mhz", "step1")
-    clock, busy = float(two.parts[("clock",)]), float(two.parts[("clock",)] + two.parts[("contention",)])
-    total = float(two.total_ns)
+    clock, busy = float(run2.parts[("clock",)]), float(run2.parts[("clock",)] + run2.parts[("contention",)])
+    total = float(run2.total_ns)
     grew = figure(figures, "run2", "gen_kernel_mean_us", "step2")[0]
     grew = grew / figure(figures, "run2", "gen_kernel_mean_us", "step1")[0] - 1
     return [
@@ -263,7 +264,7 @@ def _clock_rows(figures: pd.DataFrame, found: dict[tuple[str, str], Loss]) -> li
          f"Under MPS the clock fell by {fell:.0%} (middle of the ranges). If all of a token scaled with it, "
          f"that is {most:.0%} of the time lost per token; no figure of this run names the cause of the rest."),
         ("run2", "finding 3, conclusion", "The throughput drop comes from power-limited clock reduction.",
-         f"The clock fell by {fell_2:.0%} and a token took {total / two.alone.total_ns:.0%} longer: clocks explain at "
+         f"The clock fell by {fell_2:.0%} and a token took {total / run2.alone.total_ns:.0%} longer: clocks explain at "
          f"most {clock / 1e6:.1f} of {total / 1e6:.1f} ms ({clock / total:.0%})."),
         ("run2", "finding 4", "Fewer kernels ran because of lower clocks; single kernels barely slowed.",
          f"Both cannot be: a lower clock shows in the kernels' own durations. These grew by {grew:.0%}, at most "
@@ -289,8 +290,8 @@ def _capture_rows(figures: pd.DataFrame) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def _run3_rows(figures: pd.DataFrame, found: dict[tuple[str, str], Loss]) -> list[tuple[str, ...]]:
-    loss = float(found["run3", "step2"].total_ns) / 1e6
+def _run3_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> list[tuple[str, ...]]:
+    loss = float(by_run["run3", "step2"].total_ns) / 1e6
     kept = [figure(figures, "run3", "gen_tokens_per_s", step)[0] for step in ("step1", "step2", "step3")]
     return [
         ("run3", "conclusion", "The loss comes from SM scheduling contention.",

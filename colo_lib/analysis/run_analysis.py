@@ -37,8 +37,8 @@ class RunAnalysis:
     def __init__(self, run: Run, params: Params | None = None, bounds: Params | None = None) -> None:
         self.run = run
         self.params = run.params if params is None else params
-        own = run.params if params is None else verdict.thresholds(run.params, params)
-        self.bounds = own if bounds is None else bounds
+        judged_by = run.params if params is None else verdict.thresholds(run.params, params)
+        self.bounds = judged_by if bounds is None else bounds
         self._captures: dict[str, CaptureAnalysis] = {}
 
     # What was measured.
@@ -118,14 +118,14 @@ class RunAnalysis:
     @cached_property
     def drift(self) -> list[str]:
         """Sentences naming what moved while the run went on: steps apart in time, trends, odd blocks, clocks."""
-        found = drift.trends(self.counted), drift.bad_blocks(self.ratios), drift.moved_clocks(self.samples)
-        return drift.apart(self.counted) + drift.warnings(*found)
+        moved = drift.trends(self.counted), drift.bad_blocks(self.ratios), drift.moved_clocks(self.samples)
+        return drift.apart(self.counted) + drift.warnings(*moved)
 
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that a reader of the verdict must not overlook."""
-        told = verdict.starved(self.against_bounds) + drift.unsteady(self.null)
-        return told + self.drift + drift.disagreements(self.trials)
+        sentences = verdict.starved(self.against_bounds) + drift.unsteady(self.null)
+        return sentences + self.drift + drift.disagreements(self.trials)
 
     @cached_property
     def steps_table(self) -> pd.DataFrame:
@@ -171,8 +171,8 @@ class RunAnalysis:
         if step not in self._captures:
             if step not in self.run.captured_steps:
                 return None
-            own = self.counted[self.counted["step"] == step]
-            unprofiled = {name: float(own[name].mean()) for name in RATES.values()}
+            counted = self.counted[self.counted["step"] == step]
+            unprofiled = {name: float(counted[name].mean()) for name in RATES.values()}
             many = self.run.params.gen_concurrency
             self._captures[step] = CaptureAnalysis(self.run.capture(step), self.params, unprofiled, {}, many)
         return self._captures[step]
@@ -180,18 +180,18 @@ class RunAnalysis:
     @property
     def captures(self) -> dict[str, CaptureAnalysis]:
         """What each captured step shows, in the order of the steps."""
-        found = {step: self.capture(step) for step in self.run.captured_steps}
-        return {step: one for step, one in found.items() if one is not None}
+        captures = {step: self.capture(step) for step in self.run.captured_steps}
+        return {step: capture for step, capture in captures.items() if capture is not None}
 
     def overlap(self, step: str) -> dict[str, Any] | None:
         """How much of gen's time overlapped embed's in a step's capture (`overlap.verdict_overlap`), or None."""
-        one = self.capture(step)
-        return None if one is None else one.overlap
+        capture = self.capture(step)
+        return None if capture is None else capture.overlap
 
     def token_time(self, step: str) -> dict[str, Any] | None:
         """Where a decoded token's time went in a step's capture (`token_time.gen_times`); None without gen in it."""
-        one = self.capture(step)
-        return None if one is None else one.token_time
+        capture = self.capture(step)
+        return None if capture is None else capture.token_time
 
     @cached_property
     def token_times(self) -> pd.DataFrame:
@@ -203,8 +203,8 @@ class RunAnalysis:
         for step in self.run.captured_steps:
             times = self.token_time(step)
             if times is not None:
-                own = self.run.trials[(self.run.trials["step"] == step) & (self.run.trials["status"] == "done")]
-                rate = own["recorded_gen_tokens_per_s"].mean()
+                trials = self.run.trials[(self.run.trials["step"] == step) & (self.run.trials["status"] == "done")]
+                rate = trials["recorded_gen_tokens_per_s"].mean()
                 place = {"step": step, "concurrency": self.run.params.gen_concurrency, "trials_ns": 1e9 / rate}
                 rows.append(times | place)
         return pd.DataFrame(rows, columns=TOKEN_COLUMNS)
@@ -212,7 +212,7 @@ class RunAnalysis:
     @cached_property
     def loss(self) -> loss.GenLoss:
         """Where gen's loss went in every shared step, as far as trials and captures tell it apart."""
-        times = {step: one.token_time for step, one in self.captures.items()}
+        times = {step: capture.token_time for step, capture in self.captures.items()}
         ratio = self.bounds.min_profiled_ratio
         return loss.gen_loss(self.counted, self.telemetry, self.run.frame, times, ratio)
 
@@ -340,10 +340,10 @@ def _kept_rows(kept: pd.DataFrame) -> list[dict[str, object]]:
         for item in kept[kept["quantity"] == quantity].itertuples():
             values = (item.mean, item.low, item.high)
             # Its own baseline (config A): 1 by definition, not by measurement.
-            own = item.step not in KEPT_AGAINST_OTHERS
+            baseline = item.step not in KEPT_AGAINST_OTHERS
             text = (
                 ("2" if quantity == "aggregate" else "1") + " (baseline)"
-                if own
+                if baseline
                 else with_interval(*values, item.starts)
             )
             rows.append(_row(label, "", item.step, values, item.blocks, text, item.starts))

@@ -186,7 +186,7 @@ def starts_of(counted: pd.DataFrame, steps: Iterable[str | None], workloads: Ite
     for column, trials in names:
         for _, group in trials[trials[_runs(column)].notna()].groupby(column, dropna=False):
             linked = {label[int(block)] for block in group["block"]}
-            label = {block: min(linked) if own in linked else own for block, own in label.items()}
+            label = {block: min(linked) if current in linked else current for block, current in label.items()}
     return pd.Series(label, dtype="int64")
 
 
@@ -203,10 +203,10 @@ def rate(counted: pd.DataFrame, step: str | None, column: str, workload: str | N
 def rates(counted: pd.DataFrame) -> pd.DataFrame:
     """A row a workload and step that it has a rate in: workload, step, mean, low, high, blocks, starts."""
     rows = [
-        (workload, step, found.mean, found.low, found.high, found.blocks, found.starts)
+        (workload, step, estimated.mean, estimated.low, estimated.high, estimated.blocks, estimated.starts)
         for workload, column in RATES.items()
         for step in sorted(counted["step"].unique())
-        if (found := rate(counted, step, column)).blocks
+        if (estimated := rate(counted, step, column)).blocks
     ]
     return pd.DataFrame(rows, columns=["workload", "step", "mean", "low", "high", "blocks", "starts"])
 
@@ -274,9 +274,9 @@ def kept_fractions(ratios: pd.DataFrame) -> pd.DataFrame:
     shown = ["mean", "low", "high", "blocks", "starts", "method", "smallest_detectable"]
     rows = []
     for (step, quantity), group in ratios.groupby(["step", "quantity"], sort=False):
-        found = estimate(group["ratio"].to_numpy(), list(group["start"]))
-        doubts = [found.doubt(1.0, side) if found.across_starts else np.nan for side in (True, False)]
-        rows.append((step, group["mechanism"].iloc[0], quantity, *(getattr(found, name) for name in shown), *doubts))
+        kept = estimate(group["ratio"].to_numpy(), list(group["start"]))
+        doubts = [kept.doubt(1.0, side) if kept.across_starts else np.nan for side in (True, False)]
+        rows.append((step, group["mechanism"].iloc[0], quantity, *(getattr(kept, name) for name in shown), *doubts))
     return pd.DataFrame(rows, columns=["step", "mechanism", "quantity", *shown, "doubt_more", "doubt_less"])
 
 
@@ -291,11 +291,11 @@ def null_check(counted: pd.DataFrame, step: str = "step1", column: str = "gen_to
     values = by_block(counted, step, column)
     logs = np.log(values[values > 0])
     odd, even = logs[logs.index % 2 == 1].to_numpy(), logs[logs.index % 2 == 0].to_numpy()
-    told: dict[str, float] = {"odd": len(odd), "even": len(even)}
-    told |= dict.fromkeys(("ratio", "low", "high", "smallest_detectable"), np.nan)
-    told["spread"] = float(values.std(ddof=1) / values.mean()) if len(values) > 1 else np.nan
+    check: dict[str, float] = {"odd": len(odd), "even": len(even)}
+    check |= dict.fromkeys(("ratio", "low", "high", "smallest_detectable"), np.nan)
+    check["spread"] = float(values.std(ddof=1) / values.mean()) if len(values) > 1 else np.nan
     if len(odd) and len(even):
-        told["ratio"] = float(np.exp(odd.mean() - even.mean()))
+        check["ratio"] = float(np.exp(odd.mean() - even.mean()))
     if len(odd) > 1 and len(even) > 1:
         test = stats.ttest_ind(odd, even, equal_var=False)
         interval, error = (
@@ -303,9 +303,9 @@ def null_check(counted: pd.DataFrame, step: str = "step1", column: str = "gen_to
             np.sqrt(odd.var(ddof=1) / len(odd) + even.var(ddof=1) / len(even)),
         )
         reach = stats.t.ppf(0.5 + CONFIDENCE / 2, test.df) + stats.t.ppf(POWER, test.df)
-        told |= {"low": float(np.exp(interval.low)), "high": float(np.exp(interval.high))}
-        told["smallest_detectable"] = float(np.expm1(reach * error))
-    return told
+        check |= {"low": float(np.exp(interval.low)), "high": float(np.exp(interval.high))}
+        check["smallest_detectable"] = float(np.expm1(reach * error))
+    return check
 
 
 def _devices(trials: pd.DataFrame, workload: str) -> set[str]:

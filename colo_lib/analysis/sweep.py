@@ -64,16 +64,20 @@ def collect(
 def _measure_cell(analysis: RunAnalysis) -> tuple[pd.DataFrame, int]:
     counted = analysis.counted
     mechanisms = dict(zip(counted["step"], counted["mechanism"], strict=True))
-    found: list[tuple[str, str, str, Estimate]] = []
+    estimates: list[tuple[str, str, str, Estimate]] = []
     for step, mechanism in mechanisms.items():
-        found += [(step, mechanism, name, rate(counted, step, name)) for name in RATES]
+        estimates += [(step, mechanism, name, rate(counted, step, name)) for name in RATES]
         baseline = STEPS[step].gen_baseline
         if baseline not in (None, step):
-            found.append((step, mechanism, "gap_p99_ratio", ratio(counted, step, baseline, "gap_p99_ms")))
+            estimates.append((step, mechanism, "gap_p99_ratio", ratio(counted, step, baseline, "gap_p99_ms")))
     for (step, quantity), group in analysis.ratios.groupby(["step", "quantity"], sort=False):
         name = f"{quantity}_kept" if quantity in ("gen", "embed") else str(quantity)
-        found.append((str(step), mechanisms[step], name, estimate(group["ratio"].to_numpy(), list(group["start"]))))
-    rows = [(*place, one.mean, one.low, one.high, one.blocks, one.starts, one) for *place, one in found if one.blocks]
+        estimates.append((str(step), mechanisms[step], name, estimate(group["ratio"].to_numpy(), list(group["start"]))))
+    rows = [
+        (*place, estimated.mean, estimated.low, estimated.high, estimated.blocks, estimated.starts, estimated)
+        for *place, estimated in estimates
+        if estimated.blocks
+    ]
     return pd.DataFrame(rows, columns=COLUMNS[1:]), len(counted)
 
 
@@ -144,37 +148,37 @@ def threads(measures: SweepMeasures, min_gen_kept: float) -> str:
     safe = gen[surely(gen, min_gen_kept)]
     if safe.empty:
         best = _row(gen, gen["mean"].idxmax())
-        told = f"At no setting does the LLM surely keep {min_gen_kept:.0%}; it keeps most, {interval(best)}, at "
+        sentence = f"At no setting does the LLM surely keep {min_gen_kept:.0%}; it keeps most, {interval(best)}, at "
     else:
         best = _row(safe, embed.loc[safe["cell"], "mean"].to_numpy().argmax(), by_place=True)
-        told = (
+        sentence = (
             f"The LLM surely keeps {min_gen_kept:.0%} at {len(safe)} of {len(gen)} settings; there the embedder keeps "
         )
-        told += "most at "
+        sentence += "most at "
     other = embed.loc[best.cell]
     kept = with_interval(other["mean"], other["low"], other["high"], other["starts"])
     note = " Cores stood in for the GPU, where thread percentages do nothing: differences are noise." if others else ""
-    return f"{told}{cell_in_words(best, measures.names)}: {kept}.{note}"
+    return f"{sentence}{cell_in_words(best, measures.names)}: {kept}.{note}"
 
 
 def surely(rows: pd.DataFrame, least: float) -> list[bool]:
     """Which of several settings keep at least `least`, all judged at once (Holm), over starts of the engines."""
-    doubts = [one.doubt(least, True) if one.across_starts else float("nan") for one in rows["estimate"]]
+    doubts = [kept.doubt(least, True) if kept.across_starts else float("nan") for kept in rows["estimate"]]
     return holm(doubts)
 
 
 def trend(measures: SweepMeasures, x: str, what: str) -> str:
     """How step 2's kept fractions differ between the smallest and the largest value of `x`."""
-    told = []
+    sentences = []
     for name, label in (("gen_kept", "the LLM"), ("embed_kept", "the embedder")):
         rows = measures.of("step2", name).sort_values(x, kind="stable")
         if len(rows) < 2:
             continue
         first, last = _row(rows, 0, by_place=True), _row(rows, len(rows) - 1, by_place=True)
-        found = difference(first, last)
-        told.append(f"{label} keeps {interval(first)} at {getattr(first, x):g} and {interval(last)} at "
-                    f"{getattr(last, x):g} ({_settled(found)})")  # fmt: skip
-    return f"{what}: {'; '.join(told)}." if told else f"{what}: fewer than two cells measured it."
+        change = difference(first, last)
+        sentences.append(f"{label} keeps {interval(first)} at {getattr(first, x):g} and {interval(last)} at "
+                    f"{getattr(last, x):g} ({_settled(change)})")  # fmt: skip
+    return f"{what}: {'; '.join(sentences)}." if sentences else f"{what}: fewer than two cells measured it."
 
 
 def eager(measures: SweepMeasures) -> str:
@@ -184,11 +188,11 @@ def eager(measures: SweepMeasures) -> str:
     if not {True, False} <= set(kept.index) or not {True, False} <= set(rates.index):
         return f"The sweep lacks eager or CUDA graphs with {with_id('step2')} and its baseline: nothing can be said."
     pairs = [[_item(frame.loc[value]) for value in (False, True)] for frame in (kept, rates)]
-    found = [difference(*pair) for pair in pairs]
+    changes = [difference(*pair) for pair in pairs]
     return (
         f"With CUDA graphs the LLM keeps {interval(pairs[0][0])} beside the embedder, eager {interval(pairs[0][1])} "
-        f"({_settled(found[0])}); in tokens/s that is {interval(pairs[1][0])} with graphs and {interval(pairs[1][1])} "
-        f"eager ({_settled(found[1])})."
+        f"({_settled(changes[0])}); in tokens/s that is {interval(pairs[1][0])} with graphs and "
+        f"{interval(pairs[1][1])} eager ({_settled(changes[1])})."
     )
 
 
@@ -200,8 +204,8 @@ def memory(measures: SweepMeasures) -> str:
     refused, other = cells[cells["status"] == "refused"], cells[~cells["status"].isin(["done", "refused"])]
     most = cells[cells["status"] == "done"].groupby(batch)[kv].max()
     fits = ", ".join(f"{value:g} GiB beside batches of {size}" for size, value in most.items()) or "nothing fits"
-    told = f"{len(refused)} of {len(cells)} cells did not fit. The largest KV cache measured that fits: {fits}."
-    return told + (f" {len(other)} cells failed or did not run, so that they say nothing." if len(other) else "")
+    sentence = f"{len(refused)} of {len(cells)} cells did not fit. The largest KV cache measured that fits: {fits}."
+    return sentence + (f" {len(other)} cells failed or did not run, so that they say nothing." if len(other) else "")
 
 
 def cell_in_words(row: Any, names: tuple[str, ...]) -> str:
@@ -209,14 +213,14 @@ def cell_in_words(row: Any, names: tuple[str, ...]) -> str:
     return ", ".join(f"{name} = {getattr(row, name)}" for name in names)
 
 
-def _settled(found: Difference) -> str:
-    size = with_interval(found.mean, found.low, found.high, found.starts)
-    return f"difference {size}" if found.settled else f"difference {size}: not settled"
+def _settled(change: Difference) -> str:
+    size = with_interval(change.mean, change.low, change.high, change.starts)
+    return f"difference {size}" if change.settled else f"difference {size}: not settled"
 
 
 def _row(frame: pd.DataFrame, where: Any, by_place: bool = False) -> Any:
-    chosen = frame.iloc[[where]] if by_place else frame.loc[[where]]
-    return next(chosen.itertuples())
+    rows = frame.iloc[[where]] if by_place else frame.loc[[where]]
+    return next(rows.itertuples())
 
 
 def _item(row: pd.Series) -> Any:

@@ -52,27 +52,29 @@ class SweepAnalysis:
     @cached_property
     def token_times(self) -> pd.DataFrame:
         """`RunAnalysis.token_times` of every cell, with a column cell."""
-        parts = [one.token_times.assign(cell=name) for name, one in self.cells.items() if len(one.token_times)]
+        parts = [
+            analysis.token_times.assign(cell=name) for name, analysis in self.cells.items() if len(analysis.token_times)
+        ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["cell", *TOKEN_COLUMNS])
 
     @cached_property
     def collectives(self) -> dict[str, StepCollectives]:
         """step -> how gen's two ranks met, of the first run that captured it with two ranks."""
-        found: dict[str, StepCollectives] = {}
-        for one in self.cells.values():
-            for step in [step for step in one.run.captured_steps if step not in found]:
-                capture = one.capture(step)
+        collectives: dict[str, StepCollectives] = {}
+        for analysis in self.cells.values():
+            for step in [step for step in analysis.run.captured_steps if step not in collectives]:
+                capture = analysis.capture(step)
                 met = None if capture is None else capture.collectives
                 if met is not None:
-                    found[step] = met
-        return found
+                    collectives[step] = met
+        return collectives
 
     # By requests in flight: what two devices are used for.
 
     @cached_property
     def by_concurrency(self) -> dict[int, RunAnalysis]:
         """Requests in flight -> the analysis of the run with so many."""
-        return {one.run.params.gen_concurrency: one for one in self.cells.values()}
+        return {analysis.run.params.gen_concurrency: analysis for analysis in self.cells.values()}
 
     @property
     def first(self) -> RunAnalysis:
@@ -82,12 +84,12 @@ class SweepAnalysis:
     @cached_property
     def counted(self) -> dict[int, pd.DataFrame]:
         """Requests in flight -> the trials that count."""
-        return {many: one.counted for many, one in self.by_concurrency.items()}
+        return {many: analysis.counted for many, analysis in self.by_concurrency.items()}
 
     @cached_property
     def chains(self) -> dict[int, pd.DataFrame]:
         """Requests in flight -> gen's rate from one device to two, shared (`two_devices.chain`)."""
-        return {many: one.chain for many, one in self.by_concurrency.items()}
+        return {many: analysis.chain for many, analysis in self.by_concurrency.items()}
 
     @cached_property
     def over_config_a(self) -> pd.DataFrame:
@@ -97,8 +99,8 @@ class SweepAnalysis:
     @cached_property
     def outcomes(self) -> list[str]:
         """The brief's expected outcomes, a sentence each (`two_devices.outcomes`)."""
-        kept = {many: one.kept for many, one in self.by_concurrency.items()}
-        met = {step: one.summary for step, one in self.collectives.items()}
+        kept = {many: analysis.kept for many, analysis in self.by_concurrency.items()}
+        met = {step: analysis.summary for step, analysis in self.collectives.items()}
         return two_devices.outcomes(self.first.chain, kept, met)
 
     def prediction(self, single: Run | None) -> pd.DataFrame:

@@ -48,9 +48,9 @@ def telemetry_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
         frame = get_frame(trial["step"], trial["trial"], "telemetry")
         if frame is None or frame.empty or pd.isna(trial["window_start_ns"]) or pd.isna(trial["window_end_ns"]):
             continue
-        own = frame.assign(**{name: trial.get(name) for name in ("step", "mechanism", "trial", "status")})
-        own["in_window"] = inside(own["t_ns"], int(trial["window_start_ns"]), int(trial["window_end_ns"]))
-        parts.append(own)
+        samples = frame.assign(**{name: trial.get(name) for name in ("step", "mechanism", "trial", "status")})
+        samples["in_window"] = inside(samples["t_ns"], int(trial["window_start_ns"]), int(trial["window_end_ns"]))
+        parts.append(samples)
     if not parts:
         return pd.DataFrame()
     joined = pd.concat(parts, ignore_index=True)
@@ -90,9 +90,9 @@ def reasons(trials: pd.DataFrame) -> pd.DataFrame:
     """Why a field has no value, as the driver said it: device, field, reason, trials (how many said so)."""
     rows = [
         (str(device), str(field), str(reason))
-        for told in trials.get("telemetry_absent", [])
-        if isinstance(told, dict)
-        for device, fields in told.items()
+        for absent_fields in trials.get("telemetry_absent", [])
+        if isinstance(absent_fields, dict)
+        for device, fields in absent_fields.items()
         for field, reason in fields.items()
     ]
     frame = pd.DataFrame(rows, columns=["device", "field", "reason"])
@@ -102,13 +102,13 @@ def reasons(trials: pd.DataFrame) -> pd.DataFrame:
 def cost_sentence(trials: pd.DataFrame) -> str:
     """What the sampling itself cost, and where it has gaps."""
     cost = trials["telemetry_cpu_fraction"].dropna()
-    gaps = [gap for told in trials["telemetry_gaps"] if isinstance(told, list) for gap in told]
-    told = (
+    gaps = [gap for listed in trials["telemetry_gaps"] if isinstance(listed, list) for gap in listed]
+    sentence = (
         f"Sampling took {cost.mean():.1%} of one core (at most {cost.max():.1%})" if len(cost) else "Cost not recorded"
     )
     if not gaps:
-        return told + "; no gaps."
-    return f"{told}; {len(gaps)} gaps, the first because {gaps[0].get('reason')}."
+        return sentence + "; no gaps."
+    return f"{sentence}; {len(gaps)} gaps, the first because {gaps[0].get('reason')}."
 
 
 PARTS = ["gen weights", "gen KV cache", "gen activations", "embed weights", "embed activations", "reserve"]
@@ -185,10 +185,10 @@ def pacing_series(trials: pd.DataFrame, get_frame: GetFrame) -> pd.DataFrame:
         if frame is None or frame.empty or pd.isna(trial["window_start_ns"]) or pd.isna(trial["window_end_ns"]):
             continue
         start_ns, end_ns = int(trial["window_start_ns"]), int(trial["window_end_ns"])
-        own = frame.assign(**{name: trial.get(name) for name in ("step", "mechanism", "trial")})
-        own["in_window"] = inside(own["t_ns"], start_ns, end_ns)
-        own["trial_s"] = (own["t_ns"] - start_ns) / NS_PER_S
-        parts.append(own)
+        ticks = frame.assign(**{name: trial.get(name) for name in ("step", "mechanism", "trial")})
+        ticks["in_window"] = inside(ticks["t_ns"], start_ns, end_ns)
+        ticks["trial_s"] = (ticks["t_ns"] - start_ns) / NS_PER_S
+        parts.append(ticks)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

@@ -188,10 +188,10 @@ def measure_trials(trials: pd.DataFrame, get_frame: GetFrame, params: Params) ->
     """Measure every trial that has a window; `get_frame(step, trial, name)` gives a frame or None."""
     rows, samples = [], []
     for trial in trials.to_dict("records"):
-        measured, own = _measure_trial(trial, get_frame, params)
+        measured, events = _measure_trial(trial, get_frame, params)
         rows.append(measured)
         if trial["status"] == "done":
-            samples += own
+            samples += events
     numbers = pd.DataFrame(rows, columns=NUMBERS, index=trials.index).astype("float64")
     empty = pd.DataFrame({"step": [], "mechanism": [], "trial": [], "kind": [], "ms": np.array([], dtype="float64")})
     return Measured(trials.join(numbers), pd.concat(samples, ignore_index=True) if samples else empty)

@@ -35,9 +35,9 @@ def chain(counted: pd.DataFrame) -> pd.DataFrame:
     """what, step, baseline, ratio, low, high, blocks, starts: gen's rate in one step over another's, by block."""
     rows = []
     for what, (step, baseline) in CHAIN.items():
-        found = ratio(counted, step, baseline, GEN)
-        if found.blocks:
-            rows.append((what, step, baseline, found.mean, found.low, found.high, found.blocks, found.starts))
+        change = ratio(counted, step, baseline, GEN)
+        if change.blocks:
+            rows.append((what, step, baseline, change.mean, change.low, change.high, change.blocks, change.starts))
     return pd.DataFrame(rows, columns=["what", "step", "baseline", "ratio", "low", "high", "blocks", "starts"])
 
 
@@ -45,21 +45,25 @@ def over_config_a(counted: pd.DataFrame) -> pd.DataFrame:
     """step, ratio, low, high, starts: gen's rate over config A's, by block; config A itself is 1 by definition."""
     rows = [("configA", 1.0, 1.0, 1.0, LEAST_STARTS)] if len(by_block(counted, "configA", GEN)) else []
     for step in ORDER[1:]:
-        found = ratio(counted, step, "configA", GEN)
-        if found.blocks:
-            rows.append((step, found.mean, found.low, found.high, found.starts))
+        share = ratio(counted, step, "configA", GEN)
+        if share.blocks:
+            rows.append((step, share.mean, share.low, share.high, share.starts))
     return pd.DataFrame(rows, columns=["step", "ratio", "low", "high", "starts"])
 
 
 def all_over_config_a(counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """`over_config_a` of every concurrency, with a column concurrency."""
-    parts = [over_config_a(own).assign(concurrency=key) for key, own in counted.items()]
+    parts = [over_config_a(trials).assign(concurrency=key) for key, trials in counted.items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def mechanisms(counted: Mapping[int, pd.DataFrame]) -> dict[str, str]:
     """step -> its mechanism."""
-    return {step: name for own in counted.values() for step, name in zip(own["step"], own["mechanism"], strict=True)}
+    return {
+        step: name
+        for trials in counted.values()
+        for step, name in zip(trials["step"], trials["mechanism"], strict=True)
+    }
 
 
 def activity(summary: pd.DataFrame) -> pd.DataFrame:
@@ -83,34 +87,34 @@ def prediction(predicted: Unit | None, counted: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for workload, column in RATES.items():
-        found = rate(counted, "configB", column)
-        if predicted is None or not found.blocks:
+        measured = rate(counted, "configB", column)
+        if predicted is None or not measured.blocks:
             continue
-        told = getattr(predicted, workload)
-        rows.append((workload, told.mean, told.low, told.high, told.starts, found.mean, found.low, found.high,
-                     found.starts, found.mean / told.mean - 1))  # fmt: skip
+        expected = getattr(predicted, workload)
+        rows.append((workload, expected.mean, expected.low, expected.high, expected.starts, measured.mean,
+                     measured.low, measured.high, measured.starts, measured.mean / expected.mean - 1))  # fmt: skip
     columns = ["workload", "predicted", "low", "high", "starts", "measured", "measured_low", "measured_high",
                "measured_starts", "error"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
-def other_loads(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def other_loads(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     """Parameters of the load in which two runs differ, in words: a prediction across them compares two things."""
     names = ("gen_model", "embed_model", "weights", "gen_concurrency", "gen_prompt_tokens", "gen_output_tokens",
              "gen_quantization", "gen_enforce_eager", "embed_batch_size", "embed_sequence_tokens", "embed_pacing",
              "embed_micro_batch_size", "mps_embed_thread_percentage")  # fmt: skip
-    return [f"{name} {one.get(name)} against {other.get(name)}" for name in names if one.get(name) != other.get(name)]
+    return [f"{name} {left.get(name)} against {right.get(name)}" for name in names if left.get(name) != right.get(name)]
 
 
 def outcomes(
-    found: pd.DataFrame, per_device: Mapping[int, pd.DataFrame], met: Mapping[str, Mapping[str, float]]
+    chained: pd.DataFrame, per_device: Mapping[int, pd.DataFrame], met: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
     """The brief's expected outcomes, a sentence each, with what was measured; what was not is said.
 
-    `found`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collective_summary` and, where
+    `chained`: `chain`; `per_device`: concurrency -> `kept_fractions`; `met`: step -> `collective_summary` and, where
     known, the means of `token_time.rank_times` over the ranks.
     """
-    ratios = {row.what: row for row in found.itertuples()}
+    ratios = {row.what: row for row in chained.itertuples()}
     return [_work(per_device), _scaling(ratios), _exchange(met), _neighbours(ratios), _beside(met)]
 
 
@@ -121,9 +125,11 @@ def _scaling(ratios: Mapping[str, Any]) -> str:
         return f"Does sharding scale nearly linearly? Not measured: it needs the steps {needed}."
     answer = "Yes" if row.low >= NEAR_LINEAR else "No" if row.high < NEAR_LINEAR else "Open"
     answer = answer if row.starts >= LEAST_STARTS else "Open"
-    told = f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
+    sentence = (
+        f"Does sharding scale nearly linearly ({NEAR_LINEAR:g} of 2)? {answer}: {_told(row)} times one device's rate"
+    )
     mps = ratios.get("MPS itself leaves of that")
-    return told + (f", of which MPS with idle neighbours leaves {_told(mps)}." if mps is not None else ".")
+    return sentence + (f", of which MPS with idle neighbours leaves {_told(mps)}." if mps is not None else ".")
 
 
 def _exchange(met: Mapping[str, Mapping[str, float]]) -> str:
@@ -133,13 +139,13 @@ def _exchange(met: Mapping[str, Mapping[str, float]]) -> str:
             "What do the collectives cost? Not measured: it needs a capture of "
             f"{with_id('tp2-alone')} or {with_id('tp2-mps-alone')}."
         )
-    told = (
+    sentence = (
         f"What do the collectives cost? {alone['collectives_per_token']:.0f} a token, {alone['exchange_p50_us']:.1f} "
         f"us each once both ranks are there: {alone['exchange_us_per_token'] / 1e3:.2f} ms a token; the ranks arrive "
         f"{alone['skew_p50_us']:.1f} us apart (median)"
     )
     beside = met.get("configB")
-    return told + (f", with the embedder on both {beside['skew_p50_us']:.1f} us." if beside else ".")
+    return sentence + (f", with the embedder on both {beside['skew_p50_us']:.1f} us." if beside else ".")
 
 
 def _neighbours(ratios: Mapping[str, Any]) -> str:
@@ -147,8 +153,8 @@ def _neighbours(ratios: Mapping[str, Any]) -> str:
     if row is None:
         needed = wanted_in_words("configB", "tp2-mps-alone")
         return f"Is headroom left for the embedder? Not measured: it needs the steps {needed}."
-    one = ratios.get("the embedder on one device leaves of that")
-    beside = f"; the embedder on one device alone leaves {_told(one)}" if one is not None else ""
+    on_first = ratios.get("the embedder on one device leaves of that")
+    beside = f"; the embedder on one device alone leaves {_told(on_first)}" if on_first is not None else ""
     return (
         f"Is headroom left for the embedder? Beside it on both devices the LLM keeps {_told(row)} of its sharded "
         f"rate{beside}."
@@ -161,26 +167,26 @@ def _beside(met: Mapping[str, Mapping[str, float]]) -> str:
     step = next((step for step in SHARED if "own_ms" in met.get(step, {})), None)
     if alone is None or step is None:
         return f"{asked} Not measured: it needs captures of the LLM sharded without and with the embedder."
-    told = [f"{words} {alone[name]:.2f} to {met[step][name]:.2f}" for name, words in TOKEN_PARTS.items()]
-    return f"{asked} From an idle embedder to '{STEPS[step].name}', means of the two ranks: {', '.join(told)} ms."
+    changes = [f"{words} {alone[name]:.2f} to {met[step][name]:.2f}" for name, words in TOKEN_PARTS.items()]
+    return f"{asked} From an idle embedder to '{STEPS[step].name}', means of the two ranks: {', '.join(changes)} ms."
 
 
 def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
     asked = "More work per device than dedicated ones, which is 1?"
     asked_rows = [
         (concurrency, row)
-        for concurrency, found in per_device.items()
-        for row in found[found["quantity"] == "aggregate_per_device"].itertuples()
+        for concurrency, kept in per_device.items()
+        for row in kept[kept["quantity"] == "aggregate_per_device"].itertuples()
         if row.step in SHARED
     ]
     # All at once: one of six that are equal to 1 would look settled in a quarter of sweeps.
     sides = sides_of_one([row.doubt_more for _, row in asked_rows], [row.doubt_less for _, row in asked_rows])
-    told: dict[str, list[str]] = {}
+    by_step: dict[str, list[str]] = {}
     for (concurrency, row), answer in zip(asked_rows, sides, strict=True):
         span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
-        told.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
+        by_step.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
     names = names_of((row.step, row.mechanism) for _, row in asked_rows)
-    words = "; ".join(f"{names[step]} {', '.join(values)}" for step, values in told.items())
+    words = "; ".join(f"{names[step]} {', '.join(values)}" for step, values in by_step.items())
     return f"{asked} {words or 'Not measured'}."
 
 

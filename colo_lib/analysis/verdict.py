@@ -77,7 +77,7 @@ def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mappin
     is known: gen's rate while it was captured / its rate in the unprofiled trials.
     """
     asked = clauses_asked(counted, params)
-    rows = [one.row(status) for one, status in zip(asked, decide_clause(asked), strict=True)]
+    rows = [clause.row(status) for clause, status in zip(asked, decide_clause(asked), strict=True)]
     rows[1] = _enough_gaps(rows[1], counted)
     rows.append(_overlap_clause(params, stand_in, overlap))
     clauses = pd.DataFrame(rows, columns=COLUMNS)
@@ -123,28 +123,28 @@ class Clause:
 
     def row(self, status: str) -> dict[str, Any]:
         """The clause as a row of `COLUMNS`."""
-        found = self.measured
+        measured = self.measured
         return {
-            "clause": self.text, "mean": found.mean - self.shift, "low": found.low - self.shift,
-            "high": found.high - self.shift, "threshold": self.threshold - self.shift, "blocks": found.blocks,
-            "starts": found.starts, "status": status, "missing": self._missing() if status == OPEN else "",
+            "clause": self.text, "mean": measured.mean - self.shift, "low": measured.low - self.shift,
+            "high": measured.high - self.shift, "threshold": self.threshold - self.shift, "blocks": measured.blocks,
+            "starts": measured.starts, "status": status, "missing": self._missing() if status == OPEN else "",
         }  # fmt: skip
 
     def _missing(self) -> str:
-        found = self.measured
-        if found.blocks == 0:
+        measured = self.measured
+        if measured.blocks == 0:
             return f"no trials that count: needs {self.need}"
-        if not found.across_starts:
-            count = "one start" if found.starts == 1 else f"{found.starts} starts"
+        if not measured.across_starts:
+            count = "one start" if measured.starts == 1 else f"{measured.starts} starts"
             return (
                 f"{count} of the engines: what another start would give is not known, so that nothing is settled; "
                 f"needs {LEAST_STARTS} starts or more (parameter 'starts')"
             )
-        held = found.low <= self.threshold <= found.high
+        held = measured.low <= self.threshold <= measured.high
         why = "the interval holds the threshold" if held else "not sure enough, among so many clauses judged at once"
         return (
-            f"{why}; {found.starts} starts of this spread show a shift of {found.smallest_detectable:.2f} or more: "
-            "more starts (`colo plan` tells how many)"
+            f"{why}; {measured.starts} starts of this spread show a shift of {measured.smallest_detectable:.2f} or "
+            "more: more starts (`colo plan` tells how many)"
         )
 
 
@@ -155,10 +155,10 @@ def decide_clause(asked: Sequence[Clause]) -> list[str]:
     or that it is broken.
     """
     doubts = [
-        tuple(one.measured.doubt(one.threshold, side) for side in (one.at_least, not one.at_least))
-        if one.measured.across_starts
+        tuple(clause.measured.doubt(clause.threshold, side) for side in (clause.at_least, not clause.at_least))
+        if clause.measured.across_starts
         else (np.nan, np.nan)
-        for one in asked
+        for clause in asked
     ]
     held = holm([min(kept, broken) for kept, broken in doubts])
     return [
@@ -231,14 +231,14 @@ def pays(kept: pd.DataFrame) -> pd.DataFrame:
 
 def headline(verdict: Verdict, paying: pd.DataFrame) -> str:
     """The verdict, the clauses that fail with their figures, and step 2's work per device with its interval."""
-    told = {
+    answer = {
         SUPPORTED: "The hypothesis holds in this run.",
         REFUTED: "The hypothesis does not hold in this run.",
         OPEN: "This run does not settle the hypothesis.",
     }[verdict.status]
     counts = verdict.clauses["status"].value_counts()
     split = ", ".join(f"{counts.get(status, 0)} {status}" for status in (SUPPORTED, REFUTED, OPEN))
-    parts = [f"{told} Its {len(verdict.clauses)} clauses: {split}."]
+    parts = [f"{answer} Its {len(verdict.clauses)} clauses: {split}."]
     refuted = verdict.clauses[verdict.clauses["status"] == REFUTED]
     if len(refuted):
         parts.append("What fails: " + "; ".join(f"{row.clause} ({_figure(row)})" for row in refuted.itertuples()) + ".")
@@ -322,38 +322,37 @@ class Need:
 
 def needs(asked: Sequence[Clause], costs: Costs) -> list[Need]:
     """A row a clause, each with the cheapest run that settles it."""
-    return [_need(one, len(asked), costs) for one in asked]
+    return [_need(clause, len(asked), costs) for clause in asked]
 
 
 def together(asked: Sequence[Clause], costs: Costs) -> Need:
     """The cheapest run that settles every clause that any run within reason settles."""
     single = needs(asked, costs)
-    wanted = [one for one, need in zip(asked, single, strict=True) if need.starts is not None]
-    made = [_spreads(one.measured) for one in wanted]
-    return _cheapest("all that can be settled", [(_distance(one), *own) for one, own in zip(wanted, made, strict=True)],
-                     len(asked), costs, "")  # fmt: skip
+    wanted = [clause for clause, need in zip(asked, single, strict=True) if need.starts is not None]
+    far = [(_distance(clause), *_spreads(clause.measured)) for clause in wanted]
+    return _cheapest("all that can be settled", far, len(asked), costs, "")
 
 
-def _need(one: Clause, clauses: int, costs: Costs) -> Need:
-    found = one.measured
-    between, within = _spreads(found)
-    if not found.blocks or not np.isfinite(_distance(one)) or not np.isfinite([between, within]).all():
-        return Need(one.text, None, None, float("nan"), "this run does not tell its spread")
-    known = np.isfinite(found.between)
+def _need(clause: Clause, clauses: int, costs: Costs) -> Need:
+    measured = clause.measured
+    between, within = _spreads(measured)
+    if not measured.blocks or not np.isfinite(_distance(clause)) or not np.isfinite([between, within]).all():
+        return Need(clause.text, None, None, float("nan"), "this run does not tell its spread")
+    known = np.isfinite(measured.between)
     assumed = "" if known else "one start alone: starts are taken to differ as much as blocks do"
-    return _cheapest(one.text, [(_distance(one), between, within)], clauses, costs, assumed)
+    return _cheapest(clause.text, [(_distance(clause), between, within)], clauses, costs, assumed)
 
 
-def _distance(one: Clause) -> float:
-    at = np.log(one.threshold) if one.measured.log and one.threshold > 0 else one.threshold
-    return float(abs(one.measured.centre - at))
+def _distance(clause: Clause) -> float:
+    at = np.log(clause.threshold) if clause.measured.log and clause.threshold > 0 else clause.threshold
+    return float(abs(clause.measured.centre - at))
 
 
-def _spreads(found: Estimate) -> tuple[float, float]:
+def _spreads(measured: Estimate) -> tuple[float, float]:
     """(between starts, within a start), each from what the run knows: what it cannot tell apart counts as between."""
-    if not np.isfinite(found.within):
-        return found.between, 0.0
-    return (found.between if np.isfinite(found.between) else found.within), found.within
+    if not np.isfinite(measured.within):
+        return measured.between, 0.0
+    return (measured.between if np.isfinite(measured.between) else measured.within), measured.within
 
 
 def _cheapest(
@@ -364,11 +363,11 @@ def _cheapest(
         (costs.of(starts, blocks), starts, blocks)
         for starts in range(LEAST_STARTS, MOST_STARTS + 1)
         for blocks in range(1, MOST_BLOCKS_A_START + 1)
-        if all(far_enough(*one, starts, blocks, clauses) for one in wanted)
+        if all(far_enough(*clause, starts, blocks, clauses) for clause in wanted)
     ]
     if not fits or not wanted:
-        told = f"more than {MOST_STARTS} starts: it lies at its bound" if wanted else assumed
-        return Need(text, None, None, float("nan"), told)
+        why = f"more than {MOST_STARTS} starts: it lies at its bound" if wanted else assumed
+        return Need(text, None, None, float("nan"), why)
     seconds, starts, blocks = min(fits)
     return Need(text, starts, blocks, seconds, assumed)
 

@@ -333,7 +333,7 @@ def _bounded(values: Ints, kind: Any) -> np.ndarray:
     return np.where(values == MISSING, 0, np.clip(values, limits.min, limits.max)).astype(kind)
 
 
-VERSION = 3  # of what reading makes; raise it when that changes
+VERSION = 4  # of what reading makes; raise it when that changes
 WORTH_ROWS = 200_000
 KEPT_ENTRIES = 8
 SAMPLES, SAMPLE_BYTES = 32, 4096

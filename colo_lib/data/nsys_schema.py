@@ -307,7 +307,7 @@ def read_switches(connection: sqlite3.Connection, tables: Tables, devices: Devic
         context=np.array([row[4] for row in rows], np.int64),
         host_pid=np.array([row[5] for row in rows], np.int32),
         session=np.zeros(len(rows), np.int16),
-        told=np.array([row[6] for row in rows], np.bool_),
+        readable=np.array([row[6] for row in rows], np.bool_),
     )
 
 

@@ -45,8 +45,8 @@ class CaptureAnalysis:
     @cached_property
     def window(self) -> TraceWindow:
         """gen and embed on one device in one window."""
-        one = self.captured
-        return view_of(one.capture, one.facts, self.params, one.window_s)
+        captured = self.captured
+        return view_of(captured.capture, captured.facts, self.params, captured.window_s)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -92,7 +92,9 @@ class CaptureAnalysis:
     @cached_property
     def occupancy_classes(self) -> dict[str, dict[str, Any] | None]:
         """workload -> its kernels by class of SM occupancy (`occupancy.distribution`)."""
-        return {name: occupancy.distribution(own, self.window.device) for name, own in self.window.workloads.items()}
+        return {
+            name: occupancy.distribution(active, self.window.device) for name, active in self.window.workloads.items()
+        }
 
     @cached_property
     def gaps(self) -> Union:
@@ -117,21 +119,21 @@ class CaptureAnalysis:
     @cached_property
     def shifts(self) -> list[dict[str, Any]]:
         """Durations of each workload alone against here (`kernels.duration_shifts`)."""
-        own = {name: (one.capture, one.facts, one.window_s) for name, one in self.alone.items()}
-        return [kernels.duration_shifts(alone, self.window, name) for name, alone in views_alone(own).items()]
+        looked = {name: (captured.capture, captured.facts, captured.window_s) for name, captured in self.alone.items()}
+        return [kernels.duration_shifts(alone, self.window, name) for name, alone in views_alone(looked).items()]
 
     @cached_property
     def token_time(self) -> dict[str, Any] | None:
         """Where a decoded token's time went (`token_time.gen_times`); None without gen or its rate."""
-        one = self.captured
+        captured = self.captured
         return trace_token_time.gen_times(
-            one.capture, one.facts, one.window_s, one.launches(), self.params, self.concurrency
+            captured.capture, captured.facts, captured.window_s, captured.launches(), self.params, self.concurrency
         )
 
     @cached_property
     def collectives(self) -> StepCollectives | None:
         """How gen's two ranks met; None where gen has one rank."""
-        one = self.captured
-        pids = (one.facts.pids or {}).get("gen") or []
-        rate = one.facts.profiled.gen_tokens_per_s if one.facts.profiled else None
-        return step_collectives(one.capture, pids, one.window_s, rate, self.concurrency)
+        captured = self.captured
+        pids = (captured.facts.pids or {}).get("gen") or []
+        rate = captured.facts.profiled.gen_tokens_per_s if captured.facts.profiled else None
+        return step_collectives(captured.capture, pids, captured.window_s, rate, self.concurrency)

@@ -80,10 +80,10 @@ def levels(work: Mapping[str, tuple[Ints, Union]], window: tuple[int, int], bin_
     """
     if window[1] <= window[0] or bin_ns <= 0:
         raise ValueError(f"window {window} or bins of {bin_ns} ns have no length")
-    found = [_finest(work, window, bin_ns)]
-    while len(found[-1]) > 1:
-        found.append(_coarser(found[-1]))
-    return found
+    finest_first = [_finest(work, window, bin_ns)]
+    while len(finest_first[-1]) > 1:
+        finest_first.append(_coarser(finest_first[-1]))
+    return finest_first
 
 
 def finest_bin_ns(window_ns: int, most_bins: int) -> int:

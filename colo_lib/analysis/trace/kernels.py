@@ -64,13 +64,13 @@ CATEGORIES = (*(name for name, _ in PATTERNS), OTHER)
 
 def compiled(patterns: Patterns) -> list[tuple[str, re.Pattern[str]]]:
     """The table, ready for use; raises InputError for a pattern that is no regular expression."""
-    found = []
+    table = []
     for name, pattern in patterns:
         try:
-            found.append((name, re.compile(pattern, re.IGNORECASE | re.DOTALL)))
+            table.append((name, re.compile(pattern, re.IGNORECASE | re.DOTALL)))
         except re.error as error:
             raise InputError(f"category {name!r}: {pattern!r} is no regular expression: {error}") from None
-    return found
+    return table
 
 
 def categorise(names: Sequence[str], patterns: Patterns = PATTERNS) -> list[str]:
@@ -195,8 +195,8 @@ def _means(view: TraceWindow, workload: str) -> dict[str, tuple[int, int]]:
 
 
 def _one_sided(these: dict[str, tuple[int, int]], others: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
-    own = sorted((-time_ns, name, count) for name, (count, time_ns) in these.items() if name not in others)
-    return [{"name": name, "count": count, "time_ns": -negative} for negative, name, count in own]
+    missing = sorted((-time_ns, name, count) for name, (count, time_ns) in these.items() if name not in others)
+    return [{"name": name, "count": count, "time_ns": -negative} for negative, name, count in missing]
 
 
 def copy_summary(moved: Moved) -> dict[str, Any]:
@@ -206,13 +206,13 @@ def copy_summary(moved: Moved) -> dict[str, Any]:
     """
     copies, rows = moved.rows, []
     for kind in np.unique(copies.kind).tolist():
-        own = copies.kind == kind
+        of_kind = copies.kind == kind
         rows.append(
             {
                 "kind": COPY_KINDS.get(kind, f"kind {kind}"),
-                "count": int(own.sum()),
-                "time_ns": int(moved.active_ns[own].sum()),
-                "bytes": _bytes(copies.size_bytes[own]),
+                "count": int(of_kind.sum()),
+                "time_ns": int(moved.active_ns[of_kind].sum()),
+                "bytes": _bytes(copies.size_bytes[of_kind]),
             }
         )
     return {

@@ -49,7 +49,7 @@ def occupancy_summary(active: Active, device: Device) -> dict[str, Any]:
     if not known.any():
         return dict.fromkeys(KEYS) | unknown
     blocks, time_ns = blocks[known], active.active_ns[known].astype(np.float64)
-    found: dict[str, Any] = (
+    occupancy: dict[str, Any] = (
         dict.fromkeys(KEYS)
         | unknown
         | {
@@ -58,10 +58,10 @@ def occupancy_summary(active: Active, device: Device) -> dict[str, Any]:
         }
     )
     if device.sm_count is None:
-        return found
+        return occupancy
     share = of_kernels(blocks, device.sm_count)
     half = blocks < device.sm_count / 2
-    return found | {
+    return occupancy | {
         "sm_occupancy_by_count": float(share.mean()),
         "sm_occupancy_by_time": _weighted(share, time_ns),
         "resident_occupancy_by_time": resident_by_time(active, device),
@@ -185,9 +185,9 @@ def by_class(spans: Union, window_ns: int) -> list[dict[str, Any]]:
     length = spans[1] - spans[0]
     rows = []
     for name, (low, high) in CLASSES_NS.items():
-        own = length[(length >= low) & (length < high)]
-        total = int(own.sum())
-        rows.append({"class": name, "count": len(own), "total_ns": total, "fraction": total / window_ns})
+        of_class = length[(length >= low) & (length < high)]
+        total = int(of_class.sum())
+        rows.append({"class": name, "count": len(of_class), "total_ns": total, "fraction": total / window_ns})
     return rows
 
 
@@ -197,6 +197,8 @@ def idle_over_time(spans: Union, window: tuple[int, int], bins: int = 200) -> di
     length, width = spans[1] - spans[0], np.diff(edges)
     shares = {}
     for name, (low, high) in CLASSES_NS.items():
-        own = (length >= low) & (length < high)
-        shares[name] = intervals.weight_by_bin(spans[0][own], spans[1][own], np.ones(int(own.sum())), edges) / width
+        of_class = (length >= low) & (length < high)
+        shares[name] = (
+            intervals.weight_by_bin(spans[0][of_class], spans[1][of_class], np.ones(int(of_class.sum())), edges) / width
+        )
     return {"edges_s": (edges - window[0]) / 1e9, "classes": shares}

@@ -45,11 +45,11 @@ def verdict_overlap(
     if share is None:
         return None
     rate = facts and facts.profiled and facts.profiled.gen_tokens_per_s
-    found = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
+    overlap = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
     moved = alignment_range(view)
-    found |= {"range": moved.of_gen} if moved and moved.of_gen else {}
+    overlap |= {"range": moved.of_gen} if moved and moved.of_gen else {}
     base = unprofiled_tokens_per_s
-    return found | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
+    return overlap | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def alignment_range(view: TraceWindow) -> Clocks | None:
             "embed": of_gen if nothing_beyond else overlap_range(embed.busy, beyond["gen"], error_ns),
         }
     shares = {
-        name: (found.low_ns / whole[name], found.high_ns / whole[name]) if whole[name] else None
-        for name, found in ranges.items()
+        name: (reach.low_ns / whole[name], reach.high_ns / whole[name]) if whole[name] else None
+        for name, reach in ranges.items()
     }
-    exact = all(found.exact for found in ranges.values())
+    exact = all(reach.exact for reach in ranges.values())
     return Clocks((ranges["gen"].low_ns, ranges["gen"].high_ns), shares["gen"], shares["embed"], exact)
 
 
@@ -191,8 +191,10 @@ def _changes(moved: Union, still: Union, first: Ints, counts: Ints) -> Iterator[
     row = 0
     while row < len(ours):
         stop = max(int(np.searchsorted(before, before[row] + CHUNK_PAIRS, side="right")) - 1, row + 1)
-        own = np.repeat(np.arange(row, stop), counts[row:stop])
-        partner = np.arange(len(own)) - np.repeat(before[row:stop] - before[row] - first[row:stop], counts[row:stop])
-        unlike = (own + partner) % 2  # 1 where a start meets an end
-        yield theirs[partner] - ours[own], 2 * unlike - 1
+        boundary = np.repeat(np.arange(row, stop), counts[row:stop])
+        partner = np.arange(len(boundary)) - np.repeat(
+            before[row:stop] - before[row] - first[row:stop], counts[row:stop]
+        )
+        unlike = (boundary + partner) % 2  # 1 where a start meets an end
+        yield theirs[partner] - ours[boundary], 2 * unlike - 1
         row = stop

@@ -53,7 +53,7 @@ def launchers(capture: Capture) -> list[Launcher]:
     kernels = capture.kernels
     pattern = re.compile(GEN_KERNELS, re.IGNORECASE)
     telling = np.array([bool(pattern.search(name)) for name in [*capture.names, ""]])
-    found = []
+    launched = []
     for place, process in enumerate(capture.processes):
         rows = np.flatnonzero(kernels.process == place)
         if not len(rows):
@@ -62,29 +62,29 @@ def launchers(capture: Capture) -> list[Launcher]:
         time_ns = int((kernels.end_ns[rows] - kernels.start_ns[rows]).sum())
         blocks = kernels.blocks[rows]
         shaped = float(blocks[blocks > 0].mean()) if (blocks > 0).any() else float("nan")
-        found.append(
+        launched.append(
             Launcher(
                 place, process, len(rows) - graphs, graphs, time_ns / 1e6, time_ns / len(rows) / 1e3, shaped,
                 bool(telling[kernels.name[rows]].any()), bool(kernels.node[rows].any()),
             )
         )  # fmt: skip
-    return sorted(found, key=lambda item: (item.process.pid, item.process.label))
+    return sorted(launched, key=lambda item: (item.process.pid, item.process.label))
 
 
-def likely(found: list[Launcher]) -> Assignment:
+def likely(launched: list[Launcher]) -> Assignment:
     """The likely gen and embed: by name, then by graphs and decode kernels, then gen is who launches the shorter work.
 
     With one process alone it is gen if anything points to gen, else embed.
     """
-    if not found:
+    if not launched:
         return {}
-    scores = {item.place: _gen_score(item) for item in found}
-    if len(found) == 1:
-        return {"gen" if scores[found[0].place] > 0 else "embed": [found[0].place]}
-    ranked = sorted(found, key=lambda item: (-scores[item.place], item.mean_us))
+    scores = {item.place: _gen_score(item) for item in launched}
+    if len(launched) == 1:
+        return {"gen" if scores[launched[0].place] > 0 else "embed": [launched[0].place]}
+    ranked = sorted(launched, key=lambda item: (-scores[item.place], item.mean_us))
     gen, embed = ranked[0], ranked[-1]
     # Workers of one tensor-parallel engine have the same name and shape; strangers stay out of both.
-    same = [item.place for item in found if item.process.name == gen.process.name != embed.process.name]
+    same = [item.place for item in launched if item.process.name == gen.process.name != embed.process.name]
     return {"gen": same or [gen.place], "embed": [embed.place]}
 
 
@@ -103,27 +103,27 @@ def assign(capture: Capture, asked: Mapping[str, str], idle: Collection[str] = (
     name holds it. `idle`: workloads known to have launched nothing, which are not guessed. Raises InputError naming the
     processes there are where one is not found or is asked for twice.
     """
-    found = launchers(capture)
-    if not found:
+    launched = launchers(capture)
+    if not launched:
         files = ", ".join(str(export.get("file")) for export in capture.exports)
         lost = "".join(f"; {words}" for words in capture.omissions)
         raise InputError(f"{files}: no process launched work: there is no kernel and no graph launch{lost}")
-    chosen = {workload: _matching(words, found) for workload, words in asked.items() if words.strip()}
-    both = set(chosen.get("gen", [])) & set(chosen.get("embed", []))
+    assignment = {workload: _matching(words, launched) for workload, words in asked.items() if words.strip()}
+    both = set(assignment.get("gen", [])) & set(assignment.get("embed", []))
     if both:
-        raise InputError(f"process {found_label(found, both.pop())} is asked for as gen and as embed")
-    named = len(chosen)
-    left = [item for item in found if not any(item.place in places for places in chosen.values())]
-    guesses = likely(found if not chosen else left)
+        raise InputError(f"process {launcher_label(launched, both.pop())} is asked for as gen and as embed")
+    named = len(assignment)
+    left = [item for item in launched if not any(item.place in places for places in assignment.values())]
+    guesses = likely(launched if not assignment else left)
     for workload in WORKLOADS:
-        if workload in chosen or workload in idle:
+        if workload in assignment or workload in idle:
             continue
         guess = guesses.get(workload) or (guesses.get(_other(workload)) if named else None)
         if guess:
-            chosen[workload] = guess
-    guessed = len(chosen) > named
-    chosen |= {workload: [] for workload in idle}
-    return {workload: chosen[workload] for workload in WORKLOADS if workload in chosen}, guessed
+            assignment[workload] = guess
+    guessed = len(assignment) > named
+    assignment |= {workload: [] for workload in idle}
+    return {workload: assignment[workload] for workload in WORKLOADS if workload in assignment}, guessed
 
 
 def matching(capture: Capture, words: str) -> list[int]:
@@ -131,25 +131,25 @@ def matching(capture: Capture, words: str) -> list[int]:
     return _matching(words, launchers(capture))
 
 
-def found_label(found: list[Launcher], place: int) -> str:
+def launcher_label(launched: list[Launcher], place: int) -> str:
     """The label of the process at `place`."""
-    return next(item.process.label for item in found if item.place == place)
+    return next(item.process.label for item in launched if item.place == place)
 
 
 def _other(workload: str) -> str:
     return WORKLOADS[1 - WORKLOADS.index(workload)]
 
 
-def _matching(words: str, found: list[Launcher]) -> list[int]:
+def _matching(words: str, launched: list[Launcher]) -> list[int]:
     places: list[int] = []
     for word in (part.strip() for part in words.split(",")):
         if not word:
             continue
-        exact = [item.place for item in found if word == item.process.label]
-        exact = exact or [item.place for item in found if word in (item.process.name, str(item.process.pid))]
-        held = [item.place for item in found if not word.isdigit() and word.lower() in item.process.name.lower()]
+        exact = [item.place for item in launched if word == item.process.label]
+        exact = exact or [item.place for item in launched if word in (item.process.name, str(item.process.pid))]
+        held = [item.place for item in launched if not word.isdigit() and word.lower() in item.process.name.lower()]
         if not exact and not held:
-            there = "; ".join(item.words() for item in found)
+            there = "; ".join(item.words() for item in launched)
             raise InputError(f"no process {word!r} launched work; there are: {there}")
         places += [place for place in (exact or held) if place not in places]
     return places

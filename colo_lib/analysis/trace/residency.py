@@ -66,7 +66,7 @@ def contexts(switches: Switches) -> Contexts:
 
     One that leaves without having come was there from the start; one that never leaves stays to the end.
     """
-    found: dict[tuple[int, int, int], list[Union]] = {}
+    named: dict[tuple[int, int, int], list[Union]] = {}
     nobodys: dict[Place, list[Union]] = {}
     broken: set[tuple[int, int, int]] = set()
     nameless: dict[Place, int] = {}
@@ -75,7 +75,7 @@ def contexts(switches: Switches) -> Contexts:
     for (session, device, _), rows in _grouped(switches.session, switches.device, switches.context):
         place = int(session), int(device)
         known = switches.host_pid[rows] != UNKNOWN
-        told = switches.told[rows]
+        readable = switches.readable[rows]
         counts[place] = counts.get(place, 0) + len(rows)
         nameless[place] = nameless.get(place, 0) + int((~known).sum())
         if device == UNKNOWN:
@@ -83,16 +83,16 @@ def contexts(switches: Switches) -> Contexts:
             continue
         pids = np.unique(switches.host_pid[rows][known]).tolist()
         if not pids:
-            spans = _spans(switches, rows[told])
-            nobodys.setdefault(place, []).append(spans if told.all() else _always())
+            spans = _spans(switches, rows[readable])
+            nobodys.setdefault(place, []).append(spans if readable.all() else _always())
         for pid in pids:
             key = (*place, int(pid))
-            own = rows[told & (switches.host_pid[rows] == pid)]
-            found.setdefault(key, []).append(_spans(switches, own))
-            if not (known.all() and told.all()):
+            of_pid = rows[readable & (switches.host_pid[rows] == pid)]
+            named.setdefault(key, []).append(_spans(switches, of_pid))
+            if not (known.all() and readable.all()):
                 broken.add(key)
     return Contexts(
-        spans={key: intervals.join(*spans) for key, spans in found.items()},
+        spans={key: intervals.join(*spans) for key, spans in named.items()},
         broken=frozenset(broken),
         nobodys={place: intervals.join(*spans) for place, spans in nobodys.items()},
         nameless=nameless,
@@ -132,35 +132,35 @@ def _spans(switches: Switches, rows: Ints) -> Union:
     return intervals.union(starts, ends)
 
 
-def of_process(found: Contexts, starts_ns: Ints, session: int, device: int, pid: int) -> tuple[Residency | None, str]:
+def of_process(known: Contexts, starts_ns: Ints, session: int, device: int, pid: int) -> tuple[Residency | None, str]:
     """The residency on a device of the process whose kernels start there at `starts_ns`; else None, and why.
 
     A context of the process's own pid is its own; where it has none on any device, the one that holds its kernels.
     """
     place = session, device
-    if session in found.astray:
+    if session in known.astray:
         return None, "context switches do not say on which GPU they were"
-    own = [key for key in found.spans if key[0] == session and key[2] == pid]
-    there = [key for key in (own or found.spans) if key[:2] == place]
-    held = {key: _inside(found.spans[key], starts_ns) for key in sorted(there)}
+    of_its_pid = [key for key in known.spans if key[0] == session and key[2] == pid]
+    there = [key for key in (of_its_pid or known.spans) if key[:2] == place]
+    held = {key: _inside(known.spans[key], starts_ns) for key in sorted(there)}
     best = max(held, key=lambda key: float(held[key].mean()) if len(starts_ns) else 0.0, default=None)
-    nameless = found.nameless.get(place, 0)
-    nobodys = f"{nameless:,} of {found.rows.get(place, 0):,} context switches on this device name no process"
+    nameless = known.nameless.get(place, 0)
+    nobodys = f"{nameless:,} of {known.rows.get(place, 0):,} context switches on this device name no process"
     unread = nobodys if nameless else "a context switch of its context cannot be read"
     if best is None or (len(starts_ns) and held[best].mean() < LEAST_COVERAGE):
-        doubtful = nameless or any(key in found.broken for key in there)
+        doubtful = nameless or any(key in known.broken for key in there)
         return None, unread if doubtful else "no context on this device holds its kernels"
-    if not own and not len(starts_ns):
+    if not of_its_pid and not len(starts_ns):
         return None, "nothing tells which context is its own"
-    if best in found.broken:
+    if best in known.broken:
         return None, unread
     outside = ~held[best]
-    if place in found.nobodys and len(starts_ns):
-        outside = outside & _inside(found.nobodys[place], starts_ns)
+    if place in known.nobodys and len(starts_ns):
+        outside = outside & _inside(known.nobodys[place], starts_ns)
         if outside.mean() > MOST_ASTRAY:
             return None, nobodys
     coverage = float(held[best].mean()) if len(starts_ns) else 1.0
-    return Residency(found.spans[best], coverage, best[2]), ""
+    return Residency(known.spans[best], coverage, best[2]), ""
 
 
 def _inside(spans: Union, t_ns: Ints) -> np.ndarray:
@@ -172,17 +172,17 @@ def _inside(spans: Union, t_ns: Ints) -> np.ndarray:
 
 def host_pids(capture: Capture, pids: set[int]) -> set[int]:
     """Pids under which the kernel driver knows the contexts of processes `pids` (under MPS: the server's)."""
-    found: set[int] = set()
+    of_driver: set[int] = set()
     known, kernels = contexts(capture.switches), capture.kernels
     for place, process in enumerate(capture.processes):
-        own = kernels.process == place
-        if process.pid not in pids or not own.any():
+        its_kernels = kernels.process == place
+        if process.pid not in pids or not its_kernels.any():
             continue
-        for device in np.unique(kernels.device[own]).tolist():
-            starts = kernels.start_ns[own & (kernels.device == device)]
+        for device in np.unique(kernels.device[its_kernels]).tolist():
+            starts = kernels.start_ns[its_kernels & (kernels.device == device)]
             match, _ = of_process(known, starts, process.session, device, process.pid)
-            found |= {match.host_pid} if match else set()
-    return found
+            of_driver |= {match.host_pid} if match else set()
+    return of_driver
 
 
 RESIDENCY, INTERVALS = "residency", "kernel intervals"
@@ -222,13 +222,13 @@ def decide_basis(matches: Mapping[str, Matches], recorded: bool, mechanism: str 
 
 def _doubt(matches: Mapping[str, Matches], mechanism: str | None) -> str:
     reasons = []
-    for workload, own in matches.items():
-        for _, why in own.values():
+    for workload, residencies in matches.items():
+        for _, why in residencies.values():
             if why and f"{workload}: {why}" not in reasons:
                 reasons.append(f"{workload}: {why}")
     if reasons:
         return "; ".join(reasons)
-    holders = [{item.host_pid for item, _ in own.values() if item} for own in matches.values()]
+    holders = [{item.host_pid for item, _ in residencies.values() if item} for residencies in matches.values()]
     if mechanism == TIME_SLICED and len(holders) > 1 and set.intersection(*holders):
         return "one context holds the kernels of both, which cannot be while they take turns"
     return ""

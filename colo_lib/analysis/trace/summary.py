@@ -64,12 +64,12 @@ def summary_of(view: TraceWindow, patterns: trace_kernels.Patterns = trace_kerne
 
 def profiled_words(facts: CaptureFacts, unprofiled: Mapping[str, float]) -> str:
     """Rates while profiling over the rates of the same step's trials; a capture explains, it is not for throughput."""
-    told = []
+    ratios = []
     for name, rate in (facts.profiled.plain() if facts.profiled else {}).items():
         base = unprofiled.get(name)
         if rate and base and base == base:
-            told.append(f"{name.split('_')[0]} {rate / base:.2f}")
-    return f"Profiled / unprofiled rate: {', '.join(told) or 'not recorded'}."
+            ratios.append(f"{name.split('_')[0]} {rate / base:.2f}")
+    return f"Profiled / unprofiled rate: {', '.join(ratios) or 'not recorded'}."
 
 
 def granularity(workloads: Mapping[str, Active]) -> str:
@@ -89,59 +89,61 @@ def overhead(view: TraceWindow) -> dict[str, Any]:
 
 def notes(view: TraceWindow) -> list[str]:
     """What a reader must know to take the numbers for what they are."""
-    told = []
+    sentences = []
     if view.basis != RESIDENCY and len(view.workloads) > 1:
-        told.append(_why_intervals(view))
+        sentences.append(_why_intervals(view))
     if granularity(view.workloads) == GRAPH:
-        told.append(
+        sentences.append(
             "graph launches count as busy, idle and overlap; what ran inside them is not known, so they are in no "
             "occupancy and no category (record with --cuda-graph-trace=node)"
         )
-    told += _unknown_shapes(view)
+    sentences += _unknown_shapes(view)
     for export in view.capture.exports:
-        told += [f"{export['file']}: {words}: figures may be off" for words in export.get("doubts", ())]
+        sentences += [f"{export['file']}: {words}: figures may be off" for words in export.get("doubts", ())]
     if view.device.sm_count is None:
-        told.append("the export does not say how many SMs the device has: no occupancy")
+        sentences.append("the export does not say how many SMs the device has: no occupancy")
     if any(not export.get("devices_told", True) and len(export.get("gpus", ())) > 1 for export in view.capture.exports):
-        told.append(
+        sentences.append(
             "the export describes several GPUs and does not say which of them a process calls its device 0: what is "
             "told of a device holds only if every process sees all GPUs in the same order"
         )
     if len(view.capture.devices) > 1:
-        told.append(f"work ran on {len(view.capture.devices)} devices; this is device {view.device.number} alone")
+        sentences.append(f"work ran on {len(view.capture.devices)} devices; this is device {view.device.number} alone")
     if len(view.others[0]):
-        told.append("other processes ran kernels on this device; they are in no number of gen or embed")
-    told += [f"{name} {why}: it is absent from the numbers" for name, why in view.absent().items()]
-    return told
+        sentences.append("other processes ran kernels on this device; they are in no number of gen or embed")
+    sentences += [f"{name} {why}: it is absent from the numbers" for name, why in view.absent().items()]
+    return sentences
 
 
 def _unknown_shapes(view: TraceWindow) -> list[str]:
     """How many kernels of each workload have no grid: what they would have filled is in no occupancy."""
-    told = []
+    sentences = []
     for name, active in view.workloads.items():
         graph, blocks = active.get("graph"), active.get("blocks")
         lost, kernels = int(((blocks <= 0) & ~graph).sum()), int((~graph).sum())
         if lost:
-            told.append(f"{lost:,} of {kernels:,} kernels of {name} have no grid recorded: they are in no occupancy")
+            sentences.append(
+                f"{lost:,} of {kernels:,} kernels of {name} have no grid recorded: they are in no occupancy"
+            )
         half = int(((blocks > 0) & (active.get("threads") <= 0) & ~graph).sum())
         if half and view.device.limits:
-            told.append(
+            sentences.append(
                 f"{half:,} of {kernels:,} kernels of {name} lack threads, registers or shared memory: they are in no "
                 "resident occupancy"
             )
-    return told
+    return sentences
 
 
 def _why_intervals(view: TraceWindow) -> str:
     """Why the figures of two workloads rest on kernel intervals, and what that means for the overlap."""
     reason = view.decided.reason
     recorded = len(view.capture.switches) > 0
-    told = f"context switches were recorded but are not used ({reason})" if recorded else reason
+    why = f"context switches were recorded but are not used ({reason})" if recorded else reason
     if not view.upper_bound:
-        return f"{told}; under {view.mechanism} no context is switched out for the other: intervals tell the overlap"
+        return f"{why}; under {view.mechanism} no context is switched out for the other: intervals tell the overlap"
     remedy = "" if recorded else " (record with --gpuctxsw=true)"
     return (
-        f"{told}: if the two were time-sliced, a kernel's interval includes the time its context was switched out, "
+        f"{why}: if the two were time-sliced, a kernel's interval includes the time its context was switched out, "
         f"so the overlap is an upper bound{remedy}"
     )
 

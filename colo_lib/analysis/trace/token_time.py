@@ -91,9 +91,9 @@ def decompose_token_time(
         "host_ns": int(length.sum()) - waiting_ns - unattributed_ns,
         "unattributed_ns": unattributed_ns,
     }
-    found: dict[str, Any] = {name: value / pieces for name, value in whole.items()}
+    times: dict[str, Any] = {name: value / pieces for name, value in whole.items()}
     shares = _category_shares(active, view.capture.names, patterns)
-    return found | {"busy_by_category_ns": {name: share * busy_ns / pieces for name, share in shares.items()}}
+    return times | {"busy_by_category_ns": {name: share * busy_ns / pieces for name, share in shares.items()}}
 
 
 def gen_times(
@@ -115,8 +115,8 @@ def gen_times(
         return None
     alone = len(view.workloads) == 1
     tokens = tokens_of(_replays(view), rate * view.window_ns / 1e9, concurrency)
-    found = decompose_token_time(view, "gen", launches, tokens)
-    return found | {"tokens": tokens, "clipped": alone or not view.upper_bound}
+    times = decompose_token_time(view, "gen", launches, tokens)
+    return times | {"tokens": tokens, "clipped": alone or not view.upper_bound}
 
 
 def _replays(view: TraceWindow) -> float | None:
@@ -165,11 +165,11 @@ def _category_shares(active: Active, names: list[str], patterns: Patterns) -> di
     place = np.where(place < 0, len(kinds) - 2, place)
     time_ns = np.bincount(place, active.active_ns, minlength=len(kinds))
     total = float(time_ns.sum())
-    found: dict[str, float] = {}
+    by_kind: dict[str, float] = {}
     for kind, value in zip(kinds, time_ns.tolist(), strict=True):
         if value:
-            found[kind] = found.get(kind, 0.0) + value / total
-    return found
+            by_kind[kind] = by_kind.get(kind, 0.0) + value / total
+    return by_kind
 
 
 COMMUNICATION = "communication"
@@ -276,8 +276,8 @@ def paired_calls(start_a: Ints, end_a: Ints, start_b: Ints, end_b: Ints) -> tupl
     order = np.lexsort((-shared[left], right))
     keep = np.ones(len(order), np.bool_)
     keep[1:] = right[order][1:] != right[order][:-1]
-    chosen = np.sort(order[keep])
-    return left[chosen], right[chosen]
+    kept = np.sort(order[keep])
+    return left[kept], right[kept]
 
 
 def _shared(start_a: Ints, end_a: Ints, start_b: Ints, end_b: Ints, partner: Ints) -> Ints:
@@ -292,15 +292,15 @@ def _last(kernels: Any) -> int:
     return int(kernels.end_ns.max(initial=0))
 
 
-def collective_summary(found: CollectivePairs, tokens_per_s: float | None, concurrency: int) -> Mapping[str, float]:
-    """Numbers of a capture's meetings; per token (`Meetings.tokens`), null without a rate while profiling.
+def collective_summary(pairs: CollectivePairs, tokens_per_s: float | None, concurrency: int) -> Mapping[str, float]:
+    """Numbers of a capture's pairs; per token (`CollectivePairs.tokens`), null without a rate while profiling.
 
-    tokens, collectives, skew_p50_us, skew_p99_us (absolute), exchange_p50_us, rank0_waits (fraction of the meetings),
+    tokens, collectives, skew_p50_us, skew_p99_us (absolute), exchange_p50_us, rank0_waits (fraction of the pairs),
     wait_us_per_token (of the rank that waits), exchange_us_per_token, collectives_per_token, unpaired.
     """
-    size, count = np.abs(found.skew_ns) / 1e3, len(found.skew_ns)
-    tokens = found.tokens(tokens_per_s * found.window_ns / 1e9, concurrency) if tokens_per_s else np.nan
-    exchange = found.exchange_ns / 1e3
+    size, count = np.abs(pairs.skew_ns) / 1e3, len(pairs.skew_ns)
+    tokens = pairs.tokens(tokens_per_s * pairs.window_ns / 1e9, concurrency) if tokens_per_s else np.nan
+    exchange = pairs.exchange_ns / 1e3
     none = np.nan
     return {
         "tokens": tokens,
@@ -308,15 +308,15 @@ def collective_summary(found: CollectivePairs, tokens_per_s: float | None, concu
         "skew_p50_us": float(np.percentile(size, 50)) if count else none,
         "skew_p99_us": float(np.percentile(size, 99)) if count else none,
         "exchange_p50_us": float(np.percentile(exchange, 50)) if count else none,
-        "rank0_waits": float((found.skew_ns > 0).mean()) if count else none,
+        "rank0_waits": float((pairs.skew_ns > 0).mean()) if count else none,
         "wait_us_per_token": float(size.sum()) / tokens,
         "exchange_us_per_token": float(exchange.sum()) / tokens,
         "collectives_per_token": count / tokens,
-        "unpaired": found.unpaired,
+        "unpaired": pairs.unpaired,
     }
 
 
-def rank_times(found: CollectivePairs, tokens: float) -> list[dict[str, float]]:
+def rank_times(pairs: CollectivePairs, tokens: float) -> list[dict[str, float]]:
     """A rank each, ms per token: token_ms = own_ms + waiting_ms + exchange_ms + idle_ms, and device, the GPU's number.
 
     waiting: in a collective before the other rank; exchange: the rest of the collectives beside no kernel of its own.
@@ -324,13 +324,13 @@ def rank_times(found: CollectivePairs, tokens: float) -> list[dict[str, float]]:
     return [
         {
             "device": rank.device,
-            "token_ms": found.window_ns / tokens / 1e6,
+            "token_ms": pairs.window_ns / tokens / 1e6,
             "own_ms": rank.own_ns / tokens / 1e6,
-            "waiting_ms": found.waiting_ns(place) / tokens / 1e6,
-            "exchange_ms": (rank.collectives_ns - found.waiting_ns(place)) / tokens / 1e6,
+            "waiting_ms": pairs.waiting_ns(place) / tokens / 1e6,
+            "exchange_ms": (rank.collectives_ns - pairs.waiting_ns(place)) / tokens / 1e6,
             "idle_ms": rank.idle_ns / tokens / 1e6,
         }
-        for place, rank in enumerate(found.ranks)
+        for place, rank in enumerate(pairs.ranks)
     ]
 
 
@@ -341,7 +341,7 @@ class StepCollectives:
     `ranks`: where a token's time went on each (`rank_times`); empty without a rate while profiling.
     """
 
-    found: CollectivePairs
+    pairs: CollectivePairs
     summary: Mapping[str, float]
     ranks: list[dict[str, float]]
     concurrency: int
@@ -349,7 +349,7 @@ class StepCollectives:
     @property
     def apart_us(self) -> np.ndarray:
         """|difference of the ranks' arrivals| of each collective, us."""
-        return np.abs(self.found.skew_ns) / 1e3
+        return np.abs(self.pairs.skew_ns) / 1e3
 
 
 def step_collectives(
@@ -360,10 +360,10 @@ def step_collectives(
     concurrency: int,
 ) -> StepCollectives | None:
     """How gen's two ranks met, in all and per token; `tokens_per_s`: gen's rate while profiled. None for one rank."""
-    found = collective_pairs(capture, pids, window_s)
-    if found is None:
+    pairs = collective_pairs(capture, pids, window_s)
+    if pairs is None:
         return None
-    numbers = collective_summary(found, tokens_per_s, concurrency)
-    ranks = rank_times(found, numbers["tokens"]) if tokens_per_s else []
+    numbers = collective_summary(pairs, tokens_per_s, concurrency)
+    ranks = rank_times(pairs, numbers["tokens"]) if tokens_per_s else []
     means = {name: float(np.mean([rank[name] for rank in ranks])) for name in TOKEN_PARTS if ranks}
-    return StepCollectives(found, {**numbers, **means}, ranks, concurrency)
+    return StepCollectives(pairs, {**numbers, **means}, ranks, concurrency)

@@ -107,12 +107,12 @@ class TraceWindow:
     def absent(self) -> dict[str, str]:
         """Workload -> why it has no number here, for each of `assignment` that ran no kernel in the window."""
         kernels = self.capture.kernels
-        found = {}
+        reasons = {}
         for name in [name for name in self.assignment if name not in self.workloads]:
             here = (kernels.device == self.device_place) & _of(kernels.process, self.assignment[name])
             where = "in this window" if here.any() else "on this device"
-            found[name] = f"ran no kernel {where}"
-        return found
+            reasons[name] = f"ran no kernel {where}"
+        return reasons
 
 
 def look(
@@ -135,12 +135,12 @@ def look(
     of_any = np.logical_or.reduce(list(member.values()))
     window = _window(capture, of_any, window_s)
     touching = _touching(kernels, window)
-    chosen = {name: np.flatnonzero(rows & touching) for name, rows in member.items()}
-    chosen = {name: rows for name, rows in chosen.items() if len(rows)}
+    touched = {name: np.flatnonzero(rows & touching) for name, rows in member.items()}
+    touched = {name: rows for name, rows in touched.items() if len(rows)}
     holders = _Holders(capture, place)
     matches = {
         name: {process: holders.of(process) for process in np.unique(kernels.process[rows]).tolist()}
-        for name, rows in chosen.items()
+        for name, rows in touched.items()
     }
     decided = decide_basis(matches, bool(holders.contexts), mechanism)
     cut = _Cut(window, holders if decided.name == RESIDENCY else None)
@@ -150,7 +150,7 @@ def look(
         device=capture.devices[place],
         device_place=place,
         window=window,
-        workloads={name: _active(kernels, rows, cut) for name, rows in chosen.items()},
+        workloads={name: _active(kernels, rows, cut) for name, rows in touched.items()},
         others=cut(kernels.start_ns[others], kernels.end_ns[others], kernels.process[others])[1],
         copies={name: _copies(capture, places, place, cut) for name, places in assignment.items()},
         decided=decided,
@@ -189,9 +189,9 @@ def looked_at(
     for workload in WORKLOADS:
         if not asked.get(workload, "").strip() and recorded.get(workload):
             # The recorded pids are a whole process tree, of which some launched work.
-            own = [str(pid) for pid in recorded[workload] if pid in launched]
-            asked[workload] = ",".join(own)
-            idle += [] if own else [workload]
+            its_pids = [str(pid) for pid in recorded[workload] if pid in launched]
+            asked[workload] = ",".join(its_pids)
+            idle += [] if its_pids else [workload]
     assignment, guessed = assign(capture, asked, idle)
     return look(capture, assignment, window_s, device, mechanism or facts.mechanism), guessed
 
@@ -200,13 +200,13 @@ def views_alone(
     captures: Mapping[str, tuple[Capture, CaptureFacts, tuple[float, float] | None]],
 ) -> dict[str, TraceWindow]:
     """Workload -> the view of a capture in which it ran alone; a key that is no workload stands for the likely one."""
-    found = {}
+    windows = {}
     for name, (capture, facts, window_s) in captures.items():
         likely, _ = assign(capture, {})
-        places = sorted({place for own in likely.values() for place in own})
+        places = sorted({place for places_of in likely.values() for place in places_of})
         workload = name if name in WORKLOADS else next(iter(likely))
-        found[workload] = look(capture, {workload: places}, window_s, mechanism=facts.mechanism)
-    return found
+        windows[workload] = look(capture, {workload: places}, window_s, mechanism=facts.mechanism)
+    return windows
 
 
 def window_of(text: str) -> tuple[float, float] | None:
@@ -223,10 +223,10 @@ def window_of(text: str) -> tuple[float, float] | None:
 
 
 def _of(process: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    found = np.zeros(len(process), np.bool_)
+    member = np.zeros(len(process), np.bool_)
     for place in places:
-        found |= process == place
-    return found
+        member |= process == place
+    return member
 
 
 def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], number: int | None) -> int:
@@ -247,7 +247,7 @@ def _device_place(capture: Capture, assignment: Mapping[str, Sequence[int]], num
             work.append(np.bincount(kernels.device[rows], duration[rows] + 1, len(capture.devices)))
     if not work:
         raise InputError("the workloads launched no work in this capture")
-    shared = np.logical_and.reduce([own > 0 for own in work])
+    shared = np.logical_and.reduce([by_device > 0 for by_device in work])
     most = np.where(shared, work[0], 0) if shared.any() else work[0]
     # Of equals the lowest number, whatever the order in which the exports were given.
     return max(range(len(most)), key=lambda place: (most[place], -capture.devices[place].number))
@@ -283,16 +283,16 @@ class _Holders:
     def __init__(self, capture: Capture, place: int) -> None:
         self.contexts = residency.contexts(capture.switches)
         self.capture, self.place = capture, place
-        self.found: dict[int, tuple[residency.Residency | None, str]] = {}
+        self.residencies: dict[int, tuple[residency.Residency | None, str]] = {}
 
     def of(self, process: int) -> tuple[residency.Residency | None, str]:
         """The residency of the process at that place in the capture's list, else why there is none."""
-        if process not in self.found:
+        if process not in self.residencies:
             who = self.capture.processes[process]
             starts = self._starts(self.capture.kernels, process)
             starts = starts if len(starts) else self._starts(self.capture.copies, process)
-            self.found[process] = residency.of_process(self.contexts, starts, who.session, self.place, who.pid)
-        return self.found[process]
+            self.residencies[process] = residency.of_process(self.contexts, starts, who.session, self.place, who.pid)
+        return self.residencies[process]
 
     def _starts(self, rows: Kernels | Copies, process: int) -> Ints:
         if not self.contexts:
@@ -314,11 +314,11 @@ class _Cut:
         left_ns, unions = end - start, [trace_intervals.none()]
         places = np.unique(process).tolist()
         for place in places:
-            own = process == place if len(places) > 1 else slice(None)
-            spans = trace_intervals.union(start[own], end[own])
+            of_process = process == place if len(places) > 1 else slice(None)
+            spans = trace_intervals.union(start[of_process], end[of_process])
             resident, _ = self.holders.of(place)
             if resident is not None:
-                left_ns[own] = trace_intervals.covered(start[own], end[own], resident.spans)
+                left_ns[of_process] = trace_intervals.covered(start[of_process], end[of_process], resident.spans)
                 spans = trace_intervals.intersect(spans, resident.spans)
             unions.append(spans)
         return left_ns, unions[1] if len(unions) == 2 else trace_intervals.join(*unions)
