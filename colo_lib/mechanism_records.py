@@ -41,13 +41,13 @@ class MigInstance(Record):
 
 
 class MechanismFacts(Record):
-    """What any process of the run needs to prove that a mechanism is in force; `witness` names the proof that applies.
+    """What any process of the run needs to prove that a mechanism is in force; `proved_by` names the proof.
 
     It travels with the engines' handles, in the launcher's private folder, and is in no run folder.
     """
 
     mechanism: str
-    witness: str
+    proved_by: str
 
 
 class MpsFacts(MechanismFacts):

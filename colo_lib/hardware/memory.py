@@ -25,14 +25,14 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Memory:
+class GroupMemory:
     """Free and whole memory of one device group, GiB."""
 
     free_gib: float
     total_gib: float
 
 
-def host_memory(cgroup_root: Path = CGROUP_ROOT, control_group: str | None = None) -> Memory:
+def host_memory(cgroup_root: Path = CGROUP_ROOT, control_group: str | None = None) -> GroupMemory:
     """Memory of this machine that a new process may use; a container's limit counts where it is the smaller one."""
     machine = psutil.virtual_memory()
     free, total = machine.available, machine.total
@@ -43,7 +43,7 @@ def host_memory(cgroup_root: Path = CGROUP_ROOT, control_group: str | None = Non
         # Page cache counts as used and is given back under pressure.
         used -= min(used, _statistic(folder / "memory.stat", "inactive_file"))
         free, total = min(free, max(0, limit - used)), min(total, limit)
-    return Memory(free / GIB, total / GIB)
+    return GroupMemory(free / GIB, total / GIB)
 
 
 def _cgroup_folders(root: Path, control_group: str | None) -> list[Path]:
@@ -73,7 +73,7 @@ def _statistic(file: Path, name: str) -> int:
         return 0
 
 
-def group_memory(device: str, devices: Sequence[str], gpus: GpuLook | None = None) -> dict[str, Memory]:
+def group_memory(device: str, devices: Sequence[str], gpus: GpuLook | None = None) -> dict[str, GroupMemory]:
     """Memory of each device group; raises InputError when a GPU that `devices` names is not there."""
     if device == "cpu":
         return {group: host_memory() for group in device_groups(device, devices)}
@@ -83,12 +83,12 @@ def group_memory(device: str, devices: Sequence[str], gpus: GpuLook | None = Non
     return {name: _gpu_memory(name, gpus) for name in devices}
 
 
-def _gpu_memory(device: str, gpus: GpuLook) -> Memory:
+def _gpu_memory(device: str, gpus: GpuLook) -> GroupMemory:
     for gpu in gpus.gpus:
         if gpu.is_named(device):
             if gpu.free_gib is None or gpu.total_gib is None:
                 raise InputError(f"GPU {device}: NVML would not tell its memory")
-            return Memory(gpu.free_gib, gpu.total_gib)
+            return GroupMemory(gpu.free_gib, gpu.total_gib)
     known = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in gpus.gpus)
     raise InputError(f"devices: no GPU {device!r} here; there are {known}")
 

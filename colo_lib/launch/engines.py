@@ -25,7 +25,7 @@ from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import before_engines
 from colo_lib.launch.child import ProfilerLaunch, tail
 from colo_lib.launch.embed_server import EmbedProcess
-from colo_lib.launch.mechanisms import check_mechanism, facts_of, start_mechanism, verify
+from colo_lib.launch.mechanisms import check_mechanism, mechanism_facts, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.rpc import Handle, runtime_folder
 from colo_lib.launch.specs import EngineSpec
@@ -239,7 +239,7 @@ def from_plain(plain: dict[str, Any]) -> Handles:
     """Handles as they were before they became plain values."""
     gen = GenHandle(**plain["gen"]) if plain["gen"] else None
     embeds = tuple(Handle(**embed) for embed in plain["embeds"])
-    mechanism = facts_of(plain["mechanism"]) if plain.get("mechanism") else None
+    mechanism = mechanism_facts(plain["mechanism"]) if plain.get("mechanism") else None
     return Handles(**(plain | {"gen": gen, "embeds": embeds, "mechanism": mechanism}))
 
 

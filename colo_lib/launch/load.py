@@ -162,7 +162,7 @@ def read_counters(window: WindowSpec, loads: Loads, handles: Handles) -> ServerC
         raise StepFailed(f"gen's /metrics does not answer ({error}); its last lines:\n{end}") from None
 
 
-def collect(loads: Loads, runtime: Path, folder: Path) -> None:
+def collect_frames(loads: Loads, runtime: Path, folder: Path) -> None:
     """Stop every load and write the frames."""
     parts = []
     for number, (name, handle) in enumerate(loads.each()):

@@ -29,7 +29,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Partition:
+class PartitionSpec:
     """How embed is held to its SMs. `verified_with`: embed's limits, under which the partition is measured."""
 
     backend: str
@@ -44,7 +44,7 @@ class MechanismSpec:
     name: str
     limits: Limits | None = None
     """Of gen."""
-    partition: Partition | None = None
+    partition: PartitionSpec | None = None
     instances: tuple[str, str] | None = None
     """MIG instances wanted for gen and for embed; empty: the largest."""
 
@@ -206,7 +206,7 @@ class _Wanted:
     def mechanism(self) -> MechanismSpec:
         params, name, partition = self.params, str(self.placement.engine_key()[-1]), None
         if MECHANISMS[self.placement.mechanism].holds_embed and (held := self.limits("embed")) is not None:
-            partition = Partition(params.sm_partition_backend, params.sm_partition_embed_sms, held)
+            partition = PartitionSpec(params.sm_partition_backend, params.sm_partition_embed_sms, held)
         instances = (params.mig_gen_uuid, params.mig_embed_uuid) if name == "mig" else None
         return MechanismSpec(name, self.limits("gen"), partition, instances)
 

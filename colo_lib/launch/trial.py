@@ -28,7 +28,7 @@ from colo_lib.launch.child import Child
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import (
     begin_load,
-    collect,
+    collect_frames,
     connect,
     read_counters,
     settle,
@@ -75,7 +75,7 @@ def embed_parts(memory: dict[str, Any]) -> dict[str, float | None]:
     return {"weights": weights, "activations": peak - weights, "cached": reserved - peak}
 
 
-def memory_parts(
+def device_memory_parts(
     given_kv_cache_gib: float, handles: Handles, held_gib: dict[str, float | None]
 ) -> dict[str, MemoryParts | None]:
     """Parts of each workload's device memory, GiB a process; `rest` is what NVML counts beyond them.
@@ -176,13 +176,13 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
     after = handles.evidence()
     memory = memory_gib(handles)
     settle(loads, runtime, folder)
-    collect(loads, runtime, folder)
+    collect_frames(loads, runtime, folder)
     sampler.stop()
     telemetry = convert(runtime / "telemetry.jsonl", folder)
     parts = None
     if spec.placement.device == "cuda":
         memory = telemetry.memory_gib(start_ns, end_ns)
-        parts = memory_parts(spec.kv_cache_gib, handles, memory)
+        parts = device_memory_parts(spec.kv_cache_gib, handles, memory)
     window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
     facts = measure_window(spec, folder, window)
     if against := device_doubts(telemetry, start_ns, end_ns):

@@ -18,7 +18,7 @@ from colo_lib.errors import ColoError, StepFailed
 from colo_lib.frames import SCHEMA_VERSION
 from colo_lib.json_records import in_words
 from colo_lib.launch.engines import Handles
-from colo_lib.launch.load import begin_load, collect, connect, settle, wait_steady, watch_window
+from colo_lib.launch.load import begin_load, collect_frames, connect, settle, wait_steady, watch_window
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.specs import Specs
 from colo_lib.launch.trial import Window, measure_window
@@ -124,7 +124,7 @@ def _recorded(specs: Specs, session: Session, record: CaptureFacts, folder: Path
     end_ns = start_ns + length_ns
     # Before nsys is told to stop: it waits for every process, and one that has no turn does not answer.
     settle(loads, session.runtime, frames)
-    collect(loads, session.runtime, frames)
+    collect_frames(loads, session.runtime, frames)
     session.stop(names)
     facts = measure_window(spec, frames, Window(start_ns, end_ns, None, None, 0.0))
     return record.joined(

@@ -22,7 +22,7 @@ from colo_lib.params import split_list
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.placement import Placement
 from colo_lib.record.plan import Progress
-from colo_lib.record.run_folder import OpenRun, needed_gib, trial_status
+from colo_lib.record.run_folder import OpenRun, trial_status
 from colo_lib.records import CaptureFacts
 
 Say = Callable[[str], None]
@@ -89,16 +89,16 @@ def record_captures(run: OpenRun, steps: list[str], say: Say) -> list[str]:
         return [f"no capture of {names}: {reason}"]
     missing: list[str] = []
     for _, group in groupby(wanted, key=Placement.engine_key):
-        missing += _record_group([run.specs(placement) for placement in group], run.folder, binary, say)
+        missing += _record_group([run.specs(placement) for placement in group], run, binary, say)
     return missing
 
 
-def _record_group(group: list[Specs], folder: Path, binary: Path, say: Say) -> list[str]:
+def _record_group(group: list[Specs], run: OpenRun, binary: Path, say: Say) -> list[str]:
     """Captures of steps that share engines: one session as long as it holds, another one after a failure.
 
     A step that one session cannot hold is captured again with one for each engine, as are those that come after it.
     """
-    needed, missing = needed_gib(folder), list[str]()
+    folder, needed, missing = run.folder, run.needed_gib(), list[str]()
     joint_reason: str | None = None
     # As in the trials: what idles in memory is the same in every step.
     placements = [specs.trial.placement for specs in group]

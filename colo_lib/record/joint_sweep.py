@@ -33,7 +33,7 @@ from colo_lib.placement import Placement, placement_of
 from colo_lib.record.captures import record_captures
 from colo_lib.record.plan import rounds_of
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
-from colo_lib.record.run_folder import OpenRun, begin_run, needed_gib, resume, run_lock, seal
+from colo_lib.record.run_folder import OpenRun, begin_run, resume, run_lock, seal
 from colo_lib.record.sweep import Order, finished_run, unfinished_run
 from colo_lib.records import CellRecord, Trial
 from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
@@ -252,7 +252,7 @@ def _measure_trial(
     """Measure one trial into a cell's folder; None when it left a record that counts, else the cause."""
     folder = cell.folder(trial)
     try:
-        handles = keeper.ready_for(trial.specs.engines, others, needed_gib(cell.run.folder), say)
+        handles = keeper.ready_for(trial.specs.engines, others, cell.run.needed_gib(), say)
         run_trial(trial.specs.trial, handles, folder, trial.block)
     except StepSkipped as skipped:
         skip_trial(trial.placement, folder, trial.block, str(skipped))

@@ -43,7 +43,7 @@ class NotebookOrder:
     cwd: str
 
 
-def execute(order: NotebookOrder) -> str | None:
+def execute_notebook(order: NotebookOrder) -> str | None:
     """Run one notebook; None, or what went wrong in words. The executed copy appears whole or not at all."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -95,7 +95,7 @@ def main() -> None:
                 for line in stream:
                     order = json.loads(line)
                     wanted = order.pop("do") == "execute"
-                    answer = {"complaint": execute(NotebookOrder(**order))} if wanted else {}
+                    answer = {"complaint": execute_notebook(NotebookOrder(**order))} if wanted else {}
                     stream.write(json.dumps(answer) + "\n")
                     stream.flush()
 

@@ -23,7 +23,7 @@ from colo_lib.placement import Placement
 from colo_lib.record.captures import record_captures
 from colo_lib.record.notebook_host import NotebookHost, notebook_host
 from colo_lib.record.plan import PlannedTrial, Progress, plan_run
-from colo_lib.record.run_folder import OpenRun, needed_gib, run_lock, seal, trial_records
+from colo_lib.record.run_folder import OpenRun, run_lock, seal, trial_records
 from colo_lib.records import Start, Trial
 from colo_lib.steps import STEPS, with_id
 
@@ -102,7 +102,7 @@ def carry_out_trial(
     folder, params, step = run.folder, run.params, STEPS[trial.step]
     try:
         say(f"{with_id(trial.step, step.name_on(params.device))}, block {trial.block}: {trial.placement.mechanism}")
-        keeper.ready_for(run.specs(trial.placement).engines, sharing, needed_gib(folder), say)
+        keeper.ready_for(run.specs(trial.placement).engines, sharing, run.needed_gib(), say)
         notebook = step.notebook
         out = folder / "notebooks" / f"{notebook}.block-{trial.block}.ipynb"
         changed = {"run": str(folder.absolute()), "block": trial.block}

@@ -63,6 +63,13 @@ class OpenRun:
         """Whether a trial is still to be recorded."""
         return not counts(trial_status(self.folder, step, block))
 
+    def needed_gib(self) -> dict[str, float]:
+        """GiB that the run puts on each device, as planned when it was begun; empty without that record."""
+        if not (self.folder / START).is_file():
+            return {}
+        budget = Start.read(self.folder / START).budget
+        return {group.device: sum(group.parts.values()) for group in budget}
+
 
 def begin_run(params: Params, suffix: str = "", say: Say = print) -> OpenRun:
     """A new `.partial` folder that holds what is known at the start: parameters, machine, models, budget.
@@ -122,14 +129,6 @@ def resume(named: str | Path, runs_dir: str | Path, check_unfinished: Callable[[
 def read_params(folder: Path) -> Params:
     """The parameters a folder was begun with."""
     return check_recorded(Start.read(folder / START).params, str(folder / START))
-
-
-def needed_gib(folder: Path) -> dict[str, float]:
-    """GiB that the run puts on each device, as planned when it was begun; empty for a folder without that record."""
-    if not (folder / START).is_file():
-        return {}
-    budget = Start.read(folder / START).budget
-    return {group.device: sum(group.parts.values()) for group in budget}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from colo_lib.params import Params
 from colo_lib.paths import PARTIAL, trial_folder
 from colo_lib.record.captures import record_captures, refuse_conflicts
 from colo_lib.record.plan import Progress, to_stderr
-from colo_lib.record.run_folder import OpenRun, begin_run, needed_gib, run_lock, seal, trial_records
+from colo_lib.record.run_folder import OpenRun, begin_run, run_lock, seal, trial_records
 from colo_lib.records import Trial
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def record_trials(run: OpenRun, step: str) -> None:
     placement = run.placement(step)
     specs = run.specs(placement)
     try:
-        with engines_for(specs.engines, folder / "logs", Progress(), needed_gib(folder)) as handles:
+        with engines_for(specs.engines, folder / "logs", Progress(), run.needed_gib()) as handles:
             for block in missing:
                 print(f"{step}: trial {block}, {placement.mechanism}", file=sys.stderr, flush=True)
                 run_trial(specs.trial, handles, trial_folder(folder, step, block), block)

@@ -33,9 +33,9 @@ def start_mechanism(spec: EngineSpec, runtime: Path, logs: Path) -> Mechanism | 
     return mechanism
 
 
-def facts_of(plain: Mapping[str, Any]) -> MechanismFacts:
+def mechanism_facts(plain: Mapping[str, Any]) -> MechanismFacts:
     """A mechanism's facts as they were before they became plain values."""
-    kind: type[MechanismFacts] = module_of(plain["witness"]).FACTS
+    kind: type[MechanismFacts] = module_of(plain["proved_by"]).FACTS
     return kind.model_validate(plain)
 
 
@@ -46,13 +46,13 @@ def verify(facts: MechanismFacts | None, engines: EngineProcesses) -> Evidence |
     """
     if facts is None:
         return None
-    evidence: Evidence = module_of(facts.witness).prove(facts, engines)
+    evidence: Evidence = module_of(facts.proved_by).prove(facts, engines)
     return evidence
 
 
 def check_mechanism(facts: MechanismFacts | None) -> None:
     """Raises StepFailed when a process that the mechanism needs has ended; cheap enough to ask twice a second."""
-    check = None if facts is None else getattr(module_of(facts.witness), "check_server", None)
+    check = None if facts is None else getattr(module_of(facts.proved_by), "check_server", None)
     if check is not None:
         check(facts)
 

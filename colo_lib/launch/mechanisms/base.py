@@ -54,7 +54,7 @@ class Mechanism:
     def facts(self) -> MechanismFacts:
         """Values from which any process of the run can prove that the mechanism is in force.
 
-        `mechanism` is its name, `witness` the proof that applies (`mps`, `time-sliced`, `mig`).
+        `mechanism` is its name, `proved_by` the proof that applies (`mps`, `time-sliced`, `mig`).
         """
         raise NotImplementedError
 
@@ -178,10 +178,10 @@ def probe(
             )
     finally:
         child.stop()
-    return answer(name, log)
+    return probed_gpus(name, log)
 
 
-def answer(name: str, log: Path) -> list[VisibleGpu]:
+def probed_gpus(name: str, log: Path) -> list[VisibleGpu]:
     """The probe's GPUs from its output; raises StepFailed for an error, with the remedy, or for anything else."""
     said = log.read_text(errors="replace").strip().splitlines()
     try:

@@ -22,7 +22,7 @@ class CudaError(Exception):
     """A driver call that did not succeed: (code, name, call)."""
 
 
-def call(cuda: Any, name: str, *arguments: Any) -> None:
+def driver_call(cuda: Any, name: str, *arguments: Any) -> None:
     """One driver call; raises CudaError."""
     code = getattr(cuda, name)(*arguments)
     if code:
@@ -34,19 +34,19 @@ def call(cuda: Any, name: str, *arguments: Any) -> None:
 def gpus() -> list[dict[str, Any]]:
     """Name and visible SMs of every GPU, a context made on each."""
     cuda = ctypes.CDLL("libcuda.so.1")
-    call(cuda, "cuInit", 0)
+    driver_call(cuda, "cuInit", 0)
     count = ctypes.c_int()
-    call(cuda, "cuDeviceGetCount", ctypes.byref(count))
+    driver_call(cuda, "cuDeviceGetCount", ctypes.byref(count))
     visible = []
     for ordinal in range(count.value):
         device, context, sms = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_int()
         name = ctypes.create_string_buffer(128)
-        call(cuda, "cuDeviceGet", ctypes.byref(device), ordinal)
-        call(cuda, "cuDeviceGetName", name, 128, device)
-        call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        call(cuda, "cuDeviceGetAttribute", ctypes.byref(sms), MULTIPROCESSOR_COUNT, device)
+        driver_call(cuda, "cuDeviceGet", ctypes.byref(device), ordinal)
+        driver_call(cuda, "cuDeviceGetName", name, 128, device)
+        driver_call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        driver_call(cuda, "cuDeviceGetAttribute", ctypes.byref(sms), MULTIPROCESSOR_COUNT, device)
         visible.append({"name": name.value.decode(errors="replace"), "sms": sms.value})
-        call(cuda, "cuDevicePrimaryCtxRelease_v2", device)
+        driver_call(cuda, "cuDevicePrimaryCtxRelease_v2", device)
     return visible
 
 

@@ -48,7 +48,7 @@ class Mig(Mechanism):
             name: MigInstance(uuid=instance.uuid, profile=instance.profile, gib=instance.gib, sms=instance.sms)
             for name, instance in self.instances.items()
         }
-        return MigFacts(mechanism=self.name, witness="mig", instances=instances)
+        return MigFacts(mechanism=self.name, proved_by="mig", instances=instances)
 
 
 FACTS = MigFacts

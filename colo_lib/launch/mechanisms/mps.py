@@ -251,7 +251,7 @@ class Mps(Mechanism):
         }
         return MpsFacts(
             mechanism=self.name,
-            witness="mps",
+            proved_by="mps",
             pipe=str(self.control.pipe),
             log=str(self.control.log),
             output=str(self.child.log),

@@ -36,7 +36,7 @@ class TimeSlicing(Mechanism):
         """The empty pipe folder and the devices."""
         return TimeSlicedFacts(
             mechanism=self.name,
-            witness="time-sliced",
+            proved_by="time-sliced",
             empty_pipe=str(self.empty),
             default_daemon=self.default_daemon,
             devices=list(self.placement.all_devices),
