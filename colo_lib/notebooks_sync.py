@@ -83,10 +83,10 @@ def parameters_page() -> str:
 
 def _effect(purpose: Purpose) -> str:
     """What a parameter touches, and where."""
-    told = [", ".join(touch for touch in TOUCHES if touch in purpose.touches)]
-    told += [f"while {purpose.at_work} at work"] if purpose.at_work in ("gen", "embed") else []
-    told += ["while both share"] if purpose.at_work == "both" else []
-    return "; ".join(told + ([f"under {', '.join(purpose.mechanisms)}"] if purpose.mechanisms else []))
+    parts = [", ".join(touch for touch in TOUCHES if touch in purpose.touches)]
+    parts += [f"while {purpose.at_work} at work"] if purpose.at_work in ("gen", "embed") else []
+    parts += ["while both share"] if purpose.at_work == "both" else []
+    return "; ".join(parts + ([f"under {', '.join(purpose.mechanisms)}"] if purpose.mechanisms else []))
 
 
 def synced(notebook: dict[str, Any], name: str) -> dict[str, Any]:

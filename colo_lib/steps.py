@@ -196,6 +196,11 @@ CAPTURES_FIRST = tuple(row.id for row in sorted(TABLE, key=lambda row: row.id no
 WORKLOADS: Mapping[str, str] = {"gen": "LLM", "embed": "embedder"}
 
 
+def part_in_words(part: str) -> str:
+    """'LLM weights' for 'gen weights': a part of the memory budget, whose name begins with its workload."""
+    return " ".join(WORKLOADS.get(word, word) for word in part.split(" "))
+
+
 def names_of(pairs: Iterable[tuple[str, object]]) -> dict[str, str]:
     """step -> its name for people, from (step, mechanism as recorded, or anything where it is not known).
 

@@ -118,11 +118,11 @@ def test_without_names_it_lists_who_launched_work_and_guesses(
     for file, copy in zip(H100_PAIR, alone, strict=True):
         copy.write_bytes(file.read_bytes())
     _, out, _ = run(capsys, "trace", *alone)
-    assert "777  python3: 0 kernels, 7 graph launches  -> likely gen" in out
-    assert "-> likely embed" in out
+    assert "777  python3: 0 kernels, 7 graph launches  -> likely LLM" in out
+    assert "-> likely embedder" in out
     assert "UPPER BOUND" in out
     _, out, _ = run(capsys, "trace", *H100_PAIR)
-    assert "777  python3: 0 kernels, 7 graph launches  -> gen" in out
+    assert "777  python3: 0 kernels, 7 graph launches  -> LLM" in out
     assert "UPPER BOUND" not in out
     assert "uncertainty 100 us" in out
     code, _, err = run(capsys, "trace", *H100_PAIR, "--gen", "nobody")
@@ -161,9 +161,9 @@ def test_perfetto_gets_what_was_running_and_nothing_else(capsys: pytest.CaptureF
     events = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["traceEvents"]
     spans = {(event["pid"], event["ts"], event["dur"]) for event in events if event["ph"] == "X"}
     gen, embed = (next(e["pid"] for e in events if e["name"] == "process_name" and e["args"]["name"].startswith(name))
-                  for name in ("gen", "embed"))  # fmt: skip
+                  for name in ("LLM", "embedder"))  # fmt: skip
     assert {(gen, 1.0, 1.0), (embed, 1.5, 1.5)} < spans
-    assert [e["dur"] for e in events if e["name"] == "gen and embed"] == [0.5]
+    assert [e["dur"] for e in events if e["name"] == "LLM and embedder"] == [0.5]
     assert not [char for event in events for char in event["name"] if not char.isprintable()]
     assert run(capsys, "trace", file, "--perfetto", tmp_path / "no" / "out.json")[0] == 2
 

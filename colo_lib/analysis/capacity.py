@@ -137,7 +137,7 @@ def _breaks(counted: pd.DataFrame, bounds: pd.DataFrame, step: str, slo_gap_ms: 
     mine = bounds[(bounds["step"] == step) & (bounds["worst"] > bounds["bound"])]
     broken = [f"{row.what} {row.worst:,.0f} ms, bound {row.bound:,.0f}" for row in mine.itertuples()]
     gap_ms = float(by_block(counted, step, "gap_p99_ms").mean())
-    late = [f"gen: p99 inter-token gap {gap_ms:,.0f} ms, bound {slo_gap_ms:,.0f}"] if gap_ms > slo_gap_ms else []
+    late = [f"LLM: p99 inter-token gap {gap_ms:,.0f} ms, bound {slo_gap_ms:,.0f}"] if gap_ms > slo_gap_ms else []
     return (*broken, *late)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from colo_lib.analysis.statistics import CONFIDENCE, RATES
-from colo_lib.steps import TABLE, mechanisms_in, names_in
+from colo_lib.steps import TABLE, WORKLOADS, mechanisms_in, names_in
 
 LEAST_CHANGE = 0.02  # a trend over the whole run smaller than this is not worth a sentence
 LEAST_OUTLIER = 0.10  # a block's ratio must be off by this much, as a fraction, to be named
@@ -131,14 +131,16 @@ def warnings(trend: pd.DataFrame, bad: pd.DataFrame, clocks: pd.DataFrame) -> li
     """Sentences naming what moved; empty when nothing did."""
     names = names_in(bad) | names_in(clocks)
     sentences = [
-        f"{row.workload}'s rate changed by {row.change:+.1%} from the run's first trial to its last (95 % interval "
-        f"{row.low:+.1%} to {row.high:+.1%}): alternating blocks cancel a steady trend, an uneven one they do not"
+        f"the {WORKLOADS[row.workload]}'s rate changed by {row.change:+.1%} from the run's first trial to its last "
+        f"(95 % interval {row.low:+.1%} to {row.high:+.1%}): alternating blocks cancel a steady trend, an uneven one "
+        "they do not"
         for row in trend.itertuples()
         if abs(row.change) > LEAST_CHANGE and (row.low > 0 or row.high < 0)
     ]
     sentences += [
-        f"{names[row.step]}, block {row.block}: {row.quantity} kept {row.ratio:.2f} there and {row.others:.2f} in the "
-        "other blocks; nothing recorded makes that block invalid, so it counts, and widens the interval"
+        f"{names[row.step]}, block {row.block}: the {WORKLOADS[row.quantity]} kept {row.ratio:.2f} there and "
+        f"{row.others:.2f} in the other blocks; nothing recorded makes that block invalid, so it counts, and widens "
+        "the interval"
         for row in bad.itertuples()
     ]
     sentences += [
@@ -161,7 +163,8 @@ def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
         off &= (recorded * seconds / whole - 1).abs() > tolerance
         sentences += [
             f"{names[row.step]}, trial {row.trial}: its record says {recorded[row.Index]:.4g} "
-            f"{unit.replace('_per_', '/')} of {workload}, its rows give {computed[row.Index]:.4g}; the rows are used"
+            f"{unit.replace('_per_', '/')} of the {WORKLOADS[workload]}, its rows give {computed[row.Index]:.4g}; "
+            "the rows are used"
             for row in trials[off].itertuples()
         ]
     return sentences

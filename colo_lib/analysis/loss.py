@@ -165,7 +165,7 @@ def by_category(
     names = list(dict.fromkeys([*alone, *shared]))
     pairs = {name: (float(alone.get(name, 0.0)), float(shared.get(name, 0.0))) for name in names}
     sums = [math.fsum(pair[side] for pair in pairs.values()) for side in (0, 1)]
-    pairs["(gen's kernels over each other)"] = (busy[0] - sums[0], busy[1] - sums[1])
+    pairs["(the LLM's kernels over each other)"] = (busy[0] - sums[0], busy[1] - sums[1])
     slower = clocks[0] / clocks[1] - 1 if clocks else float("nan")
     rows = []
     for name, (before, after) in pairs.items():

@@ -25,15 +25,15 @@ from colo_lib.analysis.sweep import SweepMeasures, ratio_gain
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
 from colo_lib.params import PURPOSES, Params
-from colo_lib.steps import MECHANISMS, mechanism_in_words
+from colo_lib.steps import MECHANISMS, WORKLOADS, mechanism_in_words
 
 # parameter -> how a value of it is told; one that is at its default is not told.
 LEVERS: Mapping[str, Callable[[Any], str]] = {
-    "mps_gen_thread_percentage": lambda value: f"gen capped at {value} % of the SMs",
-    "mps_embed_thread_percentage": lambda value: f"embed capped at {value} % of the SMs",
-    "mps_embed_priority": lambda value: f"embed {value}",
-    "mps_gen_priority": lambda value: f"gen {value}",
-    "sm_partition_embed_sms": lambda value: f"embed held to {value} SMs",
+    "mps_gen_thread_percentage": lambda value: f"LLM capped at {value} % of the SMs",
+    "mps_embed_thread_percentage": lambda value: f"embedder capped at {value} % of the SMs",
+    "mps_embed_priority": lambda value: f"embedder {value}",
+    "mps_gen_priority": lambda value: f"LLM {value}",
+    "sm_partition_embed_sms": lambda value: f"embedder held to {value} SMs",
     "embed_micro_batch_size": lambda value: f"passes of {value} sequences",
     "embed_pacing": lambda value: f"paced by {value}",
     "embed_duty": lambda value: f"duty {value:g}",
@@ -173,8 +173,8 @@ def _ruled_out(settings: pd.DataFrame, min_gen_kept: float) -> str:
 def setting_in_words(row: Any) -> str:
     """A setting in words, its mechanism and concurrency included."""
     many = "1 request" if row["concurrency"] == 1 else f"{row['concurrency']} requests"
-    words = f"embed {row['setting']}".replace("embed embed", "embed").replace("embed ", "the embedder ", 1)
-    return f"{words} ({mechanism_in_words(row['mechanism'])}, {many} in flight)"
+    words = row["setting"] if row["setting"].startswith(tuple(WORKLOADS.values())) else f"embedder {row['setting']}"
+    return f"the {words} ({mechanism_in_words(row['mechanism'])}, {many} in flight)"
 
 
 def kept_in_words(row: Any, name: str) -> str:

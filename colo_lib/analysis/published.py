@@ -19,11 +19,11 @@ from colo_lib.steps import STEPS as BY_ID
 
 # metric -> (label, unit): what a published run and a run of this workbook have in common
 SHARED_METRICS = {
-    "gen_tokens_per_s": ("Gen throughput", "tokens/s"),
-    "embed_sequences_per_s": ("Embed throughput", "sequences/s"),
-    "gen_kept": ("Gen kept fraction", ""),
-    "embed_kept": ("Embed kept fraction", ""),
-    "aggregate": ("Aggregate (gen + embed kept)", ""),
+    "gen_tokens_per_s": ("LLM throughput", "tokens/s"),
+    "embed_sequences_per_s": ("Embedder throughput", "sequences/s"),
+    "gen_kept": ("LLM kept fraction", ""),
+    "embed_kept": ("Embedder kept fraction", ""),
+    "aggregate": ("Aggregate (LLM + embedder kept)", ""),
     "utilization": ("Device utilisation", "%"),
     "memory_utilization": ("Memory-bandwidth utilisation", "%"),
     "sm_clock_mhz": ("SM clock", "MHz"),
@@ -34,15 +34,15 @@ STEPS = ("step1", "step2", "step3", "step4")
 POINT_COLUMNS = ["run", "step", "metric", "low", "mean", "high", "starts"]
 CONDITIONS = {
     "gpu": "Device",
-    "gen_model": "Model of gen",
-    "embed_model": "Model of embed",
+    "gen_model": "Model of the LLM",
+    "embed_model": "Model of the embedder",
     "weights": "Weights",
-    "gen_quantization": "Quantisation of gen",
+    "gen_quantization": "Quantisation of the LLM",
     "gen_concurrency": "Requests in flight",
     "gen_prompt_tokens": "Prompt, tokens",
     "gen_output_tokens": "Output, tokens",
-    "embed_batch_size": "Embed batch, sequences",
-    "embed_sequence_tokens": "Embed sequence, tokens",
+    "embed_batch_size": "Embedder batch, sequences",
+    "embed_sequence_tokens": "Embedder sequence, tokens",
     "gen_enforce_eager": "Eager (no CUDA graphs)",
     "step2_mechanism": "Mechanism with both at once",
     "vllm": "vLLM version",
@@ -116,7 +116,7 @@ def _overlap_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, fl
         busy_ms = figure(figures, "run2", "gen_kernels", step)[0] / 1e3
         busy_ms *= figure(figures, "run2", "gen_kernel_mean_us", step)[0]
         of_gen = figure(figures, "run2", "kernel_overlap_ms", step)[0] / busy_ms * 100
-        rows.append(("run2", f"{BY_ID[step].name}: overlap, % of gen's kernel time",
+        rows.append(("run2", f"{BY_ID[step].name}: overlap, % of the LLM's kernel time",
                      figure(figures, "run2", "kernel_overlap_of_gen", step)[0], of_gen, 1))  # fmt: skip
     return rows
 
@@ -268,8 +268,8 @@ def _clock_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> l
          f"most {clock / 1e6:.1f} of {total / 1e6:.1f} ms ({clock / total:.0%})."),
         ("run2", "finding 4", "Fewer kernels ran because of lower clocks; single kernels barely slowed.",
          f"Both cannot be: a lower clock shows in the kernels' own durations. These grew by {grew:.0%}, at most "
-         f"{busy / 1e6:.1f} ms a token; {1 - busy / total:.0%} of the loss or more is time in which no kernel of gen "
-         "ran: waiting for the device or host, which these figures do not tell apart."),
+         f"{busy / 1e6:.1f} ms a token; {1 - busy / total:.0%} of the loss or more is time in which no kernel of the "
+         "LLM ran: waiting for the device or host, which these figures do not tell apart."),
     ]  # fmt: skip
 
 
@@ -301,7 +301,7 @@ def _run3_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> li
         ("run3", "finding 2", "MPS preserves 2.3x more gen throughput than time-slicing.",
          f"It preserves {kept[1] / kept[2]:.2f} times as much ({kept[1]} against {kept[2]} tokens/s); 2.3 is the ratio "
          f"of the losses ({(kept[0] - kept[2]) / (kept[0] - kept[1]):.2f})."),
-        ("trace", "key insight", "The idle fraction of 90.7 % shows what embed could have filled in run 3.",
+        ("trace", "key insight", "The idle fraction of 90.7 % shows what the embedder could have filled in run 3.",
          "The trace is of an eager engine under the profiler, run 3 used CUDA graphs and no profiler, and the trace's "
          "token rate was not printed: an idle fraction of one is not that of the other."),
         ("trace", "top kernels", "fused_moe_kernel is the only kernel that saturates the SMs.",

@@ -23,7 +23,16 @@ from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99, Measured, measure_trials
 from colo_lib.data.run import Run
 from colo_lib.params import Params
-from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, capital, mechanism_in_words, mechanisms_in, names_in, with_id
+from colo_lib.steps import (
+    KEPT_AGAINST_OTHERS,
+    STEPS,
+    WORKLOADS,
+    capital,
+    mechanism_in_words,
+    mechanisms_in,
+    names_in,
+    with_id,
+)
 
 TOKEN_COLUMNS = ["step", "concurrency", "tokens", "trials_ns", "window_ns", "busy_ns", "switched_out_ns", "waiting_ns",
                  "host_ns", "unattributed_ns"]  # fmt: skip
@@ -250,14 +259,14 @@ class RunAnalysis:
 TABLE_COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text", "mechanism"]
 
 KEPT_ROWS = {
-    "gen": "Gen kept fraction",
-    "embed": "Embed kept fraction",
-    "aggregate": "Aggregate (gen + embed kept)",
+    "gen": "LLM kept fraction",
+    "embed": "Embedder kept fraction",
+    "aggregate": "Aggregate (LLM + embedder kept)",
     "aggregate_per_device": "Aggregate per device",
 }
 NONE = "—"
 
-LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch": "Embed batch time"}
+LATENCY_ROWS = {"gap": "Inter-token gap", "ttft": "Time to first token", "batch": "Embedder batch time"}
 
 
 def steps_table(
@@ -329,7 +338,7 @@ def _rate_rows(throughput: pd.DataFrame) -> list[dict[str, object]]:
     for made in throughput.itertuples():
         unit = "tokens/s" if made.workload == "gen" else "sequences/s"
         values = (made.mean, made.low, made.high)
-        label, text = f"{made.workload.capitalize()} throughput", with_interval(*values, made.starts)
+        label, text = f"{capital(WORKLOADS[made.workload])} throughput", with_interval(*values, made.starts)
         rows.append(_row(label, unit, made.step, values, made.blocks, text, made.starts))
     return rows
 
@@ -395,5 +404,6 @@ def _telemetry_rows(telemetry: pd.DataFrame) -> list[dict[str, object]]:
     for (label, unit, name), group in workloads.groupby(["label", "unit", "name"], sort=False):
         for item in group.itertuples():
             values = (item.mean, item.low, item.high)
-            rows.append(_row(f"{label} by {name}", unit, item.step, values, item.samples, number(item.mean)))
+            row = f"{label} by the {WORKLOADS[name]}"
+            rows.append(_row(row, unit, item.step, values, item.samples, number(item.mean)))
     return rows

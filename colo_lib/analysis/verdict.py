@@ -43,7 +43,7 @@ from colo_lib.analysis.statistics import (
 )
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
 from colo_lib.params import PURPOSES, Params
-from colo_lib.steps import CO_LOCATED, STEP_IDS, capital, mechanisms_in, names_in
+from colo_lib.steps import CO_LOCATED, STEP_IDS, STEPS, WORKLOADS, capital, mechanisms_in, names_in, wanted_in_words
 
 
 def thresholds(run: Params, notebook: Params) -> Params:
@@ -90,16 +90,16 @@ def clauses_asked(counted: pd.DataFrame, params: Params) -> list[Clause]:
     gen, embed = (ratio(counted, "step2", base, RATES[name]) for base, name in (("step1", "gen"), ("step4", "embed")))
     gap = ratio(counted, "step2", "step1", "gap_p99_ms")
     asked = [
-        Clause(f"gen keeps at least {params.min_gen_kept:.0%} of its tokens/s", gen, params.min_gen_kept, True),
-        Clause(f"gen's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", gap,
+        Clause(f"the LLM keeps at least {params.min_gen_kept:.0%} of its tokens/s", gen, params.min_gen_kept, True),
+        Clause(f"the LLM's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", gap,
                1 + params.max_gap_growth, False, shift=1.0),
-        Clause(f"embed keeps at least {params.min_embed_kept:.0%} of its sequences/s", embed, params.min_embed_kept,
-               True),
+        Clause(f"the embedder keeps at least {params.min_embed_kept:.0%} of its sequences/s", embed,
+               params.min_embed_kept, True),
     ]  # fmt: skip
     for workload, column in RATES.items():
-        text = f"{workload} is slower where both take turns (step 3) than where both run at once (step 2)"
+        text = f"the {WORKLOADS[workload]} is slower where both take turns than where both run at once"
         worse = ratio(counted, "step3", "step2", column)
-        asked.append(Clause(text, worse, 1.0, False, need="steps 2 and 3 in the same block"))
+        asked.append(Clause(text, worse, 1.0, False, need=f"{wanted_in_words('step2', 'step3')} in the same block"))
     return asked
 
 
@@ -184,31 +184,31 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
     }
     row["missing"] = ""
     row["clause"] = (
-        f"a capture of step 2 shows {params.min_overlap:.0%} or more of gen's busy time overlapped, as a "
+        f"a capture with both at once shows {params.min_overlap:.0%} or more of the LLM's busy time overlapped, as a "
         "measurement and no upper bound"
     )
     if stand_in:
         row["missing"] = "cores stand in for a GPU here, and a CPU has no kernel trace: needs a capture from a GPU"
     elif overlap is None:
-        row["missing"] = "no capture of step 2 in this run: needs an Nsight Systems capture"
+        row["missing"] = f"no capture of {STEPS['step2'].name} in this run: needs an Nsight Systems capture"
     else:
         fraction = row["mean"] = float(overlap["fraction_of_gen"])
         profiled = overlap.get("profiled_ratio")
         if not 0 <= fraction <= 1:
             row["missing"] = (
-                f"the capture says {fraction:.0%} of gen's busy time, which cannot be: needs a sound capture"
+                f"the capture says {fraction:.0%} of the LLM's busy time, which cannot be: needs a sound capture"
             )
         elif overlap.get("upper_bound", overlap.get("basis") != "residency"):
             row["missing"] = "the capture has kernel intervals only, an upper bound: needs context-switch rows"
         elif overlap.get("range") and overlap["range"][0] < params.min_overlap <= overlap["range"][1]:
             row["missing"] = (
                 f"as far as the clocks of its two sessions are known, {overlap['range'][0]:.0%} to "
-                f"{overlap['range'][1]:.0%} of gen's busy time: needs one session over both"
+                f"{overlap['range'][1]:.0%} of the LLM's busy time: needs one session over both"
             )
         elif profiled is not None and profiled < params.min_profiled_ratio:
             row["missing"] = (
-                f"gen ran at {profiled:.0%} of its rate while it was captured: what the capture shows is not what was "
-                "measured; needs a lighter capture"
+                f"the LLM ran at {profiled:.0%} of its rate while it was captured: what the capture shows is not what "
+                "was measured; needs a lighter capture"
             )
         else:
             row["status"] = SUPPORTED if fraction >= params.min_overlap else REFUTED
@@ -272,10 +272,10 @@ def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
     for step in [step for step in STEP_IDS if step in set(counted["step"])]:
         group = counted[counted["step"] == step]
         for what, column, bound, share in (
-            ("gen: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
-            ("gen: longest time to first token", "ttft_max_ms", params.slo_gen_ttft_ms, "requests_within"),
-            ("embed: longest time without a finished batch", "embed_stall_ms", params.slo_embed_stall_ms, None),
-            ("embed: longest batch", "batch_max_ms", params.slo_embed_batch_ms, "batches_within"),
+            ("LLM: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
+            ("LLM: longest time to first token", "ttft_max_ms", params.slo_gen_ttft_ms, "requests_within"),
+            ("embedder: longest time without a finished batch", "embed_stall_ms", params.slo_embed_stall_ms, None),
+            ("embedder: longest batch", "batch_max_ms", params.slo_embed_batch_ms, "batches_within"),
         ):
             values = group[column].dropna()
             if len(values):

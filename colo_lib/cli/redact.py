@@ -36,7 +36,7 @@ def carry_out(options: argparse.Namespace) -> int:
     keep = options.keep.strip()
     places = matching(capture, keep) if keep else [item.place for item in launchers(capture)]
     pids = {capture.processes[place].pid for place in places}
-    told = redact(options.source, options.target, pids | host_pids(capture, pids), window_of(options.window))
+    left_out = redact(options.source, options.target, pids | host_pids(capture, pids), window_of(options.window))
     print(f"{options.target}: {options.target.stat().st_size:,} bytes. Left out:")
-    print("\n".join(f"  {printable(line)}" for line in told.lines) or "  nothing")
+    print("\n".join(f"  {printable(line)}" for line in left_out.lines) or "  nothing")
     return 0

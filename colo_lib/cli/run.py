@@ -37,13 +37,13 @@ def changes(pairs: list[str]) -> dict[str, Any]:
     from colo_lib.errors import InputError
     from colo_lib.params import typed
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair!r}: write NAME=VALUE")
-        found[name] = typed(name, value)
-    return found
+        values[name] = typed(name, value)
+    return values
 
 
 def carry_out(options: argparse.Namespace) -> int:

@@ -45,10 +45,10 @@ def carry_out(options: argparse.Namespace) -> int:
     keep = {"capture_ms": options.capture_ms, "capture_tokens": options.capture_tokens}
     source = Path(options.run)
     if (source / SWEEP).is_file():
-        folder, told = share_sweep(source, options.parent, **keep)
+        folder, left_out = share_sweep(source, options.parent, **keep)
     else:
-        folder, told = share(named_run(options.run, options.runs_dir), options.parent, **keep)
+        folder, left_out = share(named_run(options.run, options.runs_dir), options.parent, **keep)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB. Left out or replaced:")
-    print("\n".join(f"  {printable(line)}" for line in told.words()) or "  nothing")
+    print("\n".join(f"  {printable(line)}" for line in left_out.words()) or "  nothing")
     return 0

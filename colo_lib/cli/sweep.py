@@ -67,7 +67,7 @@ def carry_out(options: argparse.Namespace) -> int:
     except KeyboardInterrupt as interrupt:
         _say(f"interrupted ({str(interrupt) or 'Ctrl-C'}): nothing is left running; colo sweep --resume {folder}")
         return 130
-    whole = all(found.status == DONE for found in records) and len(records) == len(cells)
+    whole = all(record.status == DONE for record in records) and len(records) == len(cells)
     print(sweep_summary(records, len(cells)), file=sys.stdout if whole else sys.stderr, flush=True)
     _say(f"sweep: {folder}" if whole else f"to go on: colo sweep --resume {folder}")
     return 0 if whole else 1

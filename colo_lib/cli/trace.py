@@ -56,12 +56,12 @@ def carry_out(options: argparse.Namespace) -> int:
     if options.perfetto:
         from colo_lib.report import timeline
 
-        told = timeline.write_perfetto(view, Path(options.perfetto))
+        sentence = timeline.write_perfetto(view, Path(options.perfetto))
         if not options.json:
-            print(told)
-    found = summary_of(view, patterns) | {"workloads_guessed": guessed}
-    found["notes"] += captured.doubts(mechanism)
-    print(json.dumps(found, indent=1, allow_nan=False) if options.json else trace_text.text(found))
+            print(sentence)
+    summary = summary_of(view, patterns) | {"workloads_guessed": guessed}
+    summary["notes"] += captured.doubts(mechanism)
+    print(json.dumps(summary, indent=1, allow_nan=False) if options.json else trace_text.text(summary))
     return 0
 
 
@@ -81,11 +81,11 @@ def categories_of(pairs: list[str]) -> list[tuple[str, str]]:
     from colo_lib.analysis.trace.kernels import PATTERNS, compiled
     from colo_lib.errors import InputError
 
-    own = []
+    added = []
     for pair in pairs:
         name, equals, pattern = pair.partition("=")
         if not equals or not name or not pattern:
             raise InputError(f"--category {pair!r}: write NAME=REGEX, as in --category mine='my_.*_kernel'")
-        own.append((name, pattern))
-    compiled(own)
-    return [*own, *PATTERNS]
+        added.append((name, pattern))
+    compiled(added)
+    return [*added, *PATTERNS]

@@ -1,15 +1,4 @@
-"""Figures to decide by: the loss, capacity, settings, published runs, two devices.
-
-Where gen's loss went: a waterfall from the time per token alone to the time shared.
-
-Capacity: GPUs that each layout needs for what is wanted, and what the GPUs at hand can give.
-
-Settings on the plane of what both workloads keep: numbered points, bounds, and lines of equal work.
-
-Published runs and one's own on the same metric: kept fractions of both workloads, run by run.
-
-Two devices: gen's rate from one device to both shared, and how far apart its ranks arrive at a collective.
-"""
+"""Figures to decide by: the LLM's loss, capacity, settings of the levers, published runs, two devices."""
 
 from __future__ import annotations
 
@@ -18,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -112,8 +102,8 @@ def plan(layouts: pd.DataFrame, reach: pd.DataFrame, gpus: int, wanted: tuple[fl
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
     _needed(left, layouts, gpus)
     for layout, rows in reach.groupby("layout", sort=False):
-        colour, told = _layout_colour(str(layout)), layouts.set_index("layout").loc[str(layout)]
-        line, label = "--" if told["predicted"] else "-", _name(told["title"], told["predicted"])
+        colour, row = _layout_colour(str(layout)), layouts.set_index("layout").loc[str(layout)]
+        line, label = "--" if row["predicted"] else "-", _name(row["title"], row["predicted"])
         right.plot(rows["tokens_per_s"], rows["sequences_per_s"], color=colour, marker=".", ls=line, label=label)
     right.plot(*wanted, marker="*", markersize=13, color=BOUND_COLOUR, linestyle="", label="wanted")
     right.set(title=f"What {gpus} GPUs give", xlabel="LLM (tokens/s)", ylabel="embedder (sequences/s)")
@@ -159,30 +149,30 @@ EQUAL_WORK = (1.0, 1.35, 1.7)
 REACH_PX, TURNS = 13.0, np.arange(0, 2 * np.pi, np.pi / 8)
 
 
-def operating_points(found: pd.DataFrame, min_gen_kept: float) -> Figure:
+def operating_points(settings: pd.DataFrame, min_gen_kept: float) -> Figure:
     """Embed's kept fraction against gen's, a numbered point a setting with its 95 % interval; up and right is better.
 
-    `found`: `operating_point.settings`. Filled: no other setting of its concurrency keeps more of both. Dotted
+    `settings`: `operating_point.settings`. Filled: no other setting of its concurrency keeps more of both. Dotted
     from below: what gen keeps with embed idle.
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 5.0), layout="constrained")
     axes = figure.subplots()
-    concurrencies = sorted(found["concurrency"].unique())
+    concurrencies = sorted(settings["concurrency"].unique())
     colours = dict(zip(concurrencies, SETTING_SHADES * len(concurrencies), strict=False))
     _equal_work(axes)
     axes.axvline(min_gen_kept, color=BOUND_COLOUR, linestyle="--", linewidth=1.2)
-    for row in found.itertuples():
+    for row in settings.itertuples():
         _point(axes, row, colours[row.concurrency])
-    for concurrency, group in found.groupby("concurrency"):
+    for concurrency, group in settings.groupby("concurrency"):
         idle = group["idle_neighbour"].dropna()
         if len(idle):
             axes.plot([idle.iloc[0]] * 2, [0, 0.06], color=colours[concurrency], linestyle=":", linewidth=2)
     axes.set(title="What each setting leaves to both", xlabel="LLM: kept fraction of tokens/s",
              ylabel="embedder: kept fraction of sequences/s", xlim=(0, 1.05), ylim=(0, 1.05))  # fmt: skip
-    figure.legend(handles=_setting_legend(found, colours), loc="outside lower center", ncols=3)
+    figure.legend(handles=_setting_legend(settings, colours), loc="outside lower center", ncols=3)
     figure.canvas.draw()  # the layout is settled by drawing: numbers are placed on it
-    _numbers(axes, found)
+    _numbers(axes, settings)
     return figure
 
 
@@ -195,11 +185,11 @@ def _equal_work(axes: Axes) -> None:
                   rotation_mode="anchor", fontsize=8, ha="center", va="bottom")  # fmt: skip
 
 
-def _numbers(axes: Axes, found: pd.DataFrame) -> None:
+def _numbers(axes: Axes, settings: pd.DataFrame) -> None:
     """Each setting's number beside its point, where it is furthest from other points and numbers."""
-    points = axes.transData.transform(found[["gen", "embed"]].to_numpy(dtype="float64"))
+    points = axes.transData.transform(settings[["gen", "embed"]].to_numpy(dtype="float64"))
     taken = list(points)
-    for row, point in zip(found.itertuples(), points, strict=True):
+    for row, point in zip(settings.itertuples(), points, strict=True):
         places = [point + REACH_PX * np.array([np.cos(turn), np.sin(turn)]) for turn in TURNS]
         best = max(places, key=lambda place: min(float(np.hypot(*(place - other))) for other in taken))
         taken.append(best)
@@ -217,7 +207,7 @@ def _point(axes: Axes, row: object, colour: str) -> None:
                   marker=marker, markerfacecolor=face, markersize=6, capsize=2, linewidth=1)  # fmt: skip
 
 
-def _setting_legend(found: pd.DataFrame, colours: dict[int, str]) -> list[Line2D]:
+def _setting_legend(settings: pd.DataFrame, colours: dict[int, str]) -> list[Line2D]:
     def words(count: int) -> str:
         return "1 request in flight" if count == 1 else f"{count} requests in flight"
 
@@ -231,7 +221,7 @@ def _setting_legend(found: pd.DataFrame, colours: dict[int, str]) -> list[Line2D
             linestyle="",
             label=mechanism_in_words(name),
         )
-        for name in dict.fromkeys(found["mechanism"])
+        for name in dict.fromkeys(settings["mechanism"])
     ]
     return [
         *handles,
@@ -356,20 +346,17 @@ def _bars(axes: Axes, rates: pd.DataFrame, mechanisms: Mapping[str, str]) -> Non
 
 
 def _arrivals(axes: Axes, skews_us: Mapping[str, np.ndarray]) -> None:
-    axes.set(title="How far apart ranks arrive", xlabel="|difference of arrivals| (us)", ylabel="collectives (%)")
+    axes.set_title("How far apart ranks arrive")
     if not any(len(values) for values in skews_us.values()):
         axes.text(0.5, 0.5, "no capture of both ranks", transform=axes.transAxes, ha="center", color="#666666")
         return
     names = names_of((step, None) for step in skews_us)  # captures are of GPUs
-    for step, values in skews_us.items():
-        ordered = np.sort(np.maximum(values, 0.01))
-        share = np.arange(1, len(ordered) + 1) / len(ordered) * 100
-        (line,) = axes.step(
-            ordered, share, where="post", color=STEPS_BY_ID[step].colour, label=f"{names[step]} (n={len(ordered):,})"
-        )
-        line.set_linestyle(STEPS_BY_ID[step].line)
     axes.set_xscale("log")
-    axes.set_ylim(0, 101)
+    for step, values in skews_us.items():
+        look = {"color": STEPS_BY_ID[step].colour, "linestyle": STEPS_BY_ID[step].line}
+        label = f"{names[step]} (n={len(values):,})"
+        seaborn.ecdfplot(x=np.maximum(values, 0.01), stat="percent", ax=axes, label=label, **look)
+    axes.set(xlabel="|difference of arrivals| (us)", ylabel="collectives (%)", ylim=(0, 101))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
 
 

@@ -1,9 +1,4 @@
-"""A run's figures: kept fractions by step, latency distributions, stalls.
-
-Kept fractions and aggregates by step, with intervals and each block as a dot.
-
-Latencies by step: inter-token gaps and embedding batches as distributions, stalls against their bounds.
-"""
+"""A run's figures by step: kept fractions with each block as a dot, latency distributions, stalls against bounds."""
 
 from __future__ import annotations
 
@@ -196,7 +191,7 @@ def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
     names = names_of((step, mechanisms.get(step)) for step in steps)
     figure = Figure(figsize=(WIDTH_IN, 1.4 + 0.6 * max(len(steps), 2)), layout="constrained")
     for axes, workload in zip(figure.subplots(1, 2, sharey=True), WORKLOAD_COLOURS, strict=True):
-        mine = shown[shown["what"].str.startswith(workload)]
+        mine = shown[shown["what"].str.startswith(WORKLOADS[workload])]
         for row in mine.itertuples():
             place, colour = steps.index(row.step), WORKLOAD_COLOURS[workload]
             hatch = MECHANISM_HATCHES.get(mechanisms.get(row.step, ""), "")

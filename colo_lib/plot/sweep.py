@@ -1,23 +1,20 @@
-"""A sweep's figures: against the varied value, frontiers, what fits, and against batching more.
-
-Sweeps: kept fractions against the varied value, frontiers, and what fits into memory.
-
-Why not just batch more: the frontier, what more requests add against what sharing adds, and the latency it costs.
-"""
+"""A sweep's figures: against the varied value, frontiers, what fits into memory, and against batching more."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from colo_lib.analysis.operating_point import X, wasteful_from
+from colo_lib.analysis.statistics import RATES
 from colo_lib.analysis.sweep import SweepMeasures
 from colo_lib.plot.style import (
     BOTH_COLOUR,
@@ -90,44 +87,40 @@ def memory_grid(measures: SweepMeasures) -> Figure:
     """Embed's sequences/s in step 2 by KV cache and batch size; cells that did not fit are hatched and say so."""
     apply_style()
     kv, batch = "gen_kv_cache_gib", "embed_batch_size"
-    cells = measures.cells
-    columns, rows = sorted(cells[kv].unique()), sorted(cells[batch].unique())
-    figure = Figure(figsize=(WIDTH_IN, 1.6 + 0.75 * len(rows)), layout="constrained")
+    gen, embed = (measures.of("step2", rate).set_index("cell")["mean"] for rate in RATES.values())
+    cells = measures.cells.assign(
+        rate=measures.cells["cell"].map(embed).astype("float64"),
+        words=[_cell_words(cell, gen, embed) for cell in measures.cells.itertuples()],
+    )
+    rates, words = (cells.pivot(index=batch, columns=kv, values=name).sort_index() for name in ("rate", "words"))
+    figure = Figure(figsize=(WIDTH_IN, 1.6 + 0.75 * len(rates)), layout="constrained")
     axes = figure.subplots()
-    gen = measures.of("step2", "gen_tokens_per_s").set_index("cell")["mean"]
-    embed = measures.of("step2", "embed_sequences_per_s").set_index("cell")["mean"]
-    shades = np.full((len(rows), len(columns)), np.nan)
-    for cell in cells.itertuples():
-        place = (columns.index(getattr(cell, kv)), rows.index(getattr(cell, batch)))
-        if cell.cell in embed.index:
-            shades[place[1], place[0]] = embed[cell.cell]
-            text = f"embedder {embed[cell.cell]:,.0f} seq/s\nLLM {gen.get(cell.cell, np.nan):,.0f} tok/s"
-        else:
-            text = {"refused": "did not fit", "done": "no trial counts"}.get(cell.status, cell.status)
-            axes.add_patch(_hatched(place))
-        axes.text(
-            *place, text, ha="center", va="center", fontsize=9, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0}
-        )
-    if np.isfinite(shades).any():
-        image = axes.imshow(shades, cmap="Oranges", aspect="auto", vmin=0)
-        figure.colorbar(image, ax=axes, label=f"embedder, {_shared_name(measures)} (sequences/s)")
-    axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(-0.5, len(rows) - 0.5)
-    axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
-    axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+    axes.set_facecolor("#EEEEEE")
+    axes.patch.set(hatch="///", edgecolor="#BBBBBB")
+    if rates.notna().any(axis=None):
+        bar = {"label": f"embedder, {_shared_name(measures)} (sequences/s)"}
+        seaborn.heatmap(rates, cmap="Oranges", vmin=0, cbar_kws=bar, linewidths=1.0, ax=axes)
+    for row, column in np.ndindex(words.shape):
+        axes.text(column + 0.5, row + 0.5, words.iloc[row, column], ha="center", va="center", fontsize=9,
+                  bbox={"facecolor": "white", "alpha": 0.75, "lw": 0})  # fmt: skip
+    axes.set(xlim=(0, words.shape[1]), ylim=(0, words.shape[0]))
+    axes.set_xticks(np.arange(words.shape[1]) + 0.5, [f"{value:g}" for value in words.columns])
+    axes.set_yticks(np.arange(words.shape[0]) + 0.5, [str(value) for value in words.index], rotation=0)
     axes.grid(visible=False)
     axes.set(xlabel="KV cache of the LLM (GiB)", ylabel="embedding batch (sequences)")
     return figure
 
 
+def _cell_words(cell: Any, gen: pd.Series, embed: pd.Series) -> str:
+    """Both rates of a cell of the grid, or why it has none."""
+    if cell.cell in embed.index:
+        return f"embedder {embed[cell.cell]:,.0f} seq/s\nLLM {gen.get(cell.cell, np.nan):,.0f} tok/s"
+    return {"refused": "did not fit", "done": "no trial counts"}.get(cell.status, cell.status)
+
+
 def _shared_name(measures: SweepMeasures) -> str:
     """What step 2 is called on the sweep's devices."""
     return names_in(measures.values).get("step2", STEPS["step2"].name)
-
-
-def _hatched(place: tuple[int, int]) -> Rectangle:
-    corner = (place[0] - 0.5, place[1] - 0.5)
-    return Rectangle(corner, 1, 1, facecolor="#EEEEEE", edgecolor="#BBBBBB", hatch="///", linewidth=0)
 
 
 def _kept_lines(axes: Axes, measures: SweepMeasures, x: str, label: str, bound: float, log: bool) -> None:
@@ -168,8 +161,8 @@ def _bars(axes: Axes, rows: pd.DataFrame, x: str, place: int, colour: str, label
         where = int(eager) + (place - 0.5) * 0.38
         hatch = MECHANISM_HATCHES.get(row.mechanism, "") if hatched else ""
         axes.bar(where, row.mean, 0.34, facecolor=colour, alpha=0.4, edgecolor=colour, hatch=hatch)
-        one = pd.DataFrame([{"mean": row.mean, "low": row.low, "high": row.high}])
-        axes.errorbar(where, row.mean, yerr=reach(one), color="black", capsize=4)
+        interval = pd.DataFrame([{"mean": row.mean, "low": row.low, "high": row.high}])
+        axes.errorbar(where, row.mean, yerr=reach(interval), color="black", capsize=4)
         axes.annotate(label, (where, 0), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=9)
     axes.set_xticks([0, 1], [names[False], names[True]])
     axes.set_xlim(-0.5, 1.5)

@@ -1,11 +1,4 @@
-"""Telemetry, memory and pacing over a run.
-
-Telemetry over the run, both workloads, a panel a metric with its unit.
-
-Memory: the stacked budget beside what the trials used, GiB.
-
-The controller that paces embed, at work: gen's gaps against their SLO, and the duty that it asked for.
-"""
+"""Figures over a run's time: telemetry, memory against its budget, and the controller that paces the embedder."""
 
 from __future__ import annotations
 
@@ -29,7 +22,7 @@ from colo_lib.plot.style import (
     apply_style,
     wrapped,
 )
-from colo_lib.steps import STEPS, WORKLOADS, names_in
+from colo_lib.steps import STEPS, WORKLOADS, names_in, part_in_words
 
 DEVICE_LOOKS = [("#4D4D4D", "-"), ("#A6761D", "--"), ("#7570B3", "-."), ("#66A61E", ":")]
 
@@ -144,8 +137,7 @@ def _budget_bar(axes: Axes, place: int, parts: pd.DataFrame, drawn: dict[str, An
     left = 0.0
     for row in parts.itertuples():
         colour, hatch = PART_LOOK.get(row.part, ("#DDDDDD", ""))
-        words = " ".join(WORKLOADS.get(word, word) for word in row.part.split(" "))
-        drawn[words] = axes.barh(
+        drawn[part_in_words(row.part)] = axes.barh(
             place, row.gib, 0.62, left=left, facecolor=colour, alpha=0.45, edgecolor=colour, hatch=hatch
         )
         left += row.gib
@@ -176,33 +168,37 @@ def pacing_over_time(ticks: pd.DataFrame, slo_gap_ms: float) -> Figure:
         panels[0].text(0.5, 0.5, "no trial was paced by the LLM's gaps", transform=panels[0].transAxes, ha="center")
         return figure
     names = names_in(ticks)
-    for number, ((step, trial), own) in enumerate(trials):
+    for number, ((step, trial), trial_ticks) in enumerate(trials):
         upper, lower = panels[2 * number], panels[2 * number + 1]
-        _gaps(upper, own, slo_gap_ms)
+        _gaps(upper, trial_ticks, slo_gap_ms)
         upper.set_title(f"{names[step]}, trial {trial}: the LLM's gaps between tokens")
-        _duty(lower, own)
+        _duty(lower, trial_ticks)
         for axes in (upper, lower):
-            axes.axvspan(*_window(own), color="#F0E442", alpha=0.22, linewidth=0)
-            axes.set_xlim(own["trial_s"].min(), own["trial_s"].max())
+            axes.axvspan(*_window(trial_ticks), color="#F0E442", alpha=0.22, linewidth=0)
+            axes.set_xlim(trial_ticks["trial_s"].min(), trial_ticks["trial_s"].max())
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     panels[-1].set_xlabel("time since the window began (s); shaded: the window")
     return figure
 
 
-def _window(own: pd.DataFrame) -> tuple[float, float]:
-    inside = own.loc[own["in_window"], "trial_s"]
+def _window(ticks: pd.DataFrame) -> tuple[float, float]:
+    inside = ticks.loc[ticks["in_window"], "trial_s"]
     return (float(inside.min()), float(inside.max())) if len(inside) else (0.0, 0.0)
 
 
-def _gaps(axes: Axes, own: pd.DataFrame, slo_gap_ms: float) -> None:
-    seconds = own["trial_s"]
-    axes.plot(seconds, own["gap_max_ms"], ".", color=GEN_COLOUR, alpha=0.35, markersize=3, label="longest of a tick")
-    axes.plot(seconds, own["gap_p99_ms"], color=GEN_COLOUR, label="p99 of 2 s", gid="gap-p99")
+def _gaps(axes: Axes, ticks: pd.DataFrame, slo_gap_ms: float) -> None:
+    seconds = ticks["trial_s"]
+    axes.plot(seconds, ticks["gap_max_ms"], ".", color=GEN_COLOUR, alpha=0.35, markersize=3, label="longest of a tick")
+    axes.plot(seconds, ticks["gap_p99_ms"], color=GEN_COLOUR, label="p99 of 2 s", gid="gap-p99")
     axes.axhline(slo_gap_ms, color=BOUND_COLOUR, linestyle="--", label=f"SLO, {slo_gap_ms:g} ms", gid="slo")
     axes.set(ylabel="ms", yscale="log")
 
 
-def _duty(axes: Axes, own: pd.DataFrame) -> None:
-    axes.plot(own["trial_s"], own["duty"] * 100, color=EMBED_COLOUR, drawstyle="steps-post", label="asked", gid="duty")
-    axes.plot(own["trial_s"], own["embed_duty"] * 100, color=EMBED_COLOUR, linestyle=":", label="worked", gid="worked")
+def _duty(axes: Axes, ticks: pd.DataFrame) -> None:
+    axes.plot(
+        ticks["trial_s"], ticks["duty"] * 100, color=EMBED_COLOUR, drawstyle="steps-post", label="asked", gid="duty"
+    )
+    axes.plot(
+        ticks["trial_s"], ticks["embed_duty"] * 100, color=EMBED_COLOUR, linestyle=":", label="worked", gid="worked"
+    )
     axes.set(title="the embedder's duty", ylabel="% of the time", ylim=(0, 105))

@@ -1,13 +1,4 @@
-"""A capture's figures: timeline, occupancy, idle gaps, kernel durations, categories.
-
-Two rows of kernels, gen above embed, and how busy both are over the whole window.
-
-SM occupancy by launch shape: over the window, and which share of kernels and of their time fills how much.
-
-Idle gaps of the device: how many of which size, what they add up to, and where in the window they fall.
-
-Kernels by name: their durations alone against shared, and the categories that their time goes to.
-"""
+"""A capture's figures: timeline, occupancy, idle gaps, kernel durations, categories."""
 
 from __future__ import annotations
 
@@ -25,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from colo_lib.plot.style import BOTH_COLOUR, BOUND_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
+from colo_lib.steps import WORKLOADS
 
 ROW_HEIGHT = 0.72
 BOTH_SHADE = "#F0E442"
@@ -58,11 +50,11 @@ def _rows(axes: Axes, drawn: Mapping[str, Any], stretch: tuple[int, int], zero_n
             bars.tolist(), where, facecolor=WORKLOAD_COLOURS[name], edgecolor=edge, linewidth=0.4, gid=f"row-{name}"
         )
     axes.set(xlim=(float(to_ms(stretch[0])), float(to_ms(stretch[1]))), ylim=(-0.6, len(names) - 0.4))
-    axes.set_yticks(range(len(names)), names[::-1])
+    axes.set_yticks(range(len(names)), [WORKLOADS[name] for name in names[::-1]])
     axes.set_title(f"Kernels on the GPU, {(stretch[1] - stretch[0]) / 1e6:.3g} ms of the window")
     axes.set_xlabel("time since the window's start (ms)")
     axes.grid(visible=False)
-    handles = [Patch(color=WORKLOAD_COLOURS[name], label=name) for name in names]
+    handles = [Patch(color=WORKLOAD_COLOURS[name], label=WORKLOADS[name]) for name in names]
     if len(drawn["both"][0]):
         handles.append(Patch(color=BOTH_SHADE, alpha=0.45, label="both at once"))
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -72,8 +64,9 @@ def _busy(axes: Axes, over_time: Mapping[str, Any], stretch: tuple[int, int], ze
     edges_ms = over_time["edges_s"] * 1e3
     for name, shares in over_time["workloads"].items():
         axes.stairs(
-            shares["busy"] * 100, edges_ms, color=WORKLOAD_COLOURS[name], label=name, linewidth=1.2, baseline=None
-        )
+            shares["busy"] * 100, edges_ms, color=WORKLOAD_COLOURS[name], label=WORKLOADS[name], linewidth=1.2,
+            baseline=None,
+        )  # fmt: skip
     axes.axvspan(
         (stretch[0] - zero_ns) / 1e6, (stretch[1] - zero_ns) / 1e6, color=BOTH_COLOUR, alpha=0.25, linewidth=0,
         label="shown above",
@@ -106,10 +99,10 @@ def _over_time(axes: Axes, over_time: Mapping[str, Any]) -> None:
     for name, shares in over_time["workloads"].items():
         colour = WORKLOAD_COLOURS[name]
         if np.isfinite(shares["filled"]).any():
-            axes.stairs(shares["filled"] * 100, edges_ms, color=colour, label=f"{name}, SMs filled", baseline=None)
-        axes.stairs(
-            shares["busy"] * 100, edges_ms, color=colour, alpha=0.6, linestyle=":", label=f"{name}, busy", baseline=None
-        )
+            label = f"{WORKLOADS[name]}, SMs filled"
+            axes.stairs(shares["filled"] * 100, edges_ms, color=colour, label=label, baseline=None)
+        label = f"{WORKLOADS[name]}, busy"
+        axes.stairs(shares["busy"] * 100, edges_ms, color=colour, alpha=0.6, linestyle=":", label=label, baseline=None)
     axes.set(ylim=(0, 104), xlim=(edges_ms[0], edges_ms[-1]), ylabel="share (%)")
     axes.set_title("Over the window: time busy, and SMs that the launches could fill")
     axes.set_xlabel("time since the window's start (ms)")
@@ -118,7 +111,7 @@ def _over_time(axes: Axes, over_time: Mapping[str, Any]) -> None:
 
 
 def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: str, title: str) -> None:
-    known = {name: found for name, found in classes.items() if found}
+    known = {name: distribution for name, distribution in classes.items() if distribution}
     axes.set_title(title)
     if not known:
         axes.text(0.5, 0.5, "no launch shape known", transform=axes.transAxes, ha="center", color=BOTH_COLOUR)
@@ -127,9 +120,9 @@ def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: s
     edges = next(iter(known.values()))["edges"]
     labels = [f"{low:.0%}–{high:.0%}" for low, high in pairwise(edges)] + ["all"]
     width = 0.8 / len(known)
-    for place, (name, found) in enumerate(known.items()):
-        where = np.arange(len(labels)) - 0.4 + width * (place + 0.5)
-        axes.bar(where, found[key] * 100, width, color=WORKLOAD_COLOURS[name], label=name, gid=f"{key}-{name}")
+    for place, (name, distribution) in enumerate(known.items()):
+        where, colour = np.arange(len(labels)) - 0.4 + width * (place + 0.5), WORKLOAD_COLOURS[name]
+        axes.bar(where, distribution[key] * 100, width, color=colour, label=WORKLOADS[name], gid=f"{key}-{name}")
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set(ylim=(0, 104), ylabel="share (%)")
     axes.set_xlabel("SMs that a launch could fill")
@@ -187,13 +180,13 @@ SAYS_NOTHING = {
 SHOWN = 8
 
 
-def shifts(found: Sequence[Mapping[str, Any]]) -> Figure:
+def shifts(durations: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel a workload: each kernel's mean alone (hollow) and shared (filled), most time first.
 
-    `found`: results of `kernels.duration_shifts`; names are shortened by `short_name`.
+    `durations`: results of `kernels.duration_shifts`; names are shortened by `short_name`.
     """
     apply_style()
-    shown = [item for item in found if item["kernels"]]
+    shown = [item for item in durations if item["kernels"]]
     rows = [min(len(item["kernels"]), SHOWN) for item in shown] or [1]
     figure = Figure(figsize=(WIDTH_IN, 1.3 + sum(0.34 * count + 0.75 for count in rows)), layout="constrained")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[count + 0.8 for count in rows])[:, 0]
@@ -221,7 +214,7 @@ def _shift(axes: Axes, item: Mapping[str, Any]) -> None:
         right = max(row["alone_us"], row["shared_us"])
         axes.annotate(words, (right, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
     total = "—" if item["total_shift"] is None else f"{item['total_shift']:+.1%}"
-    axes.set_title(f"{item['workload']}: {total} in all, weighted by time alone")
+    axes.set_title(f"{WORKLOADS[item['workload']]}: {total} in all, weighted by time alone")
     axes.set_yticks(range(len(rows)), [short_name(row["name"]) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
@@ -233,18 +226,18 @@ def _shift(axes: Axes, item: Mapping[str, Any]) -> None:
     axes.set_xlabel("mean duration (us)")
 
 
-def categories(found: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence[str]) -> Figure:
+def categories(times: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence[str]) -> Figure:
     """Share of each workload's kernel time by category, in the table's order.
 
-    `found`: workload -> `kernels.category_times`.
+    `times`: workload -> `kernels.category_times`.
     """
     apply_style()
-    present = {row["category"] for rows in found.values() for row in rows}
+    present = {row["category"] for rows in times.values() for row in rows}
     names = [name for name in order if name in present] + sorted(present - set(order))
     figure = Figure(figsize=(WIDTH_IN, 1.5 + 0.42 * max(len(names), 1)), layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / max(len(found), 1)
-    for place, (workload, rows) in enumerate(found.items()):
+    height = 0.8 / max(len(times), 1)
+    for place, (workload, rows) in enumerate(times.items()):
         shares = {row["category"]: 100 * (row["fraction"] or 0) for row in rows}
         where = np.arange(len(names)) - 0.4 + height * (place + 0.5)
         values = [shares.get(name, 0.0) for name in names]
@@ -257,7 +250,7 @@ def categories(found: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence
     axes.set_title("What the kernels are, by name")
     axes.grid(axis="y", visible=False)
     if names:
-        handles = [Patch(color=WORKLOAD_COLOURS[workload], label=workload) for workload in found]
+        handles = [Patch(color=WORKLOAD_COLOURS[workload], label=WORKLOADS[workload]) for workload in times]
         axes.legend(handles=handles, loc="lower right")
     else:
         axes.text(0.5, 0.5, "graph launches alone: no kernel names", transform=axes.transAxes, ha="center",

@@ -1,11 +1,4 @@
-"""Frames that look across runs, sweeps and published figures, shaped for reading.
-
-Frames of the notebooks that look across runs (52-54), shaped for reading.
-
-A sweep's frames shaped for reading.
-
-Config B as the capacity plan predicts it from a run of one GPU, beside a run that measured it.
-"""
+"""Frames that look across runs, sweeps and published figures, shaped for reading."""
 
 from __future__ import annotations
 
@@ -32,14 +25,14 @@ from colo_lib.steps import mechanism_in_words, names_in, names_of, wanted_in_wor
 NONE = "—"
 
 
-def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.DataFrame:
+def losses(losses_by_step: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.DataFrame:
     """A row a step and part; the step's whole loss with its interval over blocks stands first."""
-    rows, names = [], loss_names(found)
-    for step, loss in found.items():
+    rows, names = [], loss_names(losses_by_step)
+    for step, loss in losses_by_step.items():
         whole = estimates.get(step)
-        told = number(float(loss.total_ns) / 1e3)
-        told = with_interval(whole.mean, whole.low, whole.high, whole.starts) if whole else told
-        rows.append((names[step], "whole loss per token", told, "100%"))
+        text = number(float(loss.total_ns) / 1e3)
+        text = with_interval(whole.mean, whole.low, whole.high, whole.starts) if whole else text
+        rows.append((names[step], "whole loss per token", text, "100%"))
         rows += [
             (names[step], row.label, number(row.us), f"{row.share:.0%}" if row.share == row.share else NONE)
             for row in waterfall(loss).itertuples()
@@ -47,21 +40,21 @@ def losses(found: Mapping[str, Loss], estimates: Mapping[str, Estimate]) -> pd.D
     return pd.DataFrame(rows, columns=["Step", "Part", "us per token [95 % interval]", "Share"])
 
 
-def by_mechanism(found: Mapping[str, Loss], trials: pd.DataFrame) -> dict[str, Loss]:
+def by_mechanism(losses_by_step: Mapping[str, Loss], trials: pd.DataFrame) -> dict[str, Loss]:
     """The losses under what the steps are called on the run's devices."""
-    names = names_in(trials) | {key: key for key in found if key not in STEPS_BY_ID}
-    return {names[step]: loss for step, loss in found.items()}
+    names = names_in(trials) | {key: key for key in losses_by_step if key not in STEPS_BY_ID}
+    return {names[step]: loss for step, loss in losses_by_step.items()}
 
 
-def by_run(found: Mapping[tuple[str, str], Loss]) -> dict[str, Loss]:
+def by_run(losses_by_run: Mapping[tuple[str, str], Loss]) -> dict[str, Loss]:
     """Losses of published runs, by run and step, under 'run1, both under MPS'."""
-    return {f"{run}, {STEPS_BY_ID[step].name}": loss for (run, step), loss in found.items()}
+    return {f"{run}, {STEPS_BY_ID[step].name}": loss for (run, step), loss in losses_by_run.items()}
 
 
-def loss_names(found: Mapping[str, Loss]) -> dict[str, str]:
+def loss_names(losses_by_key: Mapping[str, Loss]) -> dict[str, str]:
     """A loss's key -> its name: a step's for a step, else as it stands."""
-    known = names_of((key, loss.shared.mechanism) for key, loss in found.items() if key in STEPS_BY_ID)
-    return {key: known.get(key, key) for key in found}
+    known = names_of((key, loss.shared.mechanism) for key, loss in losses_by_key.items() if key in STEPS_BY_ID)
+    return {key: known.get(key, key) for key in losses_by_key}
 
 
 def categories(frame: pd.DataFrame) -> pd.DataFrame:
@@ -76,11 +69,11 @@ def categories(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def loss_words(found: Mapping[str, Loss]) -> str:
+def loss_words(losses_by_key: Mapping[str, Loss]) -> str:
     """The waterfalls in words."""
-    names = loss_names(found)
+    names = loss_names(losses_by_key)
     return (
-        " ".join(loss_sentence(loss, names[name]) for name, loss in found.items())
+        " ".join(loss_sentence(loss, names[name]) for name, loss in losses_by_key.items())
         or "No shared step with its baseline."
     )
 
@@ -107,19 +100,19 @@ def kept_words(points: pd.DataFrame) -> str:
     """Kept fractions of every run in words."""
     names = {"gen_kept": "the LLM", "embed_kept": "the embedder"}
     shown = points[points["metric"].isin(names)]
-    told = [f"{row.run}, {STEPS_BY_ID[row.step].name}: {names[row.metric]} {_cell(row)}" for row in shown.itertuples()]
-    return "Kept fractions by run: " + ("; ".join(told) or "none") + "."
+    words = [f"{row.run}, {STEPS_BY_ID[row.step].name}: {names[row.metric]} {_cell(row)}" for row in shown.itertuples()]
+    return "Kept fractions by run: " + ("; ".join(words) or "none") + "."
 
 
 def mechanisms(
     conditions: Mapping[str, Mapping[str, Any]], run_id: str, trials: pd.DataFrame
 ) -> dict[tuple[str, str], str]:
     """(run, step) -> mechanism, of the published runs and of one's own."""
-    told = {
+    published = {
         (run, step): name for run, facts in conditions.items() for step, name in facts.get("mechanisms", {}).items()
     }
-    own = zip(trials["step"], trials["mechanism"], strict=True)
-    return told | {(run_id, step): str(name) for step, name in own if step in STEPS}
+    measured = zip(trials["step"], trials["mechanism"], strict=True)
+    return published | {(run_id, step): str(name) for step, name in measured if step in STEPS}
 
 
 def _cell(row: Any) -> str:
@@ -149,13 +142,15 @@ def _agreement(agrees: bool) -> str:
 
 def unlike_sentence(differences: pd.DataFrame, runs: list[str]) -> str:
     """In what each published run is known to differ from this one, and how much it did not tell."""
-    told = []
+    sentences = []
     for run in runs:
         rows = [row for _, row in differences.iterrows() if run in str(row["differs from"]).split(", ")]
         silent = [row for row in rows if UNTOLD in (row[run], row["this run"])]
         unlike = ", ".join(str(row["condition"]) for row in rows if UNTOLD not in (row[run], row["this run"]))
-        told.append(f"{run} differs in {unlike or 'nothing that was told'}; {len(silent)} conditions were not told")
-    return "Not alike, so not to be compared as if they were. " + ". ".join(told) + "."
+        sentences.append(
+            f"{run} differs in {unlike or 'nothing that was told'}; {len(silent)} conditions were not told"
+        )
+    return "Not alike, so not to be compared as if they were. " + ". ".join(sentences) + "."
 
 
 def layouts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,7 +169,7 @@ def layouts(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
+def units(layout_units: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
     """What each unit gives, with intervals, and its energy per token and per sequence."""
     cost = costs.set_index("unit")
     rows = [
@@ -189,7 +184,7 @@ def units(found: Sequence[Unit], costs: pd.DataFrame) -> pd.DataFrame:
             number(float(cost.loc[unit.step, "j_per_token"])),
             number(float(cost.loc[unit.step, "j_per_sequence"])),
         )
-        for unit in found
+        for unit in layout_units
     ]
     columns = ["Unit", "GPUs", "LLM, tokens/s", "embedder, sequences/s", "Power (W)", "J per token", "J per sequence"]
     return pd.DataFrame(rows, columns=columns)
@@ -215,7 +210,7 @@ MEASURES = {
 
 def cells(measures: SweepMeasures) -> pd.DataFrame:
     """A row a cell and step: what the cell varied, its status, and the step's `MEASURES` [95 % interval]."""
-    told = {
+    texts = {
         (row.cell, row.step, row.measure): with_interval(row.mean, row.low, row.high, row.starts)
         for row in measures.values.itertuples()
         if row.mean == row.mean
@@ -228,28 +223,28 @@ def cells(measures: SweepMeasures) -> pd.DataFrame:
         status += f": {cell.reason}" if isinstance(cell.reason, str) else ""
         place = (*(str(getattr(cell, name)) for name in measures.names), status)
         for step in steps.get(cell.cell, []):
-            rows.append((*place, names[step], *(told.get((cell.cell, step, name), NONE) for name in MEASURES)))
+            rows.append((*place, names[step], *(texts.get((cell.cell, step, name), NONE) for name in MEASURES)))
         if cell.cell not in steps:
             rows.append((*place, NONE, *(NONE for _ in MEASURES)))
     return pd.DataFrame(rows, columns=[*measures.names, "Status", "Step", *MEASURES.values()])
 
 
-def settings(found: pd.DataFrame) -> pd.DataFrame:
+def settings(frame: pd.DataFrame) -> pd.DataFrame:
     """`operating_point.settings` for reading: a row a numbered setting."""
     return pd.DataFrame(
         {
-            "No.": found["number"].astype(str),
-            "Embedder": found["setting"].str.removeprefix("embed "),
-            "Mechanism": [mechanism_in_words(name) for name in found["mechanism"]],
-            "In flight": found["concurrency"].astype(str),
-            "LLM kept": [operating_point.kept_in_words(row, "gen") for _, row in found.iterrows()],
-            "embedder kept": [operating_point.kept_in_words(row, "embed") for _, row in found.iterrows()],
-            "aggregate": [operating_point.kept_in_words(row, "aggregate") for _, row in found.iterrows()],
-            "p99 gap grows by": [_growth(row) for row in found.itertuples()],
-            "LLM kept, embedder idle": [_idle(row) for row in found.itertuples()],
-            "SM clock (MHz)": [number(value) for value in found["sm_clock_mhz"].astype("float64")],
-            "Power (W)": [number(value) for value in found["power_w"].astype("float64")],
-            "DRAM in use (%)": [number(value) for value in found["dram_active"].astype("float64")],
+            "No.": frame["number"].astype(str),
+            "Embedder": frame["setting"].str.removeprefix("embedder "),
+            "Mechanism": [mechanism_in_words(name) for name in frame["mechanism"]],
+            "In flight": frame["concurrency"].astype(str),
+            "LLM kept": [operating_point.kept_in_words(row, "gen") for _, row in frame.iterrows()],
+            "embedder kept": [operating_point.kept_in_words(row, "embed") for _, row in frame.iterrows()],
+            "aggregate": [operating_point.kept_in_words(row, "aggregate") for _, row in frame.iterrows()],
+            "p99 gap grows by": [_growth(row) for row in frame.itertuples()],
+            "LLM kept, embedder idle": [_idle(row) for row in frame.itertuples()],
+            "SM clock (MHz)": [number(value) for value in frame["sm_clock_mhz"].astype("float64")],
+            "Power (W)": [number(value) for value in frame["power_w"].astype("float64")],
+            "DRAM in use (%)": [number(value) for value in frame["dram_active"].astype("float64")],
         }
     )
 
@@ -298,12 +293,12 @@ def prediction_beside(params: Params, analysis: SweepAnalysis) -> Beside:
     """The prediction from the newest run of one such GPU with the pair's models and concurrency; empty without one."""
     pair = analysis.first.run
     single = alike(params, pair, NEEDED)
-    found = analysis.prediction(single)
+    table = analysis.prediction(single)
     if single is None:
         return Beside(
-            found, f"No run of one such GPU with these models and concurrency has {wanted_in_words(*NEEDED)}."
+            table, f"No run of one such GPU with these models and concurrency has {wanted_in_words(*NEEDED)}."
         )
-    told = f"'{STEPS_BY_ID[PREDICTED].name}' predicted from {single.run_id}, and measured."
+    caption = f"'{STEPS_BY_ID[PREDICTED].name}' predicted from {single.run_id}, and measured."
     if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
-        told += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
-    return Beside(found, told)
+        caption += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
+    return Beside(table, caption)

@@ -222,17 +222,13 @@ def merged(warnings: list[str]) -> list[str]:
             steps.setdefault(words, []).append(step)
         else:
             steps.setdefault(warning, [])
-    return [f"{_together(names)}: {words}" if names else words for words, names in steps.items()]
-
-
-def _together(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(f"'{name}'" for name in names)
+    return [f"{provenance.in_quotes(names)}: {words}" if names else words for words, names in steps.items()]
 
 
 def _clocks(run: Run) -> str:
     clocks = sorted({str(name) for name in run.trials["latency_clock"].dropna()})
     worst = run.trials["clock_disagreement"].max()
-    words = f"Latencies of gen are by the clock of: {', '.join(clocks) or 'not recorded'}."
+    words = f"Latencies of the LLM are by the clock of: {', '.join(clocks) or 'not recorded'}."
     if worst == worst:
         words += f" The client's token rate and the server's own counter differed by {max(worst, 0.001):.1%} at most."
     return words

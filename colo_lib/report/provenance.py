@@ -7,6 +7,7 @@ from typing import Any
 from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import Run
 from colo_lib.records import ModelFacts
+from colo_lib.steps import STEPS, WORKLOADS
 
 WEIGHTS = {
     "dummy": "random weights (true architecture, no published model)",
@@ -19,13 +20,13 @@ def in_one_line(run: Run) -> str:
     """Hardware, models with their weights, and versions, for the first lines of a page."""
     machine = run.manifest.machine
     models = [run.manifest.model_of(name) for name in ("gen", "embed")]
-    told = [f"{_told(model.name)} ({weights_of(model)})" for model in models]
+    named_models = [f"{_told(model.name)} ({weights_of(model)})" for model in models]
     versions = machine.versions or {}
     named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
     named += [f"driver {machine.driver}"] if machine.driver else []
     return (
-        f"{_told(machine.device_count)} × {_told(machine.device_name)}; gen: {told[0]}; "
-        f"embed: {told[1]}; {', '.join(named) or 'versions not recorded'}."
+        f"{_told(machine.device_count)} × {_told(machine.device_name)}; LLM: {named_models[0]}; "
+        f"embedder: {named_models[1]}; {', '.join(named) or 'versions not recorded'}."
     )
 
 
@@ -40,16 +41,19 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
     counted = int((run.trials["status"] == "done").sum())
     pairs: list[tuple[str, object]] = [("Devices", f"{_told(machine.device_count)} × {_told(machine.device_name)}")]
     pairs += [(name, value) for name, value in (("Driver", machine.driver), ("CUDA", machine.cuda)) if value]
-    pairs += [(f"Model of {name}", _model(run.manifest.model_of(name))) for name in ("gen", "embed")]
+    pairs += [(f"Model of the {who}", _model(run.manifest.model_of(name))) for name, who in WORKLOADS.items()]
     params = run.params
     pairs += [
         (
-            "Load of gen",
+            "Load of the LLM",
             f"{params.gen_concurrency} request{'' if params.gen_concurrency == 1 else 's'} in flight, "
             f"{params.gen_prompt_tokens} tokens in, "
             f"{params.gen_output_tokens} out{', eager: no CUDA graphs' if params.gen_enforce_eager else ''}",
         ),
-        ("Load of embed", f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens"),
+        (
+            "Load of the embedder",
+            f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens",
+        ),
         (
             "Trials",
             f"{counted} of {len(run.trials)} count; {params.blocks} block{'' if params.blocks == 1 else 's'}, "
@@ -74,10 +78,20 @@ def _captures(run: Run) -> list[tuple[str, object]]:
     for capture in captures:
         if capture.step not in done:
             reason = capture.reason if capture.status != "done" else "no kernels of it can be read"
-            lacking.setdefault(str(reason), []).append(str(capture.step))
-    told = [f"{len(done)} of {len(captures)} steps" + (f" ({', '.join(done)})" if done else "")]
-    told += [f"{', '.join(steps)}: {reason}" for reason, steps in lacking.items()]
-    return [("Captures", "; MISSING ".join(told))]
+            lacking.setdefault(str(reason), []).append(_name_of(run, capture.step))
+    names = "; ".join(_name_of(run, step) for step in done)
+    sentences = [f"{len(done)} of {len(captures)} steps" + (f" ({names})" if done else "")]
+    sentences += [f"{in_quotes(steps)}: {reason}" for reason, steps in lacking.items()]
+    return [("Captures", "; MISSING ".join(sentences))]
+
+
+def _name_of(run: Run, step: str) -> str:
+    return STEPS[step].name_on(run.params.device)
+
+
+def in_quotes(names: list[str]) -> str:
+    """Names of steps, which may hold commas themselves: several are set in quotes."""
+    return names[0] if len(names) == 1 else ", ".join(f"'{name}'" for name in names)
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -100,7 +114,10 @@ def facts_of(run: Run) -> dict[str, Any]:
             (name, _told(value)) for name, value in machine.plain().items() if not isinstance(value, dict | list)
         ],
         "parameters": _part(["Parameter", "Value"], params, "As resolved when the run started."),
-        "order": [f"{row.step}, trial {row.trial}, block {row.block}: {row.status}" for row in run.trials.itertuples()],
+        "order": [
+            f"{_name_of(run, row.step)}, trial {row.trial}, block {row.block}: {row.status}"
+            for row in run.trials.itertuples()
+        ],
         "files": _part(["File", "Bytes", "sha256"], sums, "Files of the run folder."),
     }
 

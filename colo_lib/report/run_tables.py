@@ -22,7 +22,7 @@ from colo_lib.params import Params
 from colo_lib.records import Manifest
 from colo_lib.report import notebook_output
 from colo_lib.report.notebook_output import NOTEBOOK
-from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, capital, names_in
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, capital, names_in, part_in_words
 
 NONE = "—"
 MOST_RUNS = 8  # newest runs that are judged; each costs a second or two
@@ -112,7 +112,7 @@ def pacing(summary: pd.DataFrame) -> pd.DataFrame:
 def memory(budget: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """The budget and the most that was used, GiB, as shown."""
     rows = [
-        (f"budget, device {row.device}: {row.part}", number(row.gib), number(row.available_gib))
+        (f"budget, device {row.device}: {part_in_words(row.part)}", number(row.gib), number(row.available_gib))
         for row in budget.itertuples()
     ]
     names = names_in(measured)
@@ -143,9 +143,9 @@ def null_sentence(null: dict[str, float], step: str = "the LLM alone") -> str:
         interval = f"95 % interval {number(null['low'])} to {number(null['high'])}, which {holds}"
     else:
         interval = "no interval: it needs two odd and two even blocks"
-    told = f"{capital(step)} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
+    sentence = f"{capital(step)} against itself ({blocks}): {number(null['ratio'])} ({interval}){spread}."
     least = null.get("smallest_detectable", float("nan"))
-    return told + (
+    return sentence + (
         f" The smallest difference that these blocks show 4 times in 5: {least:.1%}." if least == least else ""
     )
 
@@ -220,7 +220,7 @@ TOKEN = {
 }  # fmt: skip
 
 
-def chain(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+def chain(tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """A row a ratio of `two_devices.CHAIN`, a column a concurrency: mean [95 % interval]."""
     rows = []
     for what, (step, baseline) in CHAIN.items():
@@ -228,22 +228,22 @@ def chain(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
             "What": what[0].upper() + what[1:],
             "Ratio of the LLM's tokens/s": f"{STEPS[step].name} / {STEPS[baseline].name}",
         }
-        for concurrency, table in found.items():
+        for concurrency, table in tables.items():
             mine = table[table["what"] == what]
-            told = NONE if mine.empty else with_interval(*mine[["ratio", "low", "high", "starts"]].iloc[0])
-            row[_requests(concurrency)] = told
+            cell = NONE if mine.empty else with_interval(*mine[["ratio", "low", "high", "starts"]].iloc[0])
+            row[_requests(concurrency)] = cell
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def rates(found: Mapping[int, pd.DataFrame], steps: list[str]) -> pd.DataFrame:
+def rates(trials: Mapping[int, pd.DataFrame], steps: list[str]) -> pd.DataFrame:
     """A row a step and concurrency: gen's tokens/s, gaps, embed's sequences/s, means over the trials that count."""
     columns = {
         "gen_tokens_per_s": "LLM, tokens/s", "gap_p50_ms": "gap p50 (ms)", "gap_p99_ms": "gap p99 (ms)",
         "embed_sequences_per_s": "embedder, sequences/s",
     }  # fmt: skip
     rows = []
-    for concurrency, counted in found.items():
+    for concurrency, counted in trials.items():
         means, names = counted.groupby("step")[list(columns)].mean(), names_in(counted)
         rows += [
             {"Step": names[step], "In flight": str(concurrency)}
@@ -266,9 +266,9 @@ def activity(table: pd.DataFrame) -> pd.DataFrame:
 def meetings(met: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """A row a captured step: collectives, exchange, and how far apart the ranks arrive."""
     rows = []
-    for step, told in met.items():
-        share = told["rank0_waits"]
-        row = {"Step": STEPS[step].name} | {title: number(told[name]) for name, title in MEETINGS.items()}
+    for step, times in met.items():
+        share = times["rank0_waits"]
+        row = {"Step": STEPS[step].name} | {title: number(times[name]) for name, title in MEETINGS.items()}
         rows.append(row | {"Rank 0 is there first": NONE if share != share else f"{share:.0%}"})
     return pd.DataFrame(rows)
 
@@ -276,10 +276,10 @@ def meetings(met: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 def token_times(captured: Mapping[str, StepCollectives], counted: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
     """A row a captured step and rank: the parts of a token's time, beside 1 / the rate of the step's trials."""
     rows = []
-    for step, one in captured.items():
-        own = counted[one.concurrency]
-        trials_ms = 1e3 / own.loc[own["step"] == step, "gen_tokens_per_s"].mean()
-        for rank in one.ranks:
+    for step, collectives in captured.items():
+        trials = counted[collectives.concurrency]
+        trials_ms = 1e3 / trials.loc[trials["step"] == step, "gen_tokens_per_s"].mean()
+        for rank in collectives.ranks:
             row = {"Step": STEPS[step].name, "GPU": f"{rank['device']:g}", "A token in trials (ms)": f"{trials_ms:.2f}"}
             rows.append(row | {title: f"{rank[name]:.2f}" for name, title in TOKEN.items()})
     return pd.DataFrame(rows, columns=["Step", "GPU", "A token in trials (ms)", *TOKEN.values()])

@@ -1,10 +1,7 @@
-"""Several runs or GPU types on one page: verdicts, kept fractions, clauses, steps, and what differs.
+"""Several runs or GPU types side by side on one page: verdicts, kept fractions, clauses, steps, and what differs.
 
-Several runs or GPU types side by side on one page: verdicts, kept fractions, clauses, steps, and what differs.
-
-Each run's numbers are those of `RunAnalysis`, which its own notebooks show too.
-
-The page of `colo report RUN RUN …`: what `compare` found, as one self-contained file.
+Each run's numbers are those of `RunAnalysis`, which its own notebooks show too. The page of `colo report RUN RUN …` is
+one self-contained file.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from colo_lib.report import page, provenance
 from colo_lib.report.notebook_output import SIDE_BY_SIDE, table_part
 from colo_lib.report.page import write_index, write_page
 from colo_lib.report.run_tables import quantity_in_words
-from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, names_of, with_id
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, mechanism_in_words, names_of, with_id
 
 LONGEST_LABEL = 48  # characters of a device's name that head a column
 
@@ -59,8 +56,8 @@ def compare(runs: Sequence[Run]) -> list[Compared]:
 
 
 def _device(run: Run) -> str:
-    told = printable(str(run.manifest.machine.device_name or "device not recorded"))
-    name = told.replace("NVIDIA ", "")[:LONGEST_LABEL]
+    device = printable(str(run.manifest.machine.device_name or "device not recorded"))
+    name = device.replace("NVIDIA ", "")[:LONGEST_LABEL]
     return f"{name} (SIMULATED)" if run.simulated else f"{name} (stand-in)" if run.stand_in else name
 
 
@@ -68,14 +65,14 @@ def _interval(row: Any) -> str:
     return with_interval(row.mean, row.low, row.high, row.starts)
 
 
-def picture(found: Sequence[Compared]) -> dict[str, Any]:
+def picture(compared: Sequence[Compared]) -> dict[str, Any]:
     """Kept fractions of both workloads, a row a run, as a figure part of the templates."""
     from colo_lib.plot.decisions import kept_by_run
 
-    points = pd.concat([item.analysis.points(item.label) for item in found], ignore_index=True)
+    points = pd.concat([item.analysis.points(item.label) for item in compared], ignore_index=True)
     mechanisms = {
         (item.label, str(step)): str(mechanism)
-        for item in found
+        for item in compared
         for step, mechanism in item.analysis.mechanisms.items()
     }
     buffer = io.BytesIO()
@@ -92,44 +89,44 @@ def picture(found: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def kept_rows(found: Sequence[Compared]) -> pd.DataFrame:
+def kept_rows(compared: Sequence[Compared]) -> pd.DataFrame:
     """A row a shared step and quantity, a column a run."""
     cells = {
         (str(row.step), str(row.quantity), item.label): _interval(row)
-        for item in found
+        for item in compared
         for row in item.analysis.kept[item.analysis.kept["step"].isin(KEPT_AGAINST_OTHERS)].itertuples()
     }
-    names = names_of((row.step, row.mechanism) for item in found for row in item.analysis.kept.itertuples())
+    names = names_of((row.step, row.mechanism) for item in compared for row in item.analysis.kept.itertuples())
     keys = [(step, name) for step in STEPS for name in ("gen", "embed", "aggregate_per_device")]
     rows = [
         (f"{with_id(step, names[step])}: {quantity_in_words(name)}",
-         *(cells.get((step, name, item.label), "—") for item in found))
+         *(cells.get((step, name, item.label), "—") for item in compared))
         for step, name in keys
-        if any((step, name, item.label) in cells for item in found)
+        if any((step, name, item.label) in cells for item in compared)
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["Step and quantity", *(item.label for item in found)])
+    return pd.DataFrame(rows, columns=["Step and quantity", *(item.label for item in compared)])
 
 
-def clause_rows(found: Sequence[Compared]) -> pd.DataFrame:
+def clause_rows(compared: Sequence[Compared]) -> pd.DataFrame:
     """A row a clause, a column a run: status and figure; a bound that differs between runs makes a row of its own."""
     cells: dict[str, dict[str, str]] = {}
-    for item in found:
+    for item in compared:
         for row in item.analysis.verdict.clauses.itertuples():
             figure = _interval(row) if row.mean == row.mean else "no figure"
             cells.setdefault(str(row.clause), {})[item.label] = f"{row.status}: {figure}"
-    rows = [(clause, *(told.get(item.label, "—") for item in found)) for clause, told in cells.items()]
-    return pd.DataFrame(rows, columns=["Clause", *(item.label for item in found)])
+    rows = [(clause, *(by_run.get(item.label, "—") for item in compared)) for clause, by_run in cells.items()]
+    return pd.DataFrame(rows, columns=["Clause", *(item.label for item in compared)])
 
 
-def conditions(found: Sequence[Compared]) -> pd.DataFrame:
+def conditions(compared: Sequence[Compared]) -> pd.DataFrame:
     """Device, driver, models, weights, versions and every parameter, a column a run; `alike` says if all agree."""
-    told = [_conditions(item.run) for item in found]
-    names = list(dict.fromkeys(name for each in told for name in each))
+    facts = [_conditions(item.run) for item in compared]
+    names = list(dict.fromkeys(name for each in facts for name in each))
     rows = []
     for name in names:
-        values = [each.get(name, "not told") for each in told]
+        values = [each.get(name, "not told") for each in facts]
         rows.append((name, *values, len(set(values)) == 1))
-    return pd.DataFrame(rows, columns=["Condition", *(item.label for item in found), "alike"])
+    return pd.DataFrame(rows, columns=["Condition", *(item.label for item in compared), "alike"])
 
 
 def _conditions(run: Run) -> dict[str, str]:
@@ -139,12 +136,14 @@ def _conditions(run: Run) -> dict[str, str]:
                                           "cpu", "git_commit")}  # fmt: skip
     facts |= {f"version: {name}": value for name, value in (machine.versions or {}).items()}
     facts |= {
-        f"model of {workload}: {name}": getattr(run.manifest.model_of(workload), name)
-        for workload in ("gen", "embed")
+        f"model of the {who}: {name}": getattr(run.manifest.model_of(workload), name)
+        for workload, who in WORKLOADS.items()
         for name in ("name", "architecture", "parameters", "weights", "dtype")
     }
     mechanisms = dict(zip(run.trials["step"], run.trials["mechanism"], strict=True))
-    facts |= {f"mechanism of {step}": mechanisms[step] for step in STEPS if step in mechanisms}
+    facts |= {
+        f"mechanism of {STEPS[step].name}": mechanism_in_words(mechanisms[step]) for step in STEPS if step in mechanisms
+    }
     skipped = names_touching("storing", "reading")
     facts |= {f"parameter: {name}": value for name, value in run.manifest.params.items() if name not in skipped}
     return {name: "not told" if value is None else "none" if value == "" else str(value)
@@ -165,26 +164,26 @@ def make_side_by_side(folders: Sequence[Path], reports_dir: Path, output: Path |
     """
     if len(folders) < 2:
         raise InputError("one run is no comparison: give two or more")
-    found = compare([open_run(folder) for folder in folders])
+    compared = compare([open_run(folder) for folder in folders])
     target = output or reports_dir / NAME
-    write_page(target, render(found))
+    write_page(target, render(compared))
     if output is None:
         write_index(reports_dir)
     return target
 
 
-def render(found: Sequence[Compared]) -> str:
+def render(compared: Sequence[Compared]) -> str:
     """The page as HTML."""
-    names = ", ".join(item.run.run_id for item in found)
+    names = ", ".join(item.run.run_id for item in compared)
     about = {
         "run_id": names,
-        "device": "; ".join(item.label for item in found),
+        "device": "; ".join(item.label for item in compared),
         "status": "side by side",
-        "sentence": "; ".join(f"{item.label}: {item.analysis.verdict.status}" for item in found),
-        "created_utc": max(item.run.manifest.created_utc or "" for item in found),
+        "sentence": "; ".join(f"{item.label}: {item.analysis.verdict.status}" for item in compared),
+        "created_utc": max(item.run.manifest.created_utc or "" for item in compared),
     }
-    told = conditions(found)
-    unlike, alike = (told[told["alike"] == value].drop(columns="alike") for value in (False, True))
+    facts = conditions(compared)
+    unlike, alike = (facts[facts["alike"] == value].drop(columns="alike") for value in (False, True))
     return page.document(
         "side_by_side.html",
         title=f"Co-location side by side: {names}",
@@ -192,20 +191,22 @@ def render(found: Sequence[Compared]) -> str:
         footer=f"Made by colo {__version__} from runs {names}. Every interval is 95 %.",
         skip=("kept", "Skip to the kept fractions"),
         titles=SIDE_BY_SIDE,
-        labels=[f"{item.label}: {words}" for item in found if (words := LABELS.get(_kind(item)))],
-        verdicts=_verdicts(found),
-        picture=picture(found),
-        kept=table_part(kept_rows(found), "Kept fraction or work per device [95 % interval]."),
-        clauses=table_part(clause_rows(found), "Each run is judged by the bounds of its own parameters."),
+        labels=[f"{item.label}: {words}" for item in compared if (words := LABELS.get(_kind(item)))],
+        verdicts=_verdicts(compared),
+        picture=picture(compared),
+        kept=table_part(kept_rows(compared), "Kept fraction or work per device [95 % interval]."),
+        clauses=table_part(clause_rows(compared), "Each run is judged by the bounds of its own parameters."),
         unlike=table_part(unlike, f"{len(unlike)} conditions differ between these runs."),
         alike=table_part(alike, "Recorded, and the same in all."),
-        runs=[_shown(item) for item in found],
+        runs=[_shown(item) for item in compared],
     )
 
 
-def _verdicts(found: Sequence[Compared]) -> dict[str, Any]:
+def _verdicts(compared: Sequence[Compared]) -> dict[str, Any]:
     """A row a run, as a table part."""
-    rows = [(item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in found]
+    rows = [
+        (item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in compared
+    ]
     shown = pd.DataFrame(
         rows, columns=["Run", "Hypothesis", f"{with_id('step2', 'Both at once')}: devices' worth per device", "On what"]
     )
@@ -231,5 +232,5 @@ def _kind(item: Compared) -> str:
 
 def _work(item: Compared) -> str:
     rows = kept_rows([item])
-    found = rows[rows["Step and quantity"].str.contains("(step2): aggregate per device", regex=False)]
-    return "not measured" if found.empty else str(found.iloc[0][item.label])
+    work = rows[rows["Step and quantity"].str.contains("(step2): aggregate per device", regex=False)]
+    return "not measured" if work.empty else str(work.iloc[0][item.label])

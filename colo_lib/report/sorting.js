@@ -11,10 +11,10 @@ const words = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
 // [0, kind of unit, number] | [1, words] | [2]: numbers come first and what is missing last, whichever way one sorts.
 function keyOf(text) {
-  const plain = text.trim(), found = NUMBER.exec(plain);
+  const plain = text.trim(), match = NUMBER.exec(plain);
   if (MISSING.has(plain.toLowerCase())) return [2];
-  if (!found) return [1, plain];
-  const [, sign, whole, part = "", power = "", space, unit = "", next] = found, scale = SCALES[unit];
+  if (!match) return [1, plain];
+  const [, sign, whole, part = "", power = "", space, unit = "", next] = match, scale = SCALES[unit];
   // A date, a version, a time of day, '5th' or '8B-model' begin with a number and are none.
   if ((unit && !space && !scale) || (!unit && /[-\d.:/_]/.test(next)) || (unit && !space && /[-_\d]/.test(next))) return [1, plain];
   const value = Number(whole.replaceAll(",", "") + part + power) * (/[-\u2212]/.test(sign) ? -1 : 1);

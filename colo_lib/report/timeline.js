@@ -22,7 +22,7 @@ function show(box, data) {
   const tools = make("div", "colo-tools"), stage = make("div", "colo-stage"), canvas = make("canvas", "");
   const tip = make("div", "colo-tip"), status = make("p", "colo-status"), help = make("p", "colo-help");
   const known = box.dataset.colours.split(" ");
-  const colours = data.workloads.map((name) => known[name === "embed" ? 1 : 0]);
+  const colours = data.workloads.map((name) => known[name === "embedder" ? 1 : 0]);
   const viewer = { box, data, tools, stage, canvas, tip, status, colours, inks: colours.map(inkOn), row: 0, cursor: null };
   stage.tabIndex = 0;
   stage.setAttribute("role", "application");

@@ -35,6 +35,7 @@ from colo_lib.analysis.trace.processes import printable
 from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.errors import InputError
 from colo_lib.report.trace_text import percent
+from colo_lib.steps import WORKLOADS
 from colo_lib.trace import COPY_KINDS, Ints
 
 VERSION = 1
@@ -125,7 +126,7 @@ def _deflated(view: TraceWindow, levels: Sequence[Level], stretch: tuple[int, in
     header = {
         "version": VERSION,
         "window_ns": view.window_ns,
-        "workloads": list(view.workloads),
+        "workloads": [WORKLOADS[name] for name in view.workloads],
         "bins_ns": [level.bin_ns for level in levels],
         "kernels_ns": [edge - view.window[0] for edge in stretch] if stretch else None,
         "names": names,
@@ -224,7 +225,7 @@ def numbers(fitted: Packed, workloads: list[str]) -> tuple[list[str], list[list[
     """The timeline as a table, a row a stretch of time: the finest level of at most `MOST_ROWS` bins."""
     level = next(level for level in fitted.levels if len(level) <= MOST_ROWS)
     width = level.width_ns(fitted.window_ns)
-    heads = [f"{name} {what}" for name in workloads for what in ("busy", "kernels started")]
+    heads = [f"{WORKLOADS[name]} {what}" for name in workloads for what in ("busy", "kernels started")]
     columns = [values for name in workloads for values in (level.busy_ns[name] / width, level.starts[name])]
     both = len(workloads) > 1
     shown = [
@@ -268,7 +269,7 @@ def _events(view: TraceWindow) -> Iterator[dict[str, Any]]:
     for place, (name, active) in enumerate(view.workloads.items()):
         pid = FIRST_PID + place
         who = ", ".join(view.capture.processes[item].label for item in view.assignment[name])
-        yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": f"{name} (pid {who})"}}
+        yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": f"{WORKLOADS[name]} (pid {who})"}}
         yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": place}}
         yield from _kernels(view, active, pid)
         yield from _copies(view, name, pid)
@@ -302,7 +303,7 @@ def _both(view: TraceWindow) -> Iterator[dict[str, Any]]:
     gen, embed = (view.workloads[name].busy for name in ("gen", "embed"))
     yield {"ph": "M", "pid": COUNTER_PID, "name": "process_name", "args": {"name": f"both busy ({view.basis_words})"}}
     for start, end in zip(*(side.tolist() for side in intervals.intersect(gen, embed)), strict=True):
-        yield _complete(COUNTER_PID, 0, "gen and embed", "overlap", start, end, {})
+        yield _complete(COUNTER_PID, 0, "LLM and embedder", "overlap", start, end, {})
 
 
 def _complete(pid: int, tid: int, name: str, kind: str, start: int, end: int, args: dict[str, Any]) -> dict[str, Any]:

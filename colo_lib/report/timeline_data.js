@@ -73,42 +73,42 @@ function touching(rows, from, to) {
 
 // Kernels that run at `at`, the one that began last first.
 function runningAt(rows, at) {
-  const found = [];
-  for (let i = below(rows.start, at + 1e-6) - 1; i >= 0 && rows.reach[i] > at; i--) if (rows.end[i] > at) found.push(i);
-  return found;
+  const running = [];
+  for (let i = below(rows.start, at + 1e-6) - 1; i >= 0 && rows.reach[i] > at; i--) if (rows.end[i] > at) running.push(i);
+  return running;
 }
 
 // The union of a workload's kernels in [from, to), without the time in which its context was switched out.
 function unionOf(rows, from, to) {
-  const found = { start: [], end: [] };
+  const union = { start: [], end: [] };
   const [first, last] = touching(rows, from, to);
   for (let i = first; i < last; i++) {
-    const start = Math.max(rows.start[i], from), end = Math.min(rows.end[i], to), top = found.end.length - 1;
+    const start = Math.max(rows.start[i], from), end = Math.min(rows.end[i], to), top = union.end.length - 1;
     if (end <= start) continue;
-    if (top >= 0 && start <= found.end[top]) found.end[top] = Math.max(found.end[top], end);
-    else { found.start.push(start); found.end.push(end); }
+    if (top >= 0 && start <= union.end[top]) union.end[top] = Math.max(union.end[top], end);
+    else { union.start.push(start); union.end.push(end); }
   }
-  return rows.out.start.length ? intersection(found, outside(rows.out, from, to)) : found;
+  return rows.out.start.length ? intersection(union, outside(rows.out, from, to)) : union;
 }
 
 function outside(spans, from, to) {
-  const found = { start: [from], end: [] };
+  const holes = { start: [from], end: [] };
   for (let i = below(spans.end, from); i < spans.start.length && spans.start[i] < to; i++) {
-    found.end.push(Math.max(spans.start[i], from));
-    found.start.push(spans.end[i]);
+    holes.end.push(Math.max(spans.start[i], from));
+    holes.start.push(spans.end[i]);
   }
-  found.end.push(Math.max(to, found.start[found.start.length - 1]));
-  return found;
+  holes.end.push(Math.max(to, holes.start[holes.start.length - 1]));
+  return holes;
 }
 
 function intersection(left, right) {
-  const found = { start: [], end: [] };
+  const common = { start: [], end: [] };
   for (let i = 0, j = 0; i < left.start.length && j < right.start.length;) {
     const start = Math.max(left.start[i], right.start[j]), end = Math.min(left.end[i], right.end[j]);
-    if (end > start) { found.start.push(start); found.end.push(end); }
+    if (end > start) { common.start.push(start); common.end.push(end); }
     if (left.end[i] < right.end[j]) i++; else j++;
   }
-  return found;
+  return common;
 }
 
 function lengthOf(spans) {

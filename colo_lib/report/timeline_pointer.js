@@ -1,32 +1,32 @@
 // What lies under the pointer or the cursor of a timeline, and how pointer and wheel move it.
 
-const MOST_TOLD = 3; // kernels at one moment
+const MOST_DESCRIBED = 3; // kernels at one moment
 
 // Row `place` at time `at`: words about it, and the span they are about; null where there is nothing.
 function tellAt(viewer, place, at) {
   const { data, shown } = viewer;
-  if (!shown.kernels) return tellBin(viewer, Math.floor(at / shown.level.binNs));
+  if (!shown.kernels) return describeBin(viewer, Math.floor(at / shown.level.binNs));
   const wanted = place < data.workloads.length ? [place] : data.workloads.keys();
-  const told = [...wanted].map((own) => [own, runningAt(data.rows[own], at)]).filter(([, found]) => found.length)
-    .map(([own, found]) => tellKernels(viewer, own, found));
-  return told.length ? { ...told[0], lines: told.flatMap((one) => one.lines) } : null;
+  const described = [...wanted].map((row) => [row, runningAt(data.rows[row], at)]).filter(([, kernels]) => kernels.length)
+    .map(([row, kernels]) => describeKernels(viewer, row, kernels));
+  return described.length ? { ...described[0], lines: described.flatMap((row) => row.lines) } : null;
 }
 
-function tellKernels(viewer, place, found) {
+function describeKernels(viewer, place, kernels) {
   const { data } = viewer, rows = data.rows[place];
-  const lines = found.slice(0, MOST_TOLD).flatMap((i) => {
+  const lines = kernels.slice(0, MOST_DESCRIBED).flatMap((i) => {
     const from = rows.start[i], to = rows.end[i], blocks = rows.blocks[i];
     const out = to - from - lengthOf(intersection({ start: [from], end: [to] }, outside(rows.out, from, to)));
-    const told = [`from ${number(from / 1e3, 3)} us`, `lasts ${lasting(to - from)}`];
-    if (out > 0) told.push(`of it switched out ${lasting(out)}`);
-    if (blocks > 0) told.push(`${number(blocks, 0)} block${blocks === 1 ? "" : "s"}`);
-    return [data.names[rows.name[i]], `${data.workloads[place]}: ${told.join(", ")}`];
+    const facts = [`from ${number(from / 1e3, 3)} us`, `lasts ${lasting(to - from)}`];
+    if (out > 0) facts.push(`of it switched out ${lasting(out)}`);
+    if (blocks > 0) facts.push(`${number(blocks, 0)} block${blocks === 1 ? "" : "s"}`);
+    return [data.names[rows.name[i]], `${data.workloads[place]}: ${facts.join(", ")}`];
   });
-  if (found.length > MOST_TOLD) lines.push(`and ${found.length - MOST_TOLD} more at this moment`);
-  return { place, from: rows.start[found[0]], to: rows.end[found[0]], lines };
+  if (kernels.length > MOST_DESCRIBED) lines.push(`and ${kernels.length - MOST_DESCRIBED} more at this moment`);
+  return { place, from: rows.start[kernels[0]], to: rows.end[kernels[0]], lines };
 }
 
-function tellBin(viewer, bin) {
+function describeBin(viewer, bin) {
   const { data, shown: { level } } = viewer;
   if (bin < 0 || bin >= level.both.length) return null;
   const from = bin * level.binNs, to = Math.min(from + level.binNs, data.windowNs), span = to - from;
@@ -39,11 +39,11 @@ function tellBin(viewer, bin) {
   return { place: viewer.row, from, to, lines };
 }
 
-function showTip(viewer, told, x, y) {
+function showTip(viewer, description, x, y) {
   const { tip, stage } = viewer;
-  tip.hidden = !told;
-  if (!told) return;
-  tip.textContent = told.lines.join("\n");
+  tip.hidden = !description;
+  if (!description) return;
+  tip.textContent = description.lines.join("\n");
   tip.style.left = `${Math.max(0, Math.min(x + 12, stage.clientWidth - tip.offsetWidth))}px`;
   const under = y + 16 + tip.offsetHeight <= stage.clientHeight || y < tip.offsetHeight;
   tip.style.top = `${under ? y + 16 : y - tip.offsetHeight - 8}px`;
@@ -54,27 +54,27 @@ function step(viewer, by) {
   const { data, row, shown } = viewer, middle = (viewer.from + viewer.to) / 2;
   const inView = viewer.cursor && viewer.cursor.to > viewer.from && viewer.cursor.from < viewer.to;
   const place = Math.min(row, data.workloads.length - 1);
-  let told;
+  let description;
   if (shown.kernels) {
     const rows = data.rows[place], known = inView && viewer.cursor.kernel !== undefined && viewer.cursor.place === place;
     const next = known ? viewer.cursor.kernel + by : below(rows.start, middle) - (by < 0 ? 1 : 0);
     if (next < 0 || next >= rows.start.length) return;
-    told = { ...tellKernels(viewer, place, [next]), kernel: next };
+    description = { ...describeKernels(viewer, place, [next]), kernel: next };
   } else {
     const at = inView ? (by > 0 ? viewer.cursor.to : viewer.cursor.from - 1) : middle;
-    told = tellBin(viewer, Math.floor(at / shown.level.binNs));
+    description = describeBin(viewer, Math.floor(at / shown.level.binNs));
   }
-  if (told) reveal(viewer, told);
+  if (description) reveal(viewer, description);
 }
 
-function reveal(viewer, told) {
-  const span = viewer.to - viewer.from, centre = (told.from + told.to) / 2;
-  viewer.cursor = told;
+function reveal(viewer, description) {
+  const span = viewer.to - viewer.from, centre = (description.from + description.to) / 2;
+  viewer.cursor = description;
   const away = centre < viewer.from || centre > viewer.to;
   go(viewer, ...(away ? [centre - span / 2, centre + span / 2] : [viewer.from, viewer.to]));
-  const row = rowTops(viewer)[told.place];
-  showTip(viewer, told, xOf(viewer, Math.max(told.from, viewer.from)), row.top + row.height - 8);
-  viewer.status.textContent = told.lines.join("; ");
+  const row = rowTops(viewer)[description.place];
+  showTip(viewer, description, xOf(viewer, Math.max(description.from, viewer.from)), row.top + row.height - 8);
+  viewer.status.textContent = description.lines.join("; ");
 }
 
 function changeRow(viewer, by) {

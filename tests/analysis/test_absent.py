@@ -9,6 +9,7 @@ import pytest
 
 from colo_lib import paths
 from colo_lib.cli import main
+from colo_lib.steps import WORKLOADS
 from tests.exports import EMBED, GEN, Kernel, write
 
 KERNELS = [
@@ -41,8 +42,8 @@ def test_a_window_without_kernels_says_who_is_absent(
     assert main([*words, "--perfetto", str(tmp_path / "p.json")]) == 0
     text = capsys.readouterr().out
     for name in absent:
-        assert f"{name}: absent, it ran no kernel in this window" in text
-        assert any(f"{name} ran no kernel in this window" in note for note in found["notes"])
+        assert f"{WORKLOADS[name]}: absent, it ran no kernel in this window" in text
+        assert any(f"the {WORKLOADS[name]} ran no kernel in this window" in note for note in found["notes"])
 
 
 NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
@@ -61,10 +62,10 @@ def test_notebooks_reach_the_bottom_and_say_so(name: str, window: str, tmp_path:
     papermill.execute_notebook(source, str(out), parameters=given, kernel_name="python3", progress_bar=False)
     shown = out.read_text(encoding="utf-8")
     assert "ran no kernel in this window" in shown
-    assert "gen ran no kernel" in shown
+    assert "the LLM ran no kernel" in shown
 
 
 def test_the_recorded_capture_of_time_slices_has_windows_without_embed(capsys: pytest.CaptureFixture[str]) -> None:
     (file,) = paths.RECORDED.glob("h200-qwen3-*/steps/step3/capture/trace.sqlite")
     assert main(["trace", str(file), "--window", "0.5831:0.5832"]) == 0
-    assert "embed: absent, it ran no kernel in this window" in capsys.readouterr().out
+    assert "embedder: absent, it ran no kernel in this window" in capsys.readouterr().out

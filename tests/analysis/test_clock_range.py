@@ -81,9 +81,9 @@ def test_a_comb_of_kernels_may_overlap_wholly_or_not_at_all(tmp_path: Path) -> N
     assert alignment["overlap_of_gen_range"] == alignment["overlap_of_embed_range"] == [0.0, 1.0]
     assert alignment["range_is_exact"]
     text = trace_text.text(found | {"workloads_guessed": False})
-    assert "0.00 ms to 50.00 ms, 0.0% to 100.0% of gen's, 0.0% to 100.0% of embed's" in text
+    assert "0.00 ms to 50.00 ms, 0.0% to 100.0% of the LLM's, 0.0% to 100.0% of the embedder's" in text
     assert trace_tables.overlap(found)["Value"].tolist()[3:] == [
-        "0.00 ms to 50.00 ms", "0.0% to 100.0% of gen's", "0.0% to 100.0% of embed's",
+        "0.00 ms to 50.00 ms", "0.0% to 100.0% of the LLM's", "0.0% to 100.0% of the embedder's",
     ]  # fmt: skip
     json.dumps(found, allow_nan=False)
 

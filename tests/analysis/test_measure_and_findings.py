@@ -58,7 +58,7 @@ def test_a_planted_stall_is_named_against_its_bound(measured: Measured, run: Run
     bounds = verdict.against_bounds(measured.counted, run.params)
     told = verdict.starved(bounds)
     assert len(told) == 1
-    assert told[0].startswith("both, alternating: gen")
+    assert told[0].startswith("both, alternating: LLM")
     row = bounds[(bounds["step"] == "step3") & bounds["what"].str.contains("without a token")].iloc[0]
     assert 1500 <= row["worst"] <= 1800
     assert row["within"] == 0
@@ -83,10 +83,10 @@ def test_the_table_of_steps_has_the_rows_of_the_experiment(measured: Measured, r
     cells = table.set_index(["row", "step"])["text"]
     assert cells["Trials that count / all", "step2"] == "2 / 3"
     assert cells["Mechanism", "step3"] == "in turns, on cores"
-    assert cells["Gen kept fraction", "configA"] == "1 (baseline)"
-    assert "[" in cells["Gen throughput", "step1"]
-    assert "(n=" in cells["Embed batch time, p99", "step2"], "a p99 of few events says how few"
-    assert ("Gen throughput", "step4") not in cells.index
+    assert cells["LLM kept fraction", "configA"] == "1 (baseline)"
+    assert "[" in cells["LLM throughput", "step1"]
+    assert "(n=" in cells["Embedder batch time, p99", "step2"], "a p99 of few events says how few"
+    assert ("LLM throughput", "step4") not in cells.index
     assert {"Device utilisation, mean of devices", "Aggregate per device"} <= set(table["row"])
 
 

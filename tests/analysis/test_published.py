@@ -75,8 +75,8 @@ def test_what_differs_is_marked_and_what_was_not_told_counts_as_different(told: 
     mine = dict(told.conditions["run3"]) | {"weights": "dummy", "step2_mechanism": "mps"}
     rows = published.differences(told.conditions, mine).set_index("condition")
     assert "run3" in rows.loc["Weights", "differs from"]
-    assert "run3" not in rows.loc["Model of gen", "differs from"]
-    assert "run1" in rows.loc["Model of gen", "differs from"]
+    assert "run3" not in rows.loc["Model of the LLM", "differs from"]
+    assert "run1" in rows.loc["Model of the LLM", "differs from"]
     assert "run3" not in rows.loc["Mechanism with both at once", "differs from"]
     assert rows.loc["vLLM version", "differs from"] == "run1, run2, run3, trace"
 

@@ -56,7 +56,7 @@ def figures(data: dict[str, Any]) -> list[Figure]:
 def test_the_timeline_has_a_row_of_kernels_for_each_workload(data: dict[str, Any]) -> None:
     figure = figures(data)[0]
     rows = {item.get_gid(): item for item in figure.axes[0].collections if item.get_gid()}
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["embed", "gen"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["embedder", "LLM"]
     for name, colour in (("gen", GEN_COLOUR), ("embed", EMBED_COLOUR)):
         row = rows[f"row-{name}"]
         assert to_hex(row.get_facecolor()[0]).upper() == colour
@@ -168,7 +168,7 @@ def executed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, l
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_reads_a_runs_capture_to_the_end(name: str, executed: dict[str, list[dict[str, Any]]]) -> None:
     assert executed[name][-1]["run_id"] == "simulated-run"
-    assert "Profiled / unprofiled rate: gen 0." in json.dumps(executed[name])
+    assert "Profiled / unprofiled rate: LLM 0." in json.dumps(executed[name])
 
 
 def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[str, list[dict[str, Any]]]) -> None:

@@ -156,10 +156,10 @@ def test_its_numbers_are_there_in_words_too() -> None:
     shown = timeline.timeline_of(view, 0)
     assert shown["columns"] == [
         "From (ms)",
-        "gen busy",
-        "gen kernels started",
-        "embed busy",
-        "embed kernels started",
+        "LLM busy",
+        "LLM kernels started",
+        "embedder busy",
+        "embedder kernels started",
         "Both at once",
     ]
     assert 4 <= len(shown["rows"]) <= timeline.MOST_ROWS

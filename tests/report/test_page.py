@@ -146,7 +146,7 @@ def test_what_a_reader_must_see_first_is_there(read: Reader) -> None:
     for words in (
         "Hypothesis: ",
         "random weights",
-        "both, alternating: gen: longest time without a token",
+        "both, alternating: LLM: longest time without a token",
         "What is missing",
     ):
         assert words in first or words == "random weights", words

@@ -92,7 +92,7 @@ def test_it_opens_with_what_the_numbers_tell(view: TraceWindow, file: Path) -> N
     assert told["span"] == [0, view.window_ns]
     assert told["shows"] == "bins of 80000 ns"
     assert "The whole window, 60.06 ms. Bars: share of bins of 80 us" in told["status"]
-    assert f"gen busy {shares[0]:.1%}, embed busy {shares[1]:.1%}, both at once {both:.1%}." in told["status"]
+    assert f"LLM busy {shares[0]:.1%}, embedder busy {shares[1]:.1%}, both at once {both:.1%}." in told["status"]
 
 
 def test_the_browser_has_every_bin_and_every_kernel_exactly(view: TraceWindow, file: Path) -> None:
@@ -120,7 +120,7 @@ def test_keys_zoom_to_single_kernels_move_and_go_back(view: TraceWindow, file: P
     near, moved, far = told["near"], told["moved"], told["far"]
     assert near[1] - near[0] == pytest.approx(view.window_ns / 2**6)
     assert told["shows"] == "kernels"
-    assert "Kernels one by one; gen busy" in told["status"]
+    assert "Kernels one by one; LLM busy" in told["status"]
     assert [after - before for after, before in zip(moved, near, strict=True)] == pytest.approx(
         [view.window_ns / 2**8] * 2
     )
@@ -175,7 +175,7 @@ def test_a_hostile_name_is_shown_as_words(file: Path, width: int, dark: bool) ->
     )  # fmt: skip
     hostile = [told[f"kernel {place}"] for place in range(6) if printable(MARKUP) in told[f"kernel {place}"]]
     assert hostile, "every fourth kernel of embed has that name"
-    assert re.search(r"\nembed: from [\d,]+\.\d{3} us, lasts [\d.]+ us, 1,056 blocks$", hostile[0])
+    assert re.search(r"\nembedder: from [\d,]+\.\d{3} us, lasts [\d.]+ us, 1,056 blocks$", hostile[0])
     assert told["made"] == 0, "no element was made of a name"
     assert told["kernel 5"].replace("\n", "; ") == told["status"], "who does not see the picture is told the same"
 
@@ -187,10 +187,10 @@ def test_the_pointer_is_told_what_lies_under_it(file: Path) -> None:
     )  # fmt: skip
     lines = [re.sub(r"\d[\d.,]*", "N", line) for line in told["bin"].splitlines()]
     assert lines[0] == "N us to N us"
-    assert lines[1].startswith("gen: busy N%, N kernel")
-    assert lines[2].startswith("embed: busy N%, N kernel")
+    assert lines[1].startswith("LLM: busy N%, N kernel")
+    assert lines[2].startswith("embedder: busy N%, N kernel")
     assert lines[3] == "both at once: N%"
-    assert re.search(r"embed: from [\d,.]+ us, lasts [\d.]+ us, [\d,]+ blocks", told["kernel"])
+    assert re.search(r"embedder: from [\d,.]+ us, lasts [\d.]+ us, [\d,]+ blocks", told["kernel"])
     assert told["nothing"] is None
 
 

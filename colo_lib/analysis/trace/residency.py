@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from colo_lib.analysis.trace import intervals
-from colo_lib.steps import MECHANISMS
+from colo_lib.steps import MECHANISMS, WORKLOADS
 from colo_lib.trace import UNKNOWN, Capture, Ints, Switches, Union
 
 LEAST_COVERAGE = 0.9  # of a process's kernels must start inside a context for it to be theirs
@@ -224,8 +224,8 @@ def _doubt(matches: Mapping[str, Matches], mechanism: str | None) -> str:
     reasons = []
     for workload, residencies in matches.items():
         for _, why in residencies.values():
-            if why and f"{workload}: {why}" not in reasons:
-                reasons.append(f"{workload}: {why}")
+            if why and f"{WORKLOADS[workload]}: {why}" not in reasons:
+                reasons.append(f"{WORKLOADS[workload]}: {why}")
     if reasons:
         return "; ".join(reasons)
     holders = [{item.host_pid for item, _ in residencies.values() if item} for residencies in matches.values()]

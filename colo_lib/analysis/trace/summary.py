@@ -13,6 +13,7 @@ from colo_lib.analysis.trace.processes import launchers, printable
 from colo_lib.analysis.trace.residency import RESIDENCY
 from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.records import CaptureFacts
+from colo_lib.steps import WORKLOADS
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 4000  # characters; a template can be longer than any reader wants
@@ -68,7 +69,7 @@ def profiled_words(facts: CaptureFacts, unprofiled: Mapping[str, float]) -> str:
     for name, rate in (facts.profiled.plain() if facts.profiled else {}).items():
         base = unprofiled.get(name)
         if rate and base and base == base:
-            ratios.append(f"{name.split('_')[0]} {rate / base:.2f}")
+            ratios.append(f"{WORKLOADS[name.split('_')[0]]} {rate / base:.2f}")
     return f"Profiled / unprofiled rate: {', '.join(ratios) or 'not recorded'}."
 
 
@@ -110,15 +111,16 @@ def notes(view: TraceWindow) -> list[str]:
     if len(view.capture.devices) > 1:
         sentences.append(f"work ran on {len(view.capture.devices)} devices; this is device {view.device.number} alone")
     if len(view.others[0]):
-        sentences.append("other processes ran kernels on this device; they are in no number of gen or embed")
-    sentences += [f"{name} {why}: it is absent from the numbers" for name, why in view.absent().items()]
+        sentences.append("other processes ran kernels on this device; they are in no number of the LLM or the embedder")
+    sentences += [f"the {WORKLOADS[name]} {why}: it is absent from the numbers" for name, why in view.absent().items()]
     return sentences
 
 
 def _unknown_shapes(view: TraceWindow) -> list[str]:
     """How many kernels of each workload have no grid: what they would have filled is in no occupancy."""
     sentences = []
-    for name, active in view.workloads.items():
+    for workload, active in view.workloads.items():
+        name = f"the {WORKLOADS[workload]}"
         graph, blocks = active.get("graph"), active.get("blocks")
         lost, kernels = int(((blocks <= 0) & ~graph).sum()), int((~graph).sum())
         if lost:

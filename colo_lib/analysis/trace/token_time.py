@@ -176,7 +176,7 @@ COMMUNICATION = "communication"
 
 # Parts of a token's time on a rank, in words; they add up to it.
 TOKEN_PARTS = {
-    "own_ms": "own kernels", "idle_ms": "nothing of gen running", "waiting_ms": "waiting for the other rank",
+    "own_ms": "own kernels", "idle_ms": "nothing of the LLM running", "waiting_ms": "waiting for the other rank",
     "exchange_ms": "rest of the collectives",
 }  # fmt: skip
 
