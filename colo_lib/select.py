@@ -1,10 +1,7 @@
 """What a notebook reads: the run, sweep or capture that is named, else the newest that fits, else an example.
 
-Which run a notebook reads: the one named, else the newest finished one, else a recorded or a simulated example.
-
-Which sweep a notebook reads: the one named, else the newest that varies its parameter, else an example.
-
-Which capture a notebook reads: the exports named, else a run's step, else a built-in example.
+A run fits when it is finished, a sweep when it varies the notebook's parameter, a capture when its run has the step. An
+example is a recorded one, else a simulated or built-in one.
 """
 
 from __future__ import annotations
@@ -28,6 +25,8 @@ from colo_lib.steps import ALONE, CAPTURES_FIRST, STEPS, with_id
 
 # What two runs of one pair of models have in common.
 PAIR = ("gen_model", "embed_model", "weights", "gen_concurrency", "device")
+H100, SIMULATED = "h100", "simulated"
+RATES = ("gen_tokens_per_s", "embed_sequences_per_s")
 
 
 def select_run(params: Params) -> Run:
@@ -160,10 +159,6 @@ def _sweep_sentence(sweep: Sweep, names: tuple[str, ...], whole: bool) -> Sweep:
     )
     print(f"Sweep {sweep.sweep_id}{note}: {len(sweep.runs)} of {len(sweep.cells)} cells measured{line}.")
     return shown
-
-
-H100, SIMULATED = "h100", "simulated"
-RATES = ("gen_tokens_per_s", "embed_sequences_per_s")
 
 
 @dataclass(frozen=True)

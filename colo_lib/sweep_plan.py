@@ -30,6 +30,7 @@ MOST_CELLS = 500
 
 # The sweep itself says where its cells' runs go and what they are called.
 SET_BY_SWEEP = ("run", "run_name", "runs_dir", "block", "sweep", "sweeps_dir")
+DONE, FAILED, REFUSED, LOST = "done", "failed", "refused", "lost"
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,6 @@ def grid(base: Params, axes: Sequence[Axis]) -> list[GridCell]:
 def changes_in_words(changes: Mapping[str, Value]) -> str:
     """A cell's changes in words: `gen_concurrency = 2, blocks = 3`."""
     return ", ".join(f"{name} = {value}" for name, value in changes.items())
-
-
-DONE, FAILED, REFUSED, LOST = "done", "failed", "refused", "lost"
 
 
 def begin_sweep(params: Params, axes: Sequence[Axis], cells: Sequence[GridCell], jointly: bool = False) -> Path:

@@ -24,6 +24,13 @@ CONTEXT_GIB = 0.6
 MARGIN_GIB = 1.0  # notebook, client, allocator fragmentation
 # vLLM's default max_num_batched_tokens of its OpenAI server (EngineArgs, usage context OPENAI_API_SERVER).
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+_REMEDIES = {
+    "gen weights": "Choose a smaller gen_model, set gen_quantization: fp8 (GPU), or free memory",
+    "gen KV cache": "Lower gen_kv_cache_gib, or gen_gpu_memory_utilization where it is 0, or free memory",
+    "gen activations": "Lower gen_max_model_len, or free memory",
+    "embed weights": "Choose a smaller embed_model or embed_dtype: bfloat16, or free memory",
+    "embed activations": "Lower embed_batch_size or embed_sequence_tokens, or free memory",
+}
 
 
 @dataclass(frozen=True)
@@ -270,15 +277,6 @@ def refuse_if_too_large(budget: Budget) -> None:
             f"{budget.kv_tokens_wanted}: requests would be preempted. Raise gen_kv_cache_gib (or "
             f"gen_gpu_memory_utilization where it is 0), or lower gen_concurrency\n{format_budget(budget)}"
         )
-
-
-_REMEDIES = {
-    "gen weights": "Choose a smaller gen_model, set gen_quantization: fp8 (GPU), or free memory",
-    "gen KV cache": "Lower gen_kv_cache_gib, or gen_gpu_memory_utilization where it is 0, or free memory",
-    "gen activations": "Lower gen_max_model_len, or free memory",
-    "embed weights": "Choose a smaller embed_model or embed_dtype: bfloat16, or free memory",
-    "embed activations": "Lower embed_batch_size or embed_sequence_tokens, or free memory",
-}
 
 
 def format_budget(budget: Budget) -> str:

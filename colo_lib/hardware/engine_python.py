@@ -1,8 +1,6 @@
 """The interpreters that run the engines, what they can import, and the models they are to load.
 
-Which interpreter runs an engine, and what it can import. The workbook's own environment holds neither engine.
-
-Names in the parameters to what the engines need: an interpreter each, a model each.
+The workbook's own environment holds neither engine: the parameters name an interpreter each, and a model each.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Memory that is free for a run, GiB, and when it is at rest between two engines.
+"""Memory that is free for a run, and whether it is at rest between two engines; all in GiB.
 
-How much memory is free for a run, GiB: of the machine under its control group's limit, or of each GPU.
-
-GPU memory between engines: nobody starts while another's is still being given back, or where too little is left.
-
-vLLM sizes its cache by what is free when it starts, and stops when that grows while it looks.
+Free is what the machine has under its control group's limit, or what each GPU has. vLLM sizes its cache by what is free
+when it starts, and stops when that grows while it looks: so nobody starts while another's memory is still being given
+back, or where too little is left.
 """
 
 from __future__ import annotations
@@ -22,6 +20,11 @@ from colo_lib.hardware.nvml import GpuLook, look_at_gpus
 from colo_lib.models.catalog import GIB
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+STILL_GIB = 0.05
+STILL_READINGS = 3
+POLL_S = 0.5
+SETTLE_TIMEOUT_S = 60.0
+Read = Callable[[], Mapping[str, float] | None]
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,6 @@ def budget_here(demand: Demand, gpus: GpuLook | None = None) -> Budget:
     free = {group: held.free_gib for group, held in memory.items()}
     total = {group: held.total_gib for group, held in memory.items()}
     return plan_budget(demand, free, total)
-
-
-STILL_GIB = 0.05
-STILL_READINGS = 3
-POLL_S = 0.5
-SETTLE_TIMEOUT_S = 60.0
-Read = Callable[[], Mapping[str, float] | None]
 
 
 def used_gib(devices: tuple[str, ...]) -> dict[str, float] | None:

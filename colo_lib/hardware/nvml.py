@@ -16,6 +16,8 @@ from typing import Any, Literal
 from colo_lib.paths import REPOSITORY
 
 GIB = 2.0**30
+TIMEOUT_S = 20.0
+NO_DRIVER = ("LibraryNotFound", "DriverNotLoaded", "NoDevice")
 
 
 def ask(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -35,10 +37,6 @@ def handle_of(device: str) -> Any:
     if device.isdigit():
         return pynvml.nvmlDeviceGetHandleByIndex(int(device))
     return pynvml.nvmlDeviceGetHandleByUUID(device)
-
-
-TIMEOUT_S = 20.0
-NO_DRIVER = ("LibraryNotFound", "DriverNotLoaded", "NoDevice")
 
 
 @dataclass(frozen=True)

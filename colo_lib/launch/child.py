@@ -4,9 +4,8 @@ Three nets, so that a SIGKILL to any one process leaves nothing: the guardian en
 we end the tree when the guardian goes; and every process of a tree inherits `COLO_TREE=<token>` in its
 environment, by which `sweep` finds what both would have missed.
 
-What a dead process's log says of its end: its last lines, and the errors that came before them.
-
-An engine started below a profiler's launch command of its own, where one session cannot hold all engines.
+`tail` says what a dead process's log tells of its end. `ProfilerLaunch` starts an engine below a profiler's launch
+command of its own, where one session cannot hold all engines.
 """
 
 from __future__ import annotations
@@ -32,6 +31,15 @@ GUARDIAN = Path(__file__).with_name("guardian.py")
 TOKEN_NAME = "COLO_TREE"
 # vLLM renames its processes; without this setproctitle would write over the environment that carries the token.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
+WAIT_POLL_S = 0.05
+LAST_LINES = 20
+MOST_CAUSES = 5
+READ_BYTES = 256 * 1024
+# Said by every interpreter that ends in a hurry; it would push the cause out of sight.
+NOISE = re.compile(r"nanobind: |^ - (leaked |\.\.\. skipped)|resource_tracker|^\s*warnings\.warn\(|^\s*$")
+CAUSE = re.compile(r"\b\w*(Error|Exception)\b: |died unexpectedly|out of memory|Killed|Segmentation fault")
+NOTES = "engine-{}.json"  # in the launcher's private folder, by the engine's name
+START = Path(__file__).with_name("exec_under_profiler.py")
 
 
 class Child:
@@ -118,9 +126,6 @@ class Child:
         sweep(self.token, since_s=self.began_s)
 
 
-WAIT_POLL_S = 0.05
-
-
 def wait_for(condition: Callable[[], bool], child: Child, timeout_s: float, what: str) -> None:
     """Poll until the condition holds; raises StepFailed when the child ends or the time is over."""
     deadline = time.monotonic() + timeout_s
@@ -170,14 +175,6 @@ def sweep(token: str, timeout_s: float = 10.0, since_s: float = 0.0) -> list[int
     return left
 
 
-LAST_LINES = 20
-MOST_CAUSES = 5
-READ_BYTES = 256 * 1024
-# Said by every interpreter that ends in a hurry; it would push the cause out of sight.
-NOISE = re.compile(r"nanobind: |^ - (leaked |\.\.\. skipped)|resource_tracker|^\s*warnings\.warn\(|^\s*$")
-CAUSE = re.compile(r"\b\w*(Error|Exception)\b: |died unexpectedly|out of memory|Killed|Segmentation fault")
-
-
 def tail(file: Path, lines: int = LAST_LINES) -> str:
     """The last `lines` lines of a text file without shutdown noise, led by earlier lines that name an error.
 
@@ -194,10 +191,6 @@ def tail(file: Path, lines: int = LAST_LINES) -> str:
     earlier, last = said[:-lines], said[-lines:]
     causes = list(dict.fromkeys(line for line in earlier if CAUSE.search(line)))[-MOST_CAUSES:]
     return "\n".join([*causes, "…", *last] if causes else last)
-
-
-NOTES = "engine-{}.json"  # in the launcher's private folder, by the engine's name
-START = Path(__file__).with_name("exec_under_profiler.py")
 
 
 @dataclass(frozen=True)

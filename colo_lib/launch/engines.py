@@ -1,10 +1,8 @@
 """The engines of a placement: started one after the other, found again by notebooks, ended together.
 
-`colo run` keeps engines up between the trials of steps that can share them and tells the notebooks
-through a file in its private runtime folder, named by `COLO_ENGINES`; a notebook on its own starts and
-ends them itself.
-
-Trials whose engines have equal specs can use the same ones.
+`colo run` keeps engines up between the trials of steps that can share them (those with equal specs) and tells the
+notebooks through a file in its private runtime folder, named by `COLO_ENGINES`; a notebook on its own starts and ends
+them itself.
 """
 
 from __future__ import annotations

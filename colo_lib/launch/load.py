@@ -1,4 +1,8 @@
-"""What is under load in a trial: the client that asks gen, the embedding processes, who takes turns, who paces."""
+"""What is under load in a trial: the client that asks gen, the embedding processes, who takes turns, who paces.
+
+`connect` makes all of it ready, `begin_load` gives it work, `wait_steady` and `watch_window` look how far it is,
+`settle` and `collect_frames` end it and keep what it did.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,9 @@ CLIENT_TIMEOUT_S = 20.0
 ANSWER_S = 2.0  # how long to wait for one answer before looking whether everybody is still there
 
 Answer = TypeVar("Answer")
+ALTERNATOR, PACER = "alternator", "pacer"
+BEGIN_TIMEOUT_S = 20.0
+ALTERNATE = Path(__file__).with_name("alternate.py")
 
 
 @dataclass(frozen=True)
@@ -181,9 +188,6 @@ def stop_quietly(handle: Handle, runtime: Path) -> None:
         call(handle, "stop", timeout_s=5.0, to=str(runtime / f"unread-{handle.pid}"))
 
 
-ALTERNATOR, PACER = "alternator", "pacer"
-
-
 def connect(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Loads:
     """Everything that will be under load, ready for orders and at rest; the stack ends what was started for it."""
     loads = Loads(None, tuple(handles.embeds[number] for number in spec.placement.embeds_at_work))
@@ -233,10 +237,6 @@ def end_pacer(child: Child, runtime: Path, folder: Path) -> None:
     child.stop()
     rows = [json.loads(line) for line in (runtime / "pacing.jsonl").read_text().splitlines() if line.endswith("}")]
     write_frame(folder, "pacing", {name: [row[name] for row in rows] for name in PACING} if rows else {})
-
-
-BEGIN_TIMEOUT_S = 20.0
-ALTERNATE = Path(__file__).with_name("alternate.py")
 
 
 def start_alternator(slice_ms: float, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Child:

@@ -1,13 +1,11 @@
-"""Pacing of embed: what share of the time it may work, and the closed loop that finds it from gen's inter-token gaps.
-
-The rests themselves are taken by the embedding process (`embed_worker.Pacing`). docs/pacing.md has the equations.
-
-The process that closes the loop: gen's inter-token gaps from the load client, a duty to the embedding processes.
+"""Pacing of embed: what share of the time it may work, and the process that finds it from gen's inter-token gaps.
 
     python -m colo_lib.launch.pacing '{"client": {…}, "embeds": [{…}], "slo_gap_ms": 20, "concurrency": 1, "out": FILE}'
 
-25 times a second. FILE receives a JSON line a tick. SIGTERM ends it; when gen or embed cannot be reached it ends with
-exit code 1, and the trial with it: an unpaced trial must not pass for a paced one.
+25 times a second it takes gen's gaps from the load client and sends a duty to the embedding processes, which take the
+rests themselves (`embed_worker.Pacing`); docs/pacing.md has the equations. FILE receives a JSON line a tick. SIGTERM
+ends it; when gen or embed cannot be reached it ends with exit code 1, and the trial with it: an unpaced trial must not
+pass for a paced one.
 """
 
 from __future__ import annotations
@@ -33,6 +31,11 @@ AIM = 0.95
 # Well under LATE_FRACTION: even where every pass of embed makes a gap late, the p99 is kept. Embed's own stall bound is
 # the floor that is met in practice.
 LEAST_DUTY = 0.001
+TICK_S = 0.04
+ORDER_S = 10.0  # an embedding process that has no turn answers when it has one again
+RECENT_S = 2.0
+# A duty that hardly changed is not sent again, but for the answer: what embed makes of it.
+LEAST_CHANGE, REPEAT_EVERY_S = 0.02, 0.5
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,6 @@ class SloController:
     def late(self, gaps_ms: Sequence[float]) -> int:
         """How many of these gaps count as late."""
         return sum(gap_ms > self.aim_ms for gap_ms in gaps_ms)
-
-
-TICK_S = 0.04
-ORDER_S = 10.0  # an embedding process that has no turn answers when it has one again
-RECENT_S = 2.0
-# A duty that hardly changed is not sent again, but for the answer: what embed makes of it.
-LEAST_CHANGE, REPEAT_EVERY_S = 0.02, 0.5
 
 
 def p99(values: list[float]) -> float | None:

@@ -1,8 +1,7 @@
 """How processes of a run find and call each other: a private folder, and one JSON line each way.
 
-The private folder of a running launcher: sockets and keys that must not enter the run folder.
-
-Orders to a process of ours over its Unix socket: one JSON line there, one JSON line back.
+The folder holds sockets and keys that must not enter the run folder. An order goes to a process of ours over its Unix
+socket: one JSON line there, one back.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ PREFIX = "colo-"
 OWNER = "owner.json"
 # A Unix socket's path holds 107 bytes: the folder stays short whatever TMPDIR says.
 ROOT = Path("/tmp")
+ORDER_TIMEOUT_S = 130.0
 
 
 @contextmanager
@@ -67,9 +67,6 @@ def _alive(owner: dict[str, float]) -> bool:
         return abs(psutil.Process(int(owner["pid"])).create_time() - owner["started"]) < 1.0
     except psutil.NoSuchProcess:
         return False
-
-
-ORDER_TIMEOUT_S = 130.0
 
 
 @dataclass(frozen=True)

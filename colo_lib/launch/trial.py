@@ -1,8 +1,7 @@
 """One trial: both workloads under load, a timed window in their steady state, a folder of frames.
 
-What its window says: rates, their drift, and whether the trial counts.
-
-What each engine's device memory is made of: as vLLM tells it in its log, as torch tells it in embed's process.
+Its record tells what the window says (rates, their drift, whether the trial counts) and what each engine's device
+memory is made of: as vLLM tells it in its log, as torch tells it in embed's process.
 """
 
 from __future__ import annotations
@@ -53,6 +52,8 @@ LOG_LINES = {
     "graphs": re.compile(r"Graph capturing finished in \d+ secs?, took (-?[\d.]+) GiB"),
 }
 READ_BYTES = 4 * 2**20
+LEAST_FREE_BYTES = 256 * 2**20
+LEAST_EVENTS = 10
 
 
 def gen_parts(log: Path, given_kv_cache_gib: float) -> dict[str, float | None]:
@@ -99,9 +100,6 @@ def with_rest(parts: dict[str, float | None], held_gib: float | None, processes:
         return MemoryParts(**parts, rest=None)
     rest_gib = held_gib / processes - sum(value for value in parts.values() if value is not None)
     return MemoryParts(**parts, rest=rest_gib)
-
-
-LEAST_FREE_BYTES = 256 * 2**20
 
 
 def run_trial(spec: TrialSpec, handles: Handles, folder: Path, trial: int) -> Trial:
@@ -232,9 +230,6 @@ def memory_gib(handles: Handles) -> dict[str, float | None]:
                 total += sum(member.memory_full_info().pss for member in [process, *process.children(recursive=True)])
         held[name] = total / 2**30 if roots else None
     return held | {"free": psutil.virtual_memory().available / 2**30}
-
-
-LEAST_EVENTS = 10
 
 
 @dataclass(frozen=True)

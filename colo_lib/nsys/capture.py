@@ -2,13 +2,20 @@
 
 A capture explains; it is never used for throughput. Whatever goes wrong with it is told in its capture.json and leaves
 the trials as they are.
+
+Whether its export holds what it was made for is found out without knowing one table's name: a table with a start and a
+`globalPid` or `globalTid` holds events of processes; with a grid or a graph too it holds kernels or launches of graphs
+(nsys has lost those of a process and kept what it set and copied). Names and versions of tables are the affair of
+`data`.
 """
 
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import psutil
@@ -22,7 +29,6 @@ from colo_lib.launch.load import begin_load, collect_frames, connect, settle, wa
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.specs import Specs
 from colo_lib.launch.trial import Window, measure_window
-from colo_lib.nsys.commands import missing_workloads
 from colo_lib.nsys.session import JointFailed, Session, recorded_names
 from colo_lib.paths import CAPTURE, PARTIAL
 from colo_lib.placement import Placement
@@ -34,6 +40,7 @@ KEPT_REPORT_BYTES = 64 * 2**20
 # What an export may need, as a multiple of its report.
 EXPORT_GROWTH = 6
 LEAST_FREE_BYTES = 512 * 2**20
+SHAPES = {"gridX", "graphId"}  # a column that rows of kernels, or of launches of whole graphs, have
 
 
 def blank(specs: Specs) -> CaptureFacts:
@@ -210,3 +217,41 @@ def _check_disk(folder: Path, more_bytes: int) -> None:
         raise StepFailed(
             f"disk full: {folder} has {free / 2**20:.0f} MiB free, a capture needs {needed / 2**20:.0f}: make room"
         )
+
+
+def events_by_pid(export: Path, on_gpu: bool) -> dict[int, int]:
+    """Events by process; `on_gpu`: kernels and graphs only. Raises StepFailed for a damaged file or no database."""
+    if not export.is_file() or export.stat().st_size == 0:
+        raise StepFailed(f"nsys left no export, or an empty one: {export.name}")
+    events: dict[int, int] = {}
+    try:
+        with closing(sqlite3.connect(export.absolute().as_uri() + "?mode=ro", uri=True)) as database:
+            said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if said != "ok":
+                raise StepFailed(f"the export {export.name} is damaged: {said}")
+            for table, owner in event_tables(database, on_gpu):
+                # globalPid and globalTid hold the pid in bits 24 to 47.
+                rows = database.execute(f'SELECT ("{owner}" >> 24) & 16777215, COUNT(*) FROM "{table}" GROUP BY 1')
+                for pid, count in rows:
+                    events[pid] = events.get(pid, 0) + count
+    except sqlite3.Error as error:
+        raise StepFailed(f"the export {export.name} cannot be read: {error}") from None
+    return events
+
+
+def event_tables(database: sqlite3.Connection, on_gpu: bool) -> list[tuple[str, str]]:
+    """(table, column that names its rows' process) of every table of events."""
+    tables = []
+    for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        columns = {row[1] for row in database.execute(f'PRAGMA table_info("{table}")')}
+        owner = next((name for name in ("globalPid", "globalTid") if name in columns), None)
+        on_device = {"deviceId", "globalPid"} <= columns and bool(columns & SHAPES)
+        if owner and "start" in columns and '"' not in table and (not on_gpu or on_device):
+            tables.append((table, owner))
+    return tables
+
+
+def missing_workloads(export: Path, pids: Mapping[str, Sequence[int]], on_gpu: bool) -> list[str]:
+    """Workloads (of `pids`, all processes by workload) that have no event in the export."""
+    events = events_by_pid(export, on_gpu)
+    return [name for name, members in pids.items() if not any(events.get(pid) for pid in members)]

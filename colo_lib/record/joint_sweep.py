@@ -1,12 +1,8 @@
-"""A joint sweep: cells that differ only in load share their engines and the trials that are the same for all.
-
-What a joint sweep measures, in order: trials that are the same for several cells once, engines changed least.
+"""A joint sweep: cells on engines that stay up, block by block; what is the same for several is measured once.
 
 Cells of a sweep differ in a few parameters, and most trials of most cells do not depend on them: gen alone does not
 know how embed would be paced. Such a trial is measured once a block and counts for every cell that would repeat it;
 the cells' kept fractions are then taken against one baseline, block by block.
-
-A joint sweep: the cells' trials on engines that stay up, block by block, a shared baseline measured once.
 
 Every cell still becomes a run of its own, whole: trials that count for several cells are copied into each, with
 `measured_in` naming the cell that measured them. Trials go straight to the launcher, without a notebook each.
@@ -37,6 +33,8 @@ from colo_lib.record.run_folder import OpenRun, begin_run, resume, run_lock, sea
 from colo_lib.record.sweep import Order, finished_run, unfinished_run
 from colo_lib.records import CellRecord, Trial
 from colo_lib.sweep_plan import DONE, FAILED, REFUSED, cell_params, read_plan
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,6 @@ def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:
 def _in_block(group: list[JointTrial], block: int) -> list[JointTrial]:
     mine = [trial for trial in group if trial.block == block]
     return mine if block % 2 else mine[::-1]
-
-
-Say = Callable[[str], None]
 
 
 @dataclass

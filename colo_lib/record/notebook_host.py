@@ -1,12 +1,9 @@
 """Notebooks as steps: a process of its own that executes them through papermill, and its owner's side.
 
-Executes notebooks through papermill in a process of its own, one order at a time.
-
     python -m colo_lib.record.notebook_host SOCKET
 
-An order is `{"do": "execute", "notebook": …, "out": …, "params": {…}, "cell_timeout_s": …}`; the answer holds
-papermill's complaint or null. Its word is not taken for success (a dead kernel and `sys.exit(0)` look like
-one): the step's own record is.
+An order is a `NotebookOrder` with `"do": "execute"`, one at a time; the answer holds papermill's complaint or null. Its
+word is not taken for success (a dead kernel and `sys.exit(0)` look like one): the step's own record is.
 """
 
 from __future__ import annotations
@@ -30,6 +27,8 @@ from colo_lib.launch.rpc import Handle, call
 from colo_lib.paths import NOTEBOOKS
 
 LAST_WORDS = 4000
+HOST_TIMEOUT_S = 60.0
+BESIDE_A_CELL_S = 120.0  # a notebook takes longer than its longest cell
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,6 @@ def main() -> None:
                     answer = {"complaint": execute_notebook(NotebookOrder(**order))} if wanted else {}
                     stream.write(json.dumps(answer) + "\n")
                     stream.flush()
-
-
-HOST_TIMEOUT_S = 60.0
-BESIDE_A_CELL_S = 120.0  # a notebook takes longer than its longest cell
 
 
 class NotebookHost:

@@ -1,8 +1,6 @@
 """The order of trials, and what a person is told of it while it is carried out.
 
-The order of trials: rounds of fresh engines, blocks in alternating order, steps that share engines side by side.
-
-Progress for a person: what runs now, at most every few seconds.
+Rounds of fresh engines, blocks in alternating order, steps that share engines side by side.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`colo run`: every trial of the plan through its notebook, engines kept up between them, then the seal.
 
-Keeps one set of engines up and changes as little of it as the next trial needs.
+One set of engines is up at a time, and as little of it is changed as the next trial needs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from colo_lib.records import Start, Trial
 from colo_lib.steps import STEPS, with_id
 
 Say = Callable[[str], None]
+FIRST_ENGINE_START_S = 40.0
 
 
 @dataclass
@@ -155,9 +156,6 @@ def terminable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-FIRST_ENGINE_START_S = 40.0
 
 
 class EngineKeeper:

@@ -1,8 +1,6 @@
 """A run folder while it is being made, from its start record to the manifest that seals it.
 
-A run folder while it is being made: begun, taken up again, held by one launcher at a time.
-
-The manifest: written last, it makes a folder a run.
+It is begun, taken up again, and held by one launcher at a time. The manifest is written last: it makes a folder a run.
 """
 
 from __future__ import annotations
@@ -42,6 +40,7 @@ from colo_lib.placement import Placement, placement_of
 from colo_lib.records import CaptureFacts, ListedCapture, ListedFile, ListedTrial, Manifest, Start, Trial
 
 Say = Callable[[str], None]
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,6 @@ def trial_status(folder: Path, step: str, trial: int) -> str | None:
 def counts(status: str | None) -> bool:
     """Whether a trial needs no repetition: it was measured, be it valid or not, or this machine cannot carry it out."""
     return status in ("done", "invalid", "skipped")
-
-
-LOCK = ".lock"
 
 
 def trial_records(folder: Path) -> list[Trial]:

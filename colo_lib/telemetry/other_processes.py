@@ -1,9 +1,4 @@
-"""What other processes do beside a run: on its GPUs, and to the machine's cores.
-
-Who computes on the run's GPUs and is not the run's: told by the sampler whenever that changes.
-
-How much of the machine somebody else used during a window.
-"""
+"""What other processes do beside a run: on its GPUs, as the sampler tells on each change, and to the cores."""
 
 from __future__ import annotations
 

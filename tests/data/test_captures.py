@@ -16,7 +16,7 @@ from colo_lib.analysis.verdict import judge
 from colo_lib.cli import main
 from colo_lib.data.capture import captured_steps, read_capture, read_files, read_step_launches
 from colo_lib.errors import InputError
-from colo_lib.nsys.commands import missing_workloads
+from colo_lib.nsys.capture import missing_workloads
 from colo_lib.params import Params
 from colo_lib.paths import RECORDED
 from colo_lib.report import trace_tables

@@ -12,7 +12,7 @@ import pytest
 
 from colo_lib.launch.exec_under_profiler import LEFT_BEHIND
 from colo_lib.nsys import commands
-from colo_lib.nsys.commands import events_by_pid
+from colo_lib.nsys.capture import events_by_pid
 from colo_lib.paths import CAPTURE, capture_folder
 from colo_lib.record.captures import record_captures
 from colo_lib.record.run_folder import OpenRun

@@ -18,8 +18,7 @@ from colo_lib.launch.engines import Handles
 from colo_lib.launch.rpc import Handle
 from colo_lib.launch.vllm_server import GenHandle
 from colo_lib.nsys import commands
-from colo_lib.nsys.capture import devices_seen
-from colo_lib.nsys.commands import events_by_pid
+from colo_lib.nsys.capture import devices_seen, events_by_pid
 from colo_lib.nsys.session import recorded_names
 from colo_lib.params import check
 from colo_lib.paths import CAPTURE, capture_folder

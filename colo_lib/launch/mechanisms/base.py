@@ -1,10 +1,8 @@
 """What every mechanism builds on: its owner's side, what a proof is told, and what rules it out beforehand.
 
-What every mechanism offers its owner, and what a proof is told about the engines.
-
-Modes of a GPU that rule a mechanism out, told before anything starts, with the command that leaves them.
-
-Runs `cuda_probe` under an engine's environment: what fails here would fail in the engine, later and less clearly.
+A mode of a GPU that rules a mechanism out is told before anything starts, with the command that leaves it. A first
+client, `cuda_probe`, runs under an engine's environment: what fails there would fail in the engine, later and less
+clearly.
 """
 
 from __future__ import annotations
@@ -28,6 +26,26 @@ from colo_lib.placement import Placement
 
 # A process's start time is read in clock ticks: two readings of the same process differ by less than this.
 SAME_START_S = 0.5
+# NVML's compute modes.
+EXCLUSIVE_THREAD, PROHIBITED, EXCLUSIVE_PROCESS = 1, 2, 3
+# The MPS server is one process, so that EXCLUSIVE_PROCESS suits it; two plain processes need DEFAULT.
+MPS_REFUSES = {EXCLUSIVE_THREAD: "EXCLUSIVE_THREAD", PROHIBITED: "PROHIBITED"}
+PLAIN_REFUSES = MPS_REFUSES | {EXCLUSIVE_PROCESS: "EXCLUSIVE_PROCESS"}
+PROBE = Path(__file__).with_name("cuda_probe.py")
+PROBE_TIMEOUT_S = 60.0
+# What a client's CUDA error means for the one who reads it (CUDA driver API, cudaError_enum).
+REMEDIES = {
+    3: "the driver is not usable here: look at nvidia-smi",
+    46: "another process holds the GPU exclusively: nvidia-smi -c DEFAULT, or end it",
+    100: "no GPU is visible: see devices, and CUDA_VISIBLE_DEVICES of this shell",
+    101: "a name in devices is no GPU here",
+    805: "the MPS daemon did not answer this client: run all as one user, in one container",
+    806: "an earlier client's fault is still being cleared: end every process on the GPU, then run again",
+    807: "the MPS server is not ready: another process holds the GPU exclusively, or a fault is still being cleared",
+    808: "the MPS server has no room for a further client: end other clients",
+    809: "the MPS server has no room for a further connection: end other clients",
+    810: "the MPS server ended this client: an earlier client faulted",
+}
 
 
 @dataclass(frozen=True)
@@ -102,13 +120,6 @@ def lives(who: Sequence[float]) -> bool:
     return now is not None and abs(now[1] - who[1]) < SAME_START_S
 
 
-# NVML's compute modes.
-EXCLUSIVE_THREAD, PROHIBITED, EXCLUSIVE_PROCESS = 1, 2, 3
-# The MPS server is one process, so that EXCLUSIVE_PROCESS suits it; two plain processes need DEFAULT.
-MPS_REFUSES = {EXCLUSIVE_THREAD: "EXCLUSIVE_THREAD", PROHIBITED: "PROHIBITED"}
-PLAIN_REFUSES = MPS_REFUSES | {EXCLUSIVE_PROCESS: "EXCLUSIVE_PROCESS"}
-
-
 def device_uuids(placement: Placement, look: GpuLook, refused: dict[int, str]) -> list[str]:
     """UUIDs of the placement's GPUs, or their names as given where NVML cannot tell.
 
@@ -135,23 +146,6 @@ def refuse(mechanism: str, device: str, mig: bool | None, mode: int | None, refu
             f"{mechanism}: GPU {device} is in compute mode {refused[mode]}, which does not admit both workloads: "
             f"nvidia-smi -i {device} -c DEFAULT"
         )
-
-
-PROBE = Path(__file__).with_name("cuda_probe.py")
-PROBE_TIMEOUT_S = 60.0
-# What a client's CUDA error means for the one who reads it (CUDA driver API, cudaError_enum).
-REMEDIES = {
-    3: "the driver is not usable here: look at nvidia-smi",
-    46: "another process holds the GPU exclusively: nvidia-smi -c DEFAULT, or end it",
-    100: "no GPU is visible: see devices, and CUDA_VISIBLE_DEVICES of this shell",
-    101: "a name in devices is no GPU here",
-    805: "the MPS daemon did not answer this client: run all as one user, in one container",
-    806: "an earlier client's fault is still being cleared: end every process on the GPU, then run again",
-    807: "the MPS server is not ready: another process holds the GPU exclusively, or a fault is still being cleared",
-    808: "the MPS server has no room for a further client: end other clients",
-    809: "the MPS server has no room for a further connection: end other clients",
-    810: "the MPS server ended this client: an earlier client faulted",
-}
 
 
 @dataclass(frozen=True)

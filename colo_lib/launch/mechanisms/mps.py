@@ -1,9 +1,8 @@
 """`mps`: a control daemon of our own in private folders, its clients proved by pid, gone without trace at the end.
 
-The proof that engines are clients of our MPS server, from any process of the run: by pid, against its list.
-
 The machine's default daemon is never spoken to. The daemon runs in the foreground under a guardian, so that it ends
-when its owner does, however that ends.
+when its owner does, however that ends. Any process of the run can prove that the engines are clients of our server: by
+pid, against the server's own list.
 """
 
 from __future__ import annotations
@@ -38,6 +37,12 @@ REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the 
 
 
 FACTS = MpsFacts
+START_TIMEOUT_S = 20.0
+CLIENTS_GONE_S = 20.0
+QUIT_TIMEOUT_S = 15.0
+DAEMON_GRACE_S = 5.0
+POLL_S = 0.1
+PRIORITIES = {"normal": "0", "below-normal": "1"}
 
 
 def start(spec: EngineSpec, runtime: Path, logs: Path) -> Mps:
@@ -128,14 +133,6 @@ def nvml_lists(pids: set[int]) -> bool | str:
     """Whether NVML lists these as MPS clients too; in words where it could not be asked."""
     listed = mps_clients(look_at_gpus())
     return listed if isinstance(listed, str) else pids <= set(listed)
-
-
-START_TIMEOUT_S = 20.0
-CLIENTS_GONE_S = 20.0
-QUIT_TIMEOUT_S = 15.0
-DAEMON_GRACE_S = 5.0
-POLL_S = 0.1
-PRIORITIES = {"normal": "0", "below-normal": "1"}
 
 
 class Mps(Mechanism):
