@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from colo_lib.paths import REPOSITORY
 
 
@@ -20,6 +22,25 @@ def checked(root: Path) -> subprocess.CompletedProcess[str]:
 def test_arrows_point_one_way() -> None:
     done = checked(REPOSITORY)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("process", "absent"),
+    [
+        ("telemetry.watchdog", "psutil pydantic numpy pyarrow pandas"),
+        ("telemetry.sampler", "pydantic numpy pyarrow pandas"),
+        ("telemetry.gpu_metrics", "pydantic numpy pyarrow pandas"),
+        ("hardware.nvml", "psutil pydantic numpy pyarrow pandas"),
+        ("launch.gen_client", "pydantic pandas"),
+        ("launch.pacing", "numpy pyarrow pandas"),
+        ("nsys.engine_host", "pandas"),
+    ],
+)
+def test_what_the_launcher_starts_is_light(process: str, absent: str) -> None:
+    """It starts beside what is measured, some of it in every trial."""
+    code = f"import sys, colo_lib.{process}; print([name for name in {absent.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_arrow_the_wrong_way_is_told(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ import aiohttp
 
 from colo_lib.frames import write_frame
 from colo_lib.launch.rpc import ClientJob, Gaps
-from colo_lib.launch.vllm_server import SERVED_NAME
 
 PAUSE_AFTER_ERROR_S = 0.2
 RESERVED_TOKEN_IDS = 8
@@ -66,7 +65,7 @@ class Load:
     def body(self, request_id: int) -> dict[str, Any]:
         """One request: token ids in, token ids out, exactly `output_tokens` of them."""
         return {
-            "model": SERVED_NAME,
+            "model": self.job.model,
             "prompt": self.prompt(request_id),
             "max_tokens": self.job.output_tokens,
             "ignore_eos": True,

@@ -27,7 +27,7 @@ from colo_lib.launch.engines import Handles
 from colo_lib.launch.pacing import PacerJob, shares, start_order
 from colo_lib.launch.rpc import ClientJob, Handle, answers, call
 from colo_lib.launch.specs import LoadSpec, TrialSpec, WindowSpec
-from colo_lib.launch.vllm_server import ServerCounters, server_counters
+from colo_lib.launch.vllm_server import SERVED_NAME, ServerCounters, server_counters
 
 POLL_S = 0.05
 WATCH_S = 0.5
@@ -112,6 +112,7 @@ def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, 
     job = ClientJob(
         socket=str(socket_path),
         port=handles.gen.port,
+        model=SERVED_NAME,
         concurrency=load.concurrency,
         prompt_tokens=load.prompt_tokens,
         output_tokens=load.output_tokens,

@@ -84,6 +84,8 @@ class ClientJob:
 
     socket: str
     port: int
+    model: str
+    """As the server calls it."""
     concurrency: int
     prompt_tokens: int
     output_tokens: int

@@ -59,8 +59,8 @@ def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
     """Every trial of a joint sweep in the order in which it is measured.
 
     The blocks are spread over `starts` rounds of the first cell, in each of which every set of engines is started once
-    (`run.plan.plan_trials`); sets with the same gen stand together, and every second round runs them backwards. Blocks
-    run in alternating order within a set. Raises InputError as `place` does.
+    (`record.plan.plan_run`); sets with the same gen stand together, and every second round runs them backwards. Blocks
+    run in alternating order within a set. Raises InputError as `placement_of` does.
     """
     trials: dict[tuple[object, ...], JointTrial] = {}
     for name, params in cells:

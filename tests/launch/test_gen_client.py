@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> Iterator[Handle]:
     job = ClientJob(
-        socket=str(Path("/tmp") / f"colo-test-{time.monotonic_ns()}.sock"), port=server.server_port,
+        socket=str(Path("/tmp") / f"colo-test-{time.monotonic_ns()}.sock"), port=server.server_port, model="gen",
         concurrency=3, prompt_tokens=5, output_tokens=TOKENS, vocab_size=100, seed=1,
     )  # fmt: skip
     command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(asdict(job))]
