@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--capture-ms", type=float, default=50.0, help="kept of each capture, ms (default: 50)")
     parser.add_argument(
         "--capture-tokens", type=float, default=20.0, metavar="N",
-        help="kept of each capture with gen, if that is more: as long as N tokens took (default: 20)",
+        help="kept of each capture with the LLM, if that is more: as long as N tokens took (default: 20)",
     )  # fmt: skip
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 

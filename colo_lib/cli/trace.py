@@ -22,11 +22,11 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `colo trace`."""
     parser.add_argument("exports", nargs="+", metavar="EXPORT.sqlite", help="Nsight Systems exports of one run")
-    parser.add_argument("--gen", default="", metavar="PID|NAME", help="gen's processes, by comma (default: the likely)")
-    parser.add_argument("--embed", default="", metavar="PID|NAME", help="embed's processes (default: the likely)")
+    parser.add_argument("--gen", default="", metavar="PID|NAME", help="the LLM's processes (default: the likely)")
+    parser.add_argument("--embed", default="", metavar="PID|NAME", help="the embedder's (default: the likely)")
     parser.add_argument("--window", default="", metavar="START_S:END_S", help="seconds after the first session's start")
     parser.add_argument(
-        "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of gen's work)"
+        "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of the LLM's work)"
     )
     parser.add_argument(
         "--mechanism", default="", metavar="NAME", help="how the two shared the GPU: mps, time-sliced, …"

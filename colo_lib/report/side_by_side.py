@@ -26,7 +26,7 @@ from colo_lib.report import page, provenance
 from colo_lib.report.notebook_output import SIDE_BY_SIDE, table_part
 from colo_lib.report.page import write_index, write_page
 from colo_lib.report.run_tables import quantity_in_words
-from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, mechanism_in_words, names_of, with_id
+from colo_lib.steps import KEPT_AGAINST_OTHERS, STEPS, WORKLOADS, capital, mechanism_in_words, names_of
 
 LONGEST_LABEL = 48  # characters of a device's name that head a column
 
@@ -99,7 +99,7 @@ def kept_rows(compared: Sequence[Compared]) -> pd.DataFrame:
     names = names_of((row.step, row.mechanism) for item in compared for row in item.analysis.kept.itertuples())
     keys = [(step, name) for step in STEPS for name in ("gen", "embed", "aggregate_per_device")]
     rows = [
-        (f"{with_id(step, names[step])}: {quantity_in_words(name)}",
+        (f"{capital(names[step])}: {quantity_in_words(name)}",
          *(cells.get((step, name, item.label), "—") for item in compared))
         for step, name in keys
         if any((step, name, item.label) in cells for item in compared)
@@ -207,9 +207,7 @@ def _verdicts(compared: Sequence[Compared]) -> dict[str, Any]:
     rows = [
         (item.label, item.analysis.verdict.status, _work(item), provenance.in_one_line(item.run)) for item in compared
     ]
-    shown = pd.DataFrame(
-        rows, columns=["Run", "Hypothesis", f"{with_id('step2', 'Both at once')}: devices' worth per device", "On what"]
-    )
+    shown = pd.DataFrame(rows, columns=["Run", "Hypothesis", "Both at once: devices' worth per device", "On what"])
     return table_part(shown, "The verdict of each run on the hypothesis; dedicated devices do 1 each.")
 
 
@@ -231,6 +229,6 @@ def _kind(item: Compared) -> str:
 
 
 def _work(item: Compared) -> str:
-    rows = kept_rows([item])
-    work = rows[rows["Step and quantity"].str.contains("(step2): aggregate per device", regex=False)]
-    return "not measured" if work.empty else str(work.iloc[0][item.label])
+    kept = item.analysis.kept
+    work = kept[(kept["step"] == "step2") & (kept["quantity"] == "aggregate_per_device")]
+    return "not measured" if work.empty else _interval(next(work.itertuples()))

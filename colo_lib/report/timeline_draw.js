@@ -1,6 +1,6 @@
 // Draws a timeline on its canvas: the whole window above, then a row a workload, what both did at once, and the axis.
 
-const GUTTER = 54, MARGIN = 10, OVERVIEW = 24, ROW = 54, BOTH_ROW = 28, GAP = 9, AXIS = 24;
+const GUTTER = 66, MARGIN = 10, OVERVIEW = 24, ROW = 54, BOTH_ROW = 28, GAP = 9, AXIS = 24;
 const LEAST_BAR_PX = 1, MOST_BAR_PX = 4; // a level's factor apart: at every zoom just one level lies between
 
 function rowTops(viewer) {

@@ -10,7 +10,7 @@ import pandas as pd
 from colo_lib.analysis.trace.processes import printable
 from colo_lib.analysis.trace.residency import Basis
 from colo_lib.report.trace_text import THE, clocks_moved, percent, without_overlap
-from colo_lib.steps import STEPS, WORKLOADS, capital
+from colo_lib.steps import STEPS, WORKLOADS, capital, mechanism_in_words
 
 NONE = "—"
 NAME_WIDTH = 90
@@ -33,7 +33,7 @@ def device(summary: Mapping[str, Any]) -> pd.DataFrame:
             f"{summary['granularity']} (graph: launches whole; node: a graph's kernels; kernel: no graphs)",
         ),
         ("Basis", Basis(summary["basis"], summary["overlap_is_upper_bound"]).words),
-        ("Mechanism", summary["mechanism"] or "not recorded"),
+        ("Mechanism", mechanism_in_words(summary["mechanism"] or "not recorded")),
         ("Clocks", clocks),
         ("Profiler's own rows", f"{overhead['count']:,}, {percent(overhead['fraction'])} of the window"),
         ("Other processes on the GPU", percent(summary["other_processes"]["fraction_of_window"])),

@@ -13,7 +13,7 @@ from colo_lib.analysis.trace.processes import launchers, printable
 from colo_lib.analysis.trace.residency import RESIDENCY
 from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.records import CaptureFacts
-from colo_lib.steps import WORKLOADS
+from colo_lib.steps import WORKLOADS, mechanism_in_words
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 4000  # characters; a template can be longer than any reader wants
@@ -142,7 +142,8 @@ def _why_intervals(view: TraceWindow) -> str:
     recorded = len(view.capture.switches) > 0
     why = f"context switches were recorded but are not used ({reason})" if recorded else reason
     if not view.upper_bound:
-        return f"{why}; under {view.mechanism} no context is switched out for the other: intervals tell the overlap"
+        how = mechanism_in_words(view.mechanism)
+        return f"{why}; under {how} no context is switched out for the other: intervals tell the overlap"
     remedy = "" if recorded else " (record with --gpuctxsw=true)"
     return (
         f"{why}: if the two were time-sliced, a kernel's interval includes the time its context was switched out, "
