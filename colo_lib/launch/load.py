@@ -213,7 +213,10 @@ def start_pacer(load: LoadSpec, loads: Loads, runtime: Path, folder: Path, stack
     """The process that paces embed by gen's gaps."""
     assert loads.client is not None
     rows = runtime / "pacing.jsonl"
-    job = PacerJob(loads.client, loads.embeds, load.pacing.gen_gap_ms, load.concurrency, str(rows))
+    job = PacerJob(
+        client=loads.client, embeds=loads.embeds, slo_gap_ms=load.pacing.gen_gap_ms,
+        concurrency=load.concurrency, out=str(rows),
+    )  # fmt: skip
     command = [sys.executable, "-m", "colo_lib.launch.pacing", json.dumps(asdict(job))]
     child = Child(PACER, command, folder / "logs" / "pacer.log", env=package_environment({}), grace_s=1.0)
     stack.callback(child.stop)

@@ -161,7 +161,10 @@ class Session:
         # COLO_TREE and SPT_NOENV are set by our guardian; the host must not take them for nsys's.
         known = [*self.env, "COLO_TREE", "SPT_NOENV"]
         originals = {name: os.environ.get(name) for name in WRITTEN_OVER}
-        job = HostJob(out, spec, dict(self.needed_gib), self.runtime, self.logs, gen, embed, known, originals, launches)
+        job = HostJob(
+            out=out, spec=spec, needed_gib=dict(self.needed_gib), runtime=self.runtime, logs=self.logs,
+            gen=gen, embed=embed, known=known, originals=originals, launches=launches,
+        )  # fmt: skip
         host = [sys.executable, "-m", HOST, JOB.dump_json(job).decode()]
         self.command = next(iter(launches.values())) if launches else self._launch_words(JOINT)
         words = host if self.separate else [*self.command, *host]
