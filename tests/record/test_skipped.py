@@ -19,7 +19,7 @@ from colo_lib.record.run import EngineKeeper
 from colo_lib.record.run_folder import begin_run, trial_status
 from colo_lib.record.step import record_step
 from colo_lib.records import Trial
-from colo_lib.steps import STEPS
+from colo_lib.steps import STEPS, WORKLOADS
 from tests.conftest import MODELS
 
 NANO = {"gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "blocks": 2}
@@ -79,7 +79,7 @@ def test_trials_with_and_without_a_window_stand_in_one_frame() -> None:
 def test_every_step_can_be_drawn() -> None:
     rows = [
         {"step": step, "what": f"{workload} without a token", "worst": 5.0, "bound": 9.0, "within": 1.0, "trials": 1}
-        for step in STEPS for workload in ("gen", "embed")
+        for step in STEPS for workload in WORKLOADS.values()
     ]  # fmt: skip
     figure = stalls(pd.DataFrame(rows), {step: row.mechanism for step, row in STEPS.items()})
     assert len(figure.axes[0].patches) == len(STEPS)
