@@ -41,7 +41,7 @@ def carry_out(options: argparse.Namespace) -> int:
     rows = [*needs(asked, costs), together(asked, costs)]
     width = max(len(row.clause) for row in rows)
     for row in rows:
-        print(f"{row.clause:<{width}}  {_told(row)}")
+        print(f"{row.clause:<{width}}  {_need_in_words(row)}")
     whole = rows[-1]
     if whole.starts is not None and whole.blocks_a_start is not None:
         blocks = whole.starts * whole.blocks_a_start
@@ -79,7 +79,7 @@ def costs_of(run: Run, params: Params) -> Costs:
     return Costs(sets * max(LEAST_START_S, spent_s / starts), steps * plan.trial_s)
 
 
-def _told(row: Need) -> str:
+def _need_in_words(row: Need) -> str:
     if row.starts is None or row.blocks_a_start is None:
         return f"not settled by any run within reason ({row.assumed})"
     note = f" ({row.assumed})" if row.assumed else ""

@@ -82,7 +82,9 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
         keep_figures(run, figures)
     executed = reports_dir / run.run_id
     executed.mkdir(parents=True, exist_ok=True)
-    html = render(run, [part for name in notebooks_of(run) for part in execute(name, run, executed / f"{name}.ipynb")])
+    html = run_html(
+        run, [part for name in notebooks_of(run) for part in execute(name, run, executed / f"{name}.ipynb")]
+    )
     if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
         raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
     target = output or reports_dir / f"{run.run_id}.html"
@@ -166,7 +168,7 @@ def _papermill(source: Path, target: Path, values: dict[str, str], timeout_s: in
     return ""
 
 
-def render(run: Run, parts: list[dict[str, Any]]) -> str:
+def run_html(run: Run, parts: list[dict[str, Any]]) -> str:
     """The page as HTML, of the parts lifted from the executed notebooks.
 
     Raises InputError for a part of a section that the page of a run has not.

@@ -20,12 +20,12 @@ def in_one_line(run: Run) -> str:
     """Hardware, models with their weights, and versions, for the first lines of a page."""
     machine = run.manifest.machine
     models = [run.manifest.model_of(name) for name in ("gen", "embed")]
-    named_models = [f"{_told(model.name)} ({weights_of(model)})" for model in models]
+    named_models = [f"{_recorded(model.name)} ({weights_of(model)})" for model in models]
     versions = machine.versions or {}
     named = [f"{name} {versions[name]}" for name in ("vllm", "torch") if versions.get(name)]
     named += [f"driver {machine.driver}"] if machine.driver else []
     return (
-        f"{_told(machine.device_count)} × {_told(machine.device_name)}; LLM: {named_models[0]}; "
+        f"{_recorded(machine.device_count)} × {_recorded(machine.device_name)}; LLM: {named_models[0]}; "
         f"embedder: {named_models[1]}; {', '.join(named) or 'versions not recorded'}."
     )
 
@@ -39,7 +39,9 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
     """Name and value pairs for the first screen."""
     machine, versions = run.manifest.machine, run.manifest.machine.versions or {}
     counted = int((run.trials["status"] == "done").sum())
-    pairs: list[tuple[str, object]] = [("Devices", f"{_told(machine.device_count)} × {_told(machine.device_name)}")]
+    pairs: list[tuple[str, object]] = [
+        ("Devices", f"{_recorded(machine.device_count)} × {_recorded(machine.device_name)}")
+    ]
     pairs += [(name, value) for name, value in (("Driver", machine.driver), ("CUDA", machine.cuda)) if value]
     pairs += [(f"Model of the {who}", _model(run.manifest.model_of(name))) for name, who in WORKLOADS.items()]
     params = run.params
@@ -61,7 +63,7 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
         ),
         *_captures(run),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
-        ("Run", f"{run.run_id}, {_told(run.manifest.created_utc)} to {_told(run.manifest.finished_utc)}"),
+        ("Run", f"{run.run_id}, {_recorded(run.manifest.created_utc)} to {_recorded(run.manifest.finished_utc)}"),
     ]
     return pairs
 
@@ -101,17 +103,17 @@ def facts_of(run: Run) -> dict[str, Any]:
     dirty = cleanness.get(machine.git_dirty, "cleanness not recorded")
     measured, total = run.manifest.measured_s, run.manifest.total_s
     share = f" ({measured / total:.0%} of the time measured)" if measured and total else ""
-    params = [[str(name), _told(value)] for name, value in run.manifest.params.items()]
+    params = [[str(name), _recorded(value)] for name, value in run.manifest.params.items()]
     sums = [[name, str(entry.bytes), entry.sha256] for name, entry in run.manifest.files.items()]
     return {
         "commit": [
-            ("Commit", f"{_told(machine.git_commit)}, {dirty}"),
+            ("Commit", f"{_recorded(machine.git_commit)}, {dirty}"),
             ("Time", f"{_seconds(measured)} in windows of {_seconds(total)} in all{share}"),
             ("Clock", "CLOCK_MONOTONIC in ns, one for every process of the host"),
             ("Interval", "95 %: Student's t over starts of the engines, paired by block; docs/statistics.md"),
         ],
         "machine": [
-            (name, _told(value)) for name, value in machine.plain().items() if not isinstance(value, dict | list)
+            (name, _recorded(value)) for name, value in machine.plain().items() if not isinstance(value, dict | list)
         ],
         "parameters": _part(["Parameter", "Value"], params, "As resolved when the run started."),
         "order": [
@@ -131,14 +133,14 @@ def _model(model: ModelFacts) -> str:
     size = "size not recorded"
     if isinstance(count, int | float):
         size = f"{count / 1e9:.2g} billion parameters" if count >= 1e9 else f"{count / 1e6:.3g} million parameters"
-    weights = WEIGHTS.get(str(model.weights), f"weights: {_told(model.weights)}")
-    kind = ", ".join([_told(model.architecture), size, _told(model.dtype)])
-    return f"{_told(model.name)} ({kind}); {weights}"
+    weights = WEIGHTS.get(str(model.weights), f"weights: {_recorded(model.weights)}")
+    kind = ", ".join([_recorded(model.architecture), size, _recorded(model.dtype)])
+    return f"{_recorded(model.name)} ({kind}); {weights}"
 
 
 def _seconds(value: object) -> str:
     return f"{value:.0f} s" if isinstance(value, int | float) else "not recorded"
 
 
-def _told(value: object) -> str:
+def _recorded(value: object) -> str:
     return "not recorded" if value is None or value == "" else str(value)

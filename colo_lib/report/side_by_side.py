@@ -166,13 +166,13 @@ def make_side_by_side(folders: Sequence[Path], reports_dir: Path, output: Path |
         raise InputError("one run is no comparison: give two or more")
     compared = compare([open_run(folder) for folder in folders])
     target = output or reports_dir / NAME
-    write_page(target, render(compared))
+    write_page(target, side_by_side_html(compared))
     if output is None:
         write_index(reports_dir)
     return target
 
 
-def render(compared: Sequence[Compared]) -> str:
+def side_by_side_html(compared: Sequence[Compared]) -> str:
     """The page as HTML."""
     names = ", ".join(item.run.run_id for item in compared)
     about = {

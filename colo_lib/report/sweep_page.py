@@ -52,7 +52,7 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
         for part in execute_with(name, sweep.sweep_id, values, timeout_s, executed / f"{name}.ipynb")
     ]
     target = output or reports_dir / f"{sweep.sweep_id}.html"
-    write_page(target, render(sweep, first, parts))
+    write_page(target, sweep_html(sweep, first, parts))
     if output is None:
         write_index(reports_dir)
     return target
@@ -67,7 +67,7 @@ def notebooks_of(sweep: Sweep) -> list[str]:
     ]
 
 
-def render(sweep: Sweep, first: Run, parts: list[dict[str, Any]]) -> str:
+def sweep_html(sweep: Sweep, first: Run, parts: list[dict[str, Any]]) -> str:
     """The page as HTML; `first`: a run of it; `parts`: what was lifted from the executed notebooks.
 
     The first section that has any gives its sentences and its picture to the first screen.

@@ -176,11 +176,11 @@ def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[st
 
     opened = open_run(run)
     assert page.notebooks_of(opened)[-5:] == NOTEBOOKS == page.TRACE_NOTEBOOKS
-    html = page.render(opened, [part for found in executed.values() for part in found])
+    html = page.run_html(opened, [part for found in executed.values() for part in found])
     section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
     assert section.count("data:image/png;base64,") == 5
     assert "This part is missing" not in section
-    assert escape(page.NO_CAPTURE) in page.render(opened, [])
+    assert escape(page.NO_CAPTURE) in page.run_html(opened, [])
 
 
 def test_a_notebook_reads_bare_exports_and_shows_the_example_where_there_is_nothing(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     told = {"sweep": str(levers.folder)}
     shown = execute_with("37-operating-point", levers.sweep_id, told, 300, root / "37-operating-point.ipynb")
     first = next(iter(levers.runs.values()))
-    (root / "sweep.html").write_text(sweep_page.render(levers, first, shown), encoding="utf-8")
-    (root / "run.html").write_text(page.render(run, found), encoding="utf-8")
+    (root / "sweep.html").write_text(sweep_page.sweep_html(levers, first, shown), encoding="utf-8")
+    (root / "run.html").write_text(page.run_html(run, found), encoding="utf-8")
     names = {"run": root / "run.html", "sweep": root / "sweep.html", "side by side": both}
     return names | {"index": page.write_index(root)}
 

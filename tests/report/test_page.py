@@ -243,7 +243,7 @@ def test_a_hostile_kernel_name_is_shown_as_text(tmp_path: Path) -> None:
     run = open_run(folder)
     names = (page.TRACE_NOTEBOOKS[0], page.TRACE_NOTEBOOKS[-1])
     found = [part for name in names for part in execute(name, run, tmp_path / f"{name}.ipynb")]
-    html = page.render(run, found)
+    html = page.run_html(run, found)
     reader = Reader(html)
     assert HOSTILE[:70] in reader.words
     assert only_own_script(html, zooming=True)
@@ -307,7 +307,7 @@ def test_colo_list_tells_finished_from_unfinished(tmp_path: Path, capsys: pytest
 
 def test_a_run_of_another_name_is_shown_under_its_own(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path, Plan(run_id="named", blocks=1, window_s=1.0)))
-    assert run.run_id in page.render(run, [])
+    assert run.run_id in page.run_html(run, [])
 
 
 def test_recorded_runs_of_different_settings_keep_figures_of_different_names() -> None:

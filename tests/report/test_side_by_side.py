@@ -90,7 +90,7 @@ def test_the_index_has_every_page_with_its_verdict(tmp_path: Path, runs: list[Pa
     run = open_run(runs[1])
     verdict = {"kind": "verdict", "name": "verdict", "section": "first", "status": "supported"}
     verdict |= {"sentence": "It <holds>.", "warnings": []}
-    (tmp_path / "other.html").write_text(page.render(run, [verdict]), encoding="utf-8")
+    (tmp_path / "other.html").write_text(page.run_html(run, [verdict]), encoding="utf-8")
     (tmp_path / "strange.html").write_text("<p>another program's page", encoding="utf-8")
     reader = Reader(page.write_index(tmp_path).read_text(encoding="utf-8"))
     assert [attributes["href"] for tag, attributes in reader.tags if tag == "a"] == ["#reports", "other.html"]

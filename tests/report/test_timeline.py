@@ -53,7 +53,7 @@ def view_of(file: Path, mechanism: str = "mps") -> TraceWindow:
 
 
 def page_of(view: TraceWindow, file: Path, **options: Any) -> Path:
-    """A page as `page.render` makes one, of the part that a notebook shows of a view."""
+    """A page as `page.run_html` makes one, of the part that a notebook shows of a view."""
     shown: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notebook_output, "_publish", lambda data, part: shown.append(part))
