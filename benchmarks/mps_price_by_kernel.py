@@ -16,9 +16,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from colo_lib.analysis.trace.window import view_of
+from colo_lib.analysis.trace.window import Asked, view_of
 from colo_lib.data.capture import read_capture
-from colo_lib.params import Params
 
 BLOCKS = {"1": 1, "2-8": 8, "9-131": 131, "132 (an SM each)": 132, "more": np.inf}
 MOST = 5  # kernels listed
@@ -27,7 +26,7 @@ MOST = 5  # kernels listed
 def durations(run: Path, step: str) -> pd.DataFrame:
     """Kernels of gen in the recorded window: `name`, `blocks`, `us` (duration)."""
     one = read_capture(run, step)
-    view = view_of(one.capture, one.facts, Params(), one.window_s)
+    view = view_of(one.capture, one.facts, Asked(), one.window_s)
     kernels, rows = view.capture.kernels, view.workloads["gen"].rows
     names = np.array([*view.capture.names, ""], dtype=object)[kernels.name[rows]]
     us = (kernels.end_ns[rows] - kernels.start_ns[rows]) / 1e3

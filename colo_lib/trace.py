@@ -190,6 +190,35 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class ExportFacts:
+    """What an export says of itself. `file`: its name as it may be shown; `path`: where it was read.
+
+    `session_start_utc_ns`: None where it is not recorded; `normalised`: its times are UTC and not since that start;
+    `time_shift_ns`: what they were shifted by. `gpus`: those that it describes; `tells_gpus`: it says which of them a
+    process calls its device 0. `doubts`: what makes its numbers doubtful, in words. `clock_start_ns`: where the
+    capture's clock starts, UTC.
+    """
+
+    file: str
+    path: str
+    product_version: str | None
+    schema_version: str | None
+    session_start_utc_ns: int | None
+    normalised: bool
+    time_shift_ns: int
+    gpus: tuple[Device, ...] = ()
+    tells_gpus: bool = True
+    doubts: tuple[str, ...] = ()
+    clock_start_ns: int = 0
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> ExportFacts:
+        """What `asdict` made of one, by way of JSON; raises KeyError or TypeError for anything else."""
+        gpus = tuple(Device(**gpu) for gpu in plain["gpus"])
+        return cls(**{**plain, "gpus": gpus, "doubts": tuple(plain["doubts"])})
+
+
+@dataclass(frozen=True)
 class Capture:
     """One or more exports on one clock. `omissions`: what was left out of the numbers, in words."""
 
@@ -200,7 +229,7 @@ class Capture:
     names: list[str]
     devices: list[Device]
     processes: list[Process]
-    exports: list[dict[str, Any]] = field(default_factory=list)
+    exports: list[ExportFacts] = field(default_factory=list)
     alignment: Alignment = field(default_factory=Alignment)
     omissions: list[str] = field(default_factory=list)
     simulated: bool = False
@@ -219,7 +248,7 @@ def save_capture(folder: Path, capture: Capture) -> None:
         "names": capture.names,
         "devices": [asdict(device) for device in capture.devices],
         "processes": [asdict(process) for process in capture.processes],
-        "exports": capture.exports,
+        "exports": [asdict(export) for export in capture.exports],
         "omissions": capture.omissions,
         "simulated": capture.simulated,
     }
@@ -243,7 +272,7 @@ def load_capture(folder: Path) -> Capture:
         names=[str(name) for name in rest["names"]],
         devices=[Device(**device) for device in rest["devices"]],
         processes=[Process(**process) for process in rest["processes"]],
-        exports=rest["exports"],
+        exports=[ExportFacts.from_plain(export) for export in rest["exports"]],
         omissions=rest["omissions"],
         simulated=bool(rest["simulated"]),
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from colo_lib.analysis.trace.window import Asked
 from colo_lib.launch.vllm_server import free_port
 from colo_lib.params import STEPS
 from colo_lib.paths import NOTEBOOKS, REPOSITORY
@@ -204,7 +205,7 @@ def _packed() -> dict[str, Any]:
     from colo_lib.select import select_trace
 
     captured = select_trace(Params(runs_dir="none")).captured
-    view = view_of(captured.capture, captured.facts, Params())
+    view = view_of(captured.capture, captured.facts, Asked())
     return timeline.timeline_of(view, sum(view.window) // 2)
 
 

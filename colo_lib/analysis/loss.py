@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.statistics import Estimate, by_block, over_starts, with_interval
+from colo_lib.analysis.trace.token_time import TokenTime
 from colo_lib.steps import GEN_CAN_LOSE, STEPS, names_in, names_of, with_id
 
 CAUSES = ("clock", "contention", "waiting", "host")
@@ -214,7 +214,7 @@ def per_token(counted: pd.DataFrame, telemetry: pd.DataFrame, get_frame: GetFram
 
 
 def with_captures(
-    unprofiled: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
+    unprofiled: Mapping[str, PerToken], times: Mapping[str, TokenTime | None], least_ratio: float
 ) -> dict[str, PerToken]:
     """`unprofiled` with the busy and waiting time that captures tell (`token_time.gen_times`), where a step has one.
 
@@ -232,11 +232,12 @@ def with_captures(
         ):
             continue
         total_ns = unprofiled[step].total_ns
-        busy_ns = min(captured["busy_ns"], total_ns)
-        waiting_ns = captured["waiting_ns"] + captured["switched_out_ns"]
-        unknown = captured["unattributed_ns"] > UNKNOWN_SHARE * captured["window_ns"] or busy_ns + waiting_ns > total_ns
-        waiting_ns = None if unknown else waiting_ns
-        split[step] = replace(unprofiled[step], busy_ns=busy_ns, waiting_ns=waiting_ns, clipped=captured["clipped"])
+        busy_ns = min(captured.busy_ns, total_ns)
+        waiting_ns = captured.waiting_ns + captured.switched_out_ns
+        unknown = captured.unattributed_ns > UNKNOWN_SHARE * captured.window_ns or busy_ns + waiting_ns > total_ns
+        split[step] = replace(
+            unprofiled[step], busy_ns=busy_ns, waiting_ns=None if unknown else waiting_ns, clipped=captured.clipped
+        )
     return split
 
 
@@ -244,13 +245,13 @@ def _alike(ratio: float, least_ratio: float) -> bool:
     return least_ratio <= ratio and ratio * least_ratio <= 1
 
 
-def profiled_ratio(unprofiled: PerToken, captured: Mapping[str, Any]) -> float:
+def profiled_ratio(unprofiled: PerToken, captured: TokenTime) -> float:
     """gen's rate while it was captured / its rate in the unprofiled trials."""
-    return unprofiled.total_ns / float(captured["window_ns"])
+    return unprofiled.total_ns / float(captured.window_ns)
 
 
 def captures_sentence(
-    unprofiled: Mapping[str, PerToken], times: Mapping[str, Mapping[str, Any] | None], least_ratio: float
+    unprofiled: Mapping[str, PerToken], times: Mapping[str, TokenTime | None], least_ratio: float
 ) -> str:
     """Which captures the split uses, each with its profiled / unprofiled rate, and which it does not."""
     ratios = {
@@ -273,17 +274,15 @@ def captures_sentence(
     return sentence
 
 
-def category_rows(
-    both: Mapping[str, tuple[PerToken, PerToken]], times: Mapping[str, Mapping[str, Any] | None]
-) -> pd.DataFrame:
+def category_rows(both: Mapping[str, tuple[PerToken, PerToken]], times: Mapping[str, TokenTime | None]) -> pd.DataFrame:
     """`loss.by_category` of every pair whose two captures are used, with a column step."""
     parts = []
     for step, (alone, shared) in both.items():
         alone_time, shared_time = times.get(str(STEPS[step].gen_baseline)), times.get(step)
         if alone_time and shared_time and alone.busy_ns is not None and shared.busy_ns is not None:
             clocks = (alone.clock_mhz, shared.clock_mhz) if alone.clock_mhz and shared.clock_mhz else None
-            sums = (alone_time["busy_by_category_ns"], shared_time["busy_by_category_ns"])
-            parts.append(by_category(*sums, (alone_time["busy_ns"], shared_time["busy_ns"]), clocks).assign(step=step))
+            sums = (alone_time.busy_by_category_ns, shared_time.busy_by_category_ns)
+            parts.append(by_category(*sums, (alone_time.busy_ns, shared_time.busy_ns), clocks).assign(step=step))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["step", *CATEGORY_COLUMNS])
 
 
@@ -314,7 +313,7 @@ def gen_loss(
     counted: pd.DataFrame,
     telemetry: pd.DataFrame,
     get_frame: GetFrame,
-    times: Mapping[str, Mapping[str, Any] | None],
+    times: Mapping[str, TokenTime | None],
     least_ratio: float,
 ) -> GenLoss:
     """Split gen's loss in every shared step that has its baseline; arguments as `per_token` and `with_captures`."""

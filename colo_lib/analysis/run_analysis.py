@@ -19,7 +19,10 @@ from colo_lib.analysis.capacity import Unit, units
 from colo_lib.analysis.published import all_points, conditions_of, differences, own_points
 from colo_lib.analysis.statistics import RATES, number, rates, with_interval
 from colo_lib.analysis.telemetry import Memory
+from colo_lib.analysis.thresholds import Thresholds, thresholds
 from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
+from colo_lib.analysis.trace.overlap import MeasuredOverlap
+from colo_lib.analysis.trace.token_time import TokenTime
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99, Measured, measure_trials
 from colo_lib.data.run import Run
 from colo_lib.params import Params
@@ -34,19 +37,19 @@ from colo_lib.steps import (
     with_id,
 )
 
-TOKEN_COLUMNS = ["step", "concurrency", "tokens", "trials_ns", "window_ns", "busy_ns", "switched_out_ns", "waiting_ns",
-                 "host_ns", "unattributed_ns"]  # fmt: skip
+TOKEN_PARTS = ("window_ns", "busy_ns", "switched_out_ns", "waiting_ns", "host_ns", "unattributed_ns")
+TOKEN_COLUMNS = ["step", "concurrency", "tokens", "trials_ns", *TOKEN_PARTS]
 
 
 class RunAnalysis:
     """`bounds`: what the run is judged by; `params`: those of the notebook that asks, which may name a capture's
-    processes and window and set bounds away from their defaults (`verdict.thresholds`). Without either the run's own.
+    processes and window and set bounds away from their defaults (`thresholds`). Without either the run's own.
     """
 
-    def __init__(self, run: Run, params: Params | None = None, bounds: Params | None = None) -> None:
+    def __init__(self, run: Run, params: Params | None = None, bounds: Thresholds | None = None) -> None:
         self.run = run
         self.params = run.params if params is None else params
-        judged_by = run.params if params is None else verdict.thresholds(run.params, params)
+        judged_by = Thresholds.of(run.params) if params is None else thresholds(run.params, params)
         self.bounds = judged_by if bounds is None else bounds
         self._captures: dict[str, CaptureAnalysis] = {}
 
@@ -192,12 +195,12 @@ class RunAnalysis:
         captures = {step: self.capture(step) for step in self.run.captured_steps}
         return {step: capture for step, capture in captures.items() if capture is not None}
 
-    def overlap(self, step: str) -> dict[str, Any] | None:
+    def overlap(self, step: str) -> MeasuredOverlap | None:
         """How much of gen's time overlapped embed's in a step's capture (`overlap.verdict_overlap`), or None."""
         capture = self.capture(step)
         return None if capture is None else capture.overlap
 
-    def token_time(self, step: str) -> dict[str, Any] | None:
+    def token_time(self, step: str) -> TokenTime | None:
         """Where a decoded token's time went in a step's capture (`token_time.gen_times`); None without gen in it."""
         capture = self.capture(step)
         return None if capture is None else capture.token_time
@@ -210,12 +213,12 @@ class RunAnalysis:
         """
         rows = []
         for step in self.run.captured_steps:
-            times = self.token_time(step)
-            if times is not None:
+            time = self.token_time(step)
+            if time is not None:
                 trials = self.run.trials[(self.run.trials["step"] == step) & (self.run.trials["status"] == "done")]
                 rate = trials["recorded_gen_tokens_per_s"].mean()
-                place = {"step": step, "concurrency": self.run.params.gen_concurrency, "trials_ns": 1e9 / rate}
-                rows.append(times | place)
+                parts = [getattr(time, name) for name in TOKEN_PARTS]
+                rows.append([step, self.run.params.gen_concurrency, time.pieces, 1e9 / rate, *parts])
         return pd.DataFrame(rows, columns=TOKEN_COLUMNS)
 
     @cached_property

@@ -18,7 +18,6 @@ from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import LEAST_STARTS, Estimate, estimate, holm, rate, ratio, with_interval
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
-from colo_lib.params import Params
 from colo_lib.steps import MECHANISMS, STEPS, mechanism_in_words, with_id
 
 RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
@@ -81,13 +80,16 @@ def _measure_cell(analysis: RunAnalysis) -> tuple[pd.DataFrame, int]:
     return pd.DataFrame(rows, columns=COLUMNS[1:]), len(counted)
 
 
-def with_prefill_share(measures: SweepMeasures, base: Params) -> SweepMeasures:
-    """The measures with a column prefill_share = prompt / (prompt + output), tokens of a request."""
+def with_prefill_share(measures: SweepMeasures, prompt_tokens: int, output_tokens: int) -> SweepMeasures:
+    """The measures with a column prefill_share = prompt / (prompt + output), tokens of a request.
+
+    `prompt_tokens`, `output_tokens`: of the base, for what the sweep does not vary.
+    """
+    base = {"gen_prompt_tokens": prompt_tokens, "gen_output_tokens": output_tokens}
 
     def added(frame: pd.DataFrame) -> pd.DataFrame:
         prompt, output = (
-            frame[name].astype("float64") if name in frame else float(getattr(base, name))
-            for name in ("gen_prompt_tokens", "gen_output_tokens")
+            frame[name].astype("float64") if name in frame else float(tokens) for name, tokens in base.items()
         )
         return frame.assign(prefill_share=prompt / (prompt + output))
 

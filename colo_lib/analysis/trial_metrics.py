@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.frames import NS_PER_S, sequence_work, token_work
-from colo_lib.params import Params
 from colo_lib.steps import mechanisms_in
 
 
@@ -184,11 +184,11 @@ class Measured:
         return self.trials[self.trials["status"] == "done"]
 
 
-def measure_trials(trials: pd.DataFrame, get_frame: GetFrame, params: Params) -> Measured:
+def measure_trials(trials: pd.DataFrame, get_frame: GetFrame, slos: Thresholds) -> Measured:
     """Measure every trial that has a window; `get_frame(step, trial, name)` gives a frame or None."""
     rows, samples = [], []
     for trial in trials.to_dict("records"):
-        measured, events = _measure_trial(trial, get_frame, params)
+        measured, events = _measure_trial(trial, get_frame, slos)
         rows.append(measured)
         if trial["status"] == "done":
             samples += events
@@ -198,7 +198,7 @@ def measure_trials(trials: pd.DataFrame, get_frame: GetFrame, params: Params) ->
 
 
 def _measure_trial(
-    trial: dict[str, Any], get_frame: GetFrame, params: Params
+    trial: dict[str, Any], get_frame: GetFrame, slos: Thresholds
 ) -> tuple[dict[str, float], list[pd.DataFrame]]:
     start_ns, end_ns = trial["window_start_ns"], trial["window_end_ns"]
     if pd.isna(start_ns) or pd.isna(end_ns) or end_ns <= start_ns or trial["status"] == "failed":
@@ -208,7 +208,7 @@ def _measure_trial(
     measured: dict[str, float] = {}
     kinds: dict[str, np.ndarray] = {}
     if gen is not None:
-        measured |= _measure_gen(gen, requests, window, params)
+        measured |= _measure_gen(gen, requests, window, slos)
         kinds["gap"] = inter_token_gaps_ms(gen, *window)
     if requests is not None:
         kinds["ttft"] = first_token_ms(requests, *window)
@@ -217,7 +217,7 @@ def _measure_trial(
         work = sequence_work(embed)
         measured |= {"embed_sequences": work.ended(*window), "embed_sequences_per_s": work.rate(*window)}
         measured["embed_stall_ms"] = longest_silence_ms(embed["done_ns"], *window)
-        measured["batches_within"] = share_within(kinds["batch"], params.slo_embed_batch_ms)
+        measured["batches_within"] = share_within(kinds["batch"], slos.slo_embed_batch_ms)
     for kind, values in kinds.items():
         measured |= {f"{kind}_{name}": value for name, value in describe_ms(values).items()}
     place = {name: trial.get(name) for name in ("step", "mechanism", "trial")}
@@ -225,13 +225,13 @@ def _measure_trial(
 
 
 def _measure_gen(
-    gen: pd.DataFrame, requests: pd.DataFrame | None, window: tuple[int, int], params: Params
+    gen: pd.DataFrame, requests: pd.DataFrame | None, window: tuple[int, int], slos: Thresholds
 ) -> dict[str, float]:
     work = token_work(gen, requests)
     measured: dict[str, float] = {"gen_tokens": work.ended(*window), "gen_tokens_per_s": work.rate(*window)}
     measured["gen_stall_ms"] = longest_silence_ms(gen["arrival_ns"], *window)
     if requests is not None:
-        bounds = (params.slo_gen_ttft_ms, params.slo_gen_stall_ms)
+        bounds = (slos.slo_gen_ttft_ms, slos.slo_gen_stall_ms)
         within, alive = requests_within(requests, gen, *window, *bounds)
         measured |= {"requests": alive, "requests_within": within / alive if alive else np.nan}
         measured["requests_failed"] = int((requests["error"].notna() & (requests["submitted_ns"] < window[1])).sum())

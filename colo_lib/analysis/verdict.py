@@ -22,7 +22,7 @@ one-sided level over the number of clauses: the strictest that Holm's procedure 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,10 @@ from colo_lib.analysis.statistics import (
     sides_of_one,
     within_starts,
 )
+from colo_lib.analysis.thresholds import Thresholds
+from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
-from colo_lib.params import PURPOSES, Params
 from colo_lib.steps import CO_LOCATED, STEP_IDS, STEPS, WORKLOADS, capital, mechanisms_in, names_in, wanted_in_words
-
-
-def thresholds(run: Params, notebook: Params) -> Params:
-    """`run`'s parameters with the bounds of the verdict and the SLOs that `notebook` sets away from their defaults."""
-    changed = {
-        name: getattr(notebook, name)
-        for name, purpose in PURPOSES.items()
-        if "judgement" in purpose.touches and getattr(notebook, name) != Params.model_fields[name].default
-    }
-    return run.model_copy(update=changed)
-
 
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "inconclusive"
 COLUMNS = ["clause", "mean", "low", "high", "threshold", "blocks", "starts", "status", "missing"]
@@ -69,32 +59,30 @@ class Verdict:
     missing: list[str]
 
 
-def judge(counted: pd.DataFrame, params: Params, stand_in: bool, overlap: Mapping[str, Any] | None = None) -> Verdict:
+def judge(counted: pd.DataFrame, bounds: Thresholds, stand_in: bool, overlap: MeasuredOverlap | None = None) -> Verdict:
     """Judge the trials that count (`Measured.counted`).
 
-    `overlap`: fraction_of_gen, basis ('residency' or 'kernel intervals') and upper_bound of step 2's capture, where
-    there is one; range, least and most of the fraction as the clocks of two sessions allow; and profiled_ratio where it
-    is known: gen's rate while it was captured / its rate in the unprofiled trials.
+    `overlap`: of step 2's capture, where there is one.
     """
-    asked = clauses_asked(counted, params)
+    asked = clauses_asked(counted, bounds)
     rows = [clause.row(status) for clause, status in zip(asked, decide_clause(asked), strict=True)]
     rows[1] = _enough_gaps(rows[1], counted)
-    rows.append(_overlap_clause(params, stand_in, overlap))
+    rows.append(_overlap_clause(bounds, stand_in, overlap))
     clauses = pd.DataFrame(rows, columns=COLUMNS)
     missing = [f"{row.clause}: {row.missing}" for row in clauses.itertuples() if row.status == OPEN]
     return Verdict(overall(list(clauses["status"])), clauses, missing)
 
 
-def clauses_asked(counted: pd.DataFrame, params: Params) -> list[Clause]:
+def clauses_asked(counted: pd.DataFrame, bounds: Thresholds) -> list[Clause]:
     """The clauses that trials alone can settle, with what was measured: gen's rate and gaps, embed's rate, step 3."""
     gen, embed = (ratio(counted, "step2", base, RATES[name]) for base, name in (("step1", "gen"), ("step4", "embed")))
     gap = ratio(counted, "step2", "step1", "gap_p99_ms")
     asked = [
-        Clause(f"the LLM keeps at least {params.min_gen_kept:.0%} of its tokens/s", gen, params.min_gen_kept, True),
-        Clause(f"the LLM's p99 inter-token gap grows by at most {params.max_gap_growth:.0%}", gap,
-               1 + params.max_gap_growth, False, shift=1.0),
-        Clause(f"the embedder keeps at least {params.min_embed_kept:.0%} of its sequences/s", embed,
-               params.min_embed_kept, True),
+        Clause(f"the LLM keeps at least {bounds.min_gen_kept:.0%} of its tokens/s", gen, bounds.min_gen_kept, True),
+        Clause(f"the LLM's p99 inter-token gap grows by at most {bounds.max_gap_growth:.0%}", gap,
+               1 + bounds.max_gap_growth, False, shift=1.0),
+        Clause(f"the embedder keeps at least {bounds.min_embed_kept:.0%} of its sequences/s", embed,
+               bounds.min_embed_kept, True),
     ]  # fmt: skip
     for workload, column in RATES.items():
         text = f"the {WORKLOADS[workload]} is slower where both take turns than where both run at once"
@@ -175,16 +163,16 @@ def _enough_gaps(row: dict[str, Any], counted: pd.DataFrame) -> dict[str, Any]:
     return row
 
 
-def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] | None) -> dict[str, Any]:
+def _overlap_clause(bounds: Thresholds, stand_in: bool, overlap: MeasuredOverlap | None) -> dict[str, Any]:
     row = dict.fromkeys(COLUMNS, np.nan) | {
-        "threshold": params.min_overlap,
+        "threshold": bounds.min_overlap,
         "blocks": 0,
         "starts": np.nan,
         "status": OPEN,
     }
     row["missing"] = ""
     row["clause"] = (
-        f"a capture with both at once shows {params.min_overlap:.0%} or more of the LLM's busy time overlapped, as a "
+        f"a capture with both at once shows {bounds.min_overlap:.0%} or more of the LLM's busy time overlapped, as a "
         "measurement and no upper bound"
     )
     if stand_in:
@@ -192,26 +180,26 @@ def _overlap_clause(params: Params, stand_in: bool, overlap: Mapping[str, Any] |
     elif overlap is None:
         row["missing"] = f"no capture of {STEPS['step2'].name} in this run: needs an Nsight Systems capture"
     else:
-        fraction = row["mean"] = float(overlap["fraction_of_gen"])
-        profiled = overlap.get("profiled_ratio")
+        fraction = row["mean"] = float(overlap.fraction_of_gen)
+        profiled, reach = overlap.profiled_ratio, overlap.range
         if not 0 <= fraction <= 1:
             row["missing"] = (
                 f"the capture says {fraction:.0%} of the LLM's busy time, which cannot be: needs a sound capture"
             )
-        elif overlap.get("upper_bound", overlap.get("basis") != "residency"):
+        elif overlap.upper_bound:
             row["missing"] = "the capture has kernel intervals only, an upper bound: needs context-switch rows"
-        elif overlap.get("range") and overlap["range"][0] < params.min_overlap <= overlap["range"][1]:
+        elif reach and reach[0] < bounds.min_overlap <= reach[1]:
             row["missing"] = (
-                f"as far as the clocks of its two sessions are known, {overlap['range'][0]:.0%} to "
-                f"{overlap['range'][1]:.0%} of the LLM's busy time: needs one session over both"
+                f"as far as the clocks of its two sessions are known, {reach[0]:.0%} to "
+                f"{reach[1]:.0%} of the LLM's busy time: needs one session over both"
             )
-        elif profiled is not None and profiled < params.min_profiled_ratio:
+        elif profiled is not None and profiled < bounds.min_profiled_ratio:
             row["missing"] = (
                 f"the LLM ran at {profiled:.0%} of its rate while it was captured: what the capture shows is not what "
                 "was measured; needs a lighter capture"
             )
         else:
-            row["status"] = SUPPORTED if fraction >= params.min_overlap else REFUTED
+            row["status"] = SUPPORTED if fraction >= bounds.min_overlap else REFUTED
     return row
 
 
@@ -262,7 +250,7 @@ def _figure(clause: Any) -> str:
     return f"measured {clause.mean:.0%} [{clause.low:.0%}, {clause.high:.0%}{within_starts(clause.starts)}]"
 
 
-def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
+def against_bounds(counted: pd.DataFrame, slos: Thresholds) -> pd.DataFrame:
     """A row a step and bound: the worst over its trials, the bound, the share of work within, and the count of trials.
 
     `within` is a fraction of requests or batches; for a stall it is the fraction of trials without a longer one.
@@ -272,10 +260,10 @@ def against_bounds(counted: pd.DataFrame, params: Params) -> pd.DataFrame:
     for step in [step for step in STEP_IDS if step in set(counted["step"])]:
         group = counted[counted["step"] == step]
         for what, column, bound, share in (
-            ("LLM: longest time without a token", "gen_stall_ms", params.slo_gen_stall_ms, None),
-            ("LLM: longest time to first token", "ttft_max_ms", params.slo_gen_ttft_ms, "requests_within"),
-            ("embedder: longest time without a finished batch", "embed_stall_ms", params.slo_embed_stall_ms, None),
-            ("embedder: longest batch", "batch_max_ms", params.slo_embed_batch_ms, "batches_within"),
+            ("LLM: longest time without a token", "gen_stall_ms", slos.slo_gen_stall_ms, None),
+            ("LLM: longest time to first token", "ttft_max_ms", slos.slo_gen_ttft_ms, "requests_within"),
+            ("embedder: longest time without a finished batch", "embed_stall_ms", slos.slo_embed_stall_ms, None),
+            ("embedder: longest batch", "batch_max_ms", slos.slo_embed_batch_ms, "batches_within"),
         ):
             values = group[column].dropna()
             if len(values):

@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def carry_out(options: argparse.Namespace) -> int:
     """Print a row a clause and the cheapest run that settles all that can be settled."""
     from colo_lib.analysis.run_analysis import RunAnalysis
+    from colo_lib.analysis.thresholds import Thresholds
     from colo_lib.analysis.verdict import needs, together
     from colo_lib.params import load
 
     params = load(options.params)
     run = _source(options.run, params)
-    asked, costs = RunAnalysis(run, bounds=params).clauses, costs_of(run, params)
+    asked, costs = RunAnalysis(run, bounds=Thresholds.of(params)).clauses, costs_of(run, params)
     print(f"from {run.run_id}: {_seconds(costs.starts_s)} to start all engines, {_seconds(costs.block_s)} a block")
     rows = [*needs(asked, costs), together(asked, costs)]
     width = max(len(row.clause) for row in rows)

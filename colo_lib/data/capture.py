@@ -25,7 +25,19 @@ from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 from colo_lib.params import STEPS
 from colo_lib.records import CaptureFacts
-from colo_lib.trace import Alignment, Capture, Columns, Copies, Device, Kernels, Launches, Overhead, Process, Switches
+from colo_lib.trace import (
+    Alignment,
+    Capture,
+    Columns,
+    Copies,
+    Device,
+    ExportFacts,
+    Kernels,
+    Launches,
+    Overhead,
+    Process,
+    Switches,
+)
 
 DEFAULT_EXPORT = "trace.sqlite"
 
@@ -75,7 +87,7 @@ def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
     """The CUDA API calls of the capture's exports, on its clock, `process` being its places."""
     by_pid = {(process.session, process.pid): place for place, process in enumerate(capture.processes)}
     starts = sorted(set(capture.alignment.offsets_ns))
-    zero = min(export["clock_start_ns"] for export in capture.exports)
+    zero = min(export.clock_start_ns for export in capture.exports)
     parts = []
     for file, export, offset in zip(files, capture.exports, capture.alignment.offsets_ns, strict=True):
         launches, pids = read_launches(file)
@@ -158,7 +170,7 @@ def on_their_gpus(capture: Capture, visible: Mapping[str, Sequence[str]]) -> Cap
     `visible_devices`); a process that it does not name keeps its numbers. An export that tells the GPUs itself is left
     as it is.
     """
-    if not visible or any(export.get("devices_told") for export in capture.exports):
+    if not visible or any(export.tells_gpus for export in capture.exports):
         return capture
     devices, known = list(capture.devices), _known(capture)
     table = np.tile(np.arange(len(devices), dtype=np.int16), (max(1, len(capture.processes)), 1))
@@ -170,21 +182,20 @@ def on_their_gpus(capture: Capture, visible: Mapping[str, Sequence[str]]) -> Cap
                 if gpu not in devices:
                     devices.append(gpu)
                 table[place, cuda_place] = devices.index(gpu)
-    for export in capture.exports:
-        export["devices_told"] = True
+    exports = [replace(export, tells_gpus=True) for export in capture.exports]
     kernels = replace(capture.kernels, device=table[capture.kernels.process, capture.kernels.device])
     copies = replace(capture.copies, device=table[capture.copies.process, capture.copies.device])
-    return replace(capture, kernels=kernels, copies=copies, devices=devices)
+    return replace(capture, kernels=kernels, copies=copies, devices=devices, exports=exports)
 
 
 def _known(capture: Capture) -> dict[str, Device]:
     """GPUs by number and by UUID: those that the exports describe, else those that work ran on."""
-    described = [Device(**gpu) for export in capture.exports for gpu in export.get("gpus", ())]
+    described = [gpu for export in capture.exports for gpu in export.gpus]
     return {name: gpu for gpu in (*described, *capture.devices) for name in (str(gpu.number), gpu.key)}
 
 
 def _zero_utc_ns(capture: Capture) -> int | None:
-    starts = [export.get("session_start_utc_ns") for export in capture.exports]
+    starts = [export.session_start_utc_ns for export in capture.exports]
     known = [int(start) for start in starts if start is not None]
     return min(known) if known and len(known) == len(starts) else None
 
@@ -223,9 +234,9 @@ def read_exports(files: Sequence[str | Path]) -> Capture:
 
 def _session_starts(captures: Sequence[Capture]) -> list[int]:
     """UTC ns of each export's session start; several exports need one each."""
-    starts = [part.exports[0]["session_start_utc_ns"] for part in captures]
+    starts = [part.exports[0].session_start_utc_ns for part in captures]
     if len(captures) > 1 and None in starts:
-        name = captures[starts.index(None)].exports[0]["file"]
+        name = captures[starts.index(None)].exports[0].file
         raise InputError(f"{name} does not record when its session started, so it cannot be aligned with the others")
     known = [0 if start is None else int(start) for start in starts]
     if max(known) - min(known) > NO_TIME // 4:
@@ -241,19 +252,19 @@ def _check_different(captures: Sequence[Capture], starts: Sequence[int]) -> None
             continue
         pids = [[part.processes[place].pid for place in np.unique(part.kernels.process)] for part in (left, right)]
         if sorted(pids[0]) == sorted(pids[1]) and np.array_equal(left.kernels.start_ns, right.kernels.start_ns):
-            names = " and ".join(str(part.exports[0]["path"]) for part in (left, right))
+            names = " and ".join(str(part.exports[0].path) for part in (left, right))
             raise InputError(f"{names} hold the same kernels; give one of them")
 
 
 def _shift(part: Capture, zero: int) -> int:
-    part.exports[0]["clock_start_ns"] = zero
+    part.exports[0] = replace(part.exports[0], clock_start_ns=zero)
     return clock_shift(part.exports[0], zero)
 
 
-def clock_shift(export: dict[str, Any], zero: int) -> int:
+def clock_shift(export: ExportFacts, zero: int) -> int:
     """What to add to an export's times to get ns since `zero` (UTC ns; 0 where no start is recorded)."""
-    start = 0 if export["normalised"] else (export["session_start_utc_ns"] or 0)
-    return int(start - zero - export["time_shift_ns"])
+    start = 0 if export.normalised else (export.session_start_utc_ns or 0)
+    return int(start - zero - export.time_shift_ns)
 
 
 def _uncertainty(starts: Sequence[int]) -> int:
@@ -269,7 +280,7 @@ def _shifted(part: Capture, shift: int) -> Capture:
         return part
     for frame in (part.kernels, part.copies, part.overhead):
         if len(frame) and abs(int(frame.start_ns[0]) + shift) >= NO_TIME:
-            raise InputError(f"{part.exports[0]['file']}: its times do not fit its recorded session start")
+            raise InputError(f"{part.exports[0].file}: its times do not fit its recorded session start")
     return replace(
         part,
         kernels=_moved(part.kernels, shift),
@@ -316,14 +327,14 @@ def _merged(parts: Sequence[Capture], sessions: Sequence[int]) -> Capture:
         devices=list(devices.values()),
         processes=list(processes.values()),
         exports=[part.exports[0] for part in parts],
-        omissions=[f"{part.exports[0]['file']}: {words}" for part in parts for words in part.omissions],
+        omissions=[f"{part.exports[0].file}: {words}" for part in parts for words in part.omissions],
         simulated=any(part.simulated for part in parts),
     )
 
 
 def _content(part: Capture) -> tuple[Any, ...]:
     first = int(part.kernels.start_ns[0]) if len(part.kernels) else 0
-    return sorted(process.pid for process in part.processes), len(part.kernels), first, str(part.exports[0]["file"])
+    return sorted(process.pid for process in part.processes), len(part.kernels), first, str(part.exports[0].file)
 
 
 def _renumbered(

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from colo_lib.trace import (
     Bools,
     Capture,
     Copies,
+    ExportFacts,
     Ints,
     Kernels,
     Launches,
@@ -146,8 +147,7 @@ def read_export(file: Path) -> Capture:
             omissions=[f"{count:,} {words}: left out" for words, count in reader.dropped.items()],
             simulated=schema.export_facts(connection, tables).get("EXPORT_PRODUCT_NAME") == "SIMULATED",
         )
-    capture.exports[0]["doubts"] = list(odd)
-    return capture
+    return replace(capture, exports=[replace(capture.exports[0], doubts=tuple(odd))])
 
 
 def read_launches(file: Path) -> tuple[Launches, list[int]]:
@@ -278,21 +278,21 @@ def _processes(reader: Reader) -> list[Process]:
     return [Process(pid, str(pid) if pid else "unknown", names.get(pid, "")) for pid in reader.pids]
 
 
-def _facts(reader: Reader) -> dict[str, Any]:
+def _facts(reader: Reader) -> ExportFacts:
     meta = schema.export_facts(reader.connection, reader.tables)
     start = schema.first_row(reader.connection, reader.tables, "TARGET_INFO_SESSION_START_TIME").get("utcEpochNs")
     shift = meta.get("EXPORT_PARAM_TIME_SHIFT", "0")
-    return {
-        "file": "".join(char if char.isprintable() else ascii(char)[1:-1] for char in reader.file.name),
-        "path": str(reader.file),
-        "product_version": meta.get("EXPORT_PRODUCT_VERSION"),
-        "schema_version": meta.get("EXPORT_SCHEMA_VERSION"),
-        "session_start_utc_ns": start if isinstance(start, int) and 0 < start < NO_TIME else None,
-        "normalised": meta.get("EXPORT_PARAM_TIME_NORMALIZE") == "true",
-        "time_shift_ns": int(shift) if shift.lstrip("-").isdigit() else 0,
-        "gpus": [asdict(gpu) for gpu in (reader.device_map.known or {}).values()],
-        "devices_told": bool(reader.device_map.numbers),
-    }
+    return ExportFacts(
+        file="".join(char if char.isprintable() else ascii(char)[1:-1] for char in reader.file.name),
+        path=str(reader.file),
+        product_version=meta.get("EXPORT_PRODUCT_VERSION"),
+        schema_version=meta.get("EXPORT_SCHEMA_VERSION"),
+        session_start_utc_ns=start if isinstance(start, int) and 0 < start < NO_TIME else None,
+        normalised=meta.get("EXPORT_PARAM_TIME_NORMALIZE") == "true",
+        time_shift_ns=int(shift) if shift.lstrip("-").isdigit() else 0,
+        gpus=tuple((reader.device_map.known or {}).values()),
+        tells_gpus=bool(reader.device_map.numbers),
+    )
 
 
 def _joined(kind: type[Any], parts: list[Any]) -> Any:
@@ -333,7 +333,7 @@ def _bounded(values: Ints, kind: Any) -> np.ndarray:
     return np.where(values == MISSING, 0, np.clip(values, limits.min, limits.max)).astype(kind)
 
 
-VERSION = 4  # of what reading makes; raise it when that changes
+VERSION = 5  # of what reading makes; raise it when that changes
 WORTH_ROWS = 200_000
 KEPT_ENTRIES = 8
 SAMPLES, SAMPLE_BYTES = 32, 4096
@@ -349,8 +349,7 @@ def read_cached(file: Path) -> Capture:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         capture = load_capture(entry)
         os.utime(entry)
-        capture.exports[0] |= {"file": file.name, "path": str(file)}
-        return capture
+        return replace(capture, exports=[replace(capture.exports[0], file=file.name, path=str(file))])
     capture = read_export(file)
     if len(capture.kernels) + len(capture.copies) >= WORTH_ROWS:
         with contextlib.suppress(OSError):  # a full disk costs the next reader some seconds, no more

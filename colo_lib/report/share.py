@@ -79,6 +79,7 @@ from colo_lib.report.share_rules import (
     system,
     text,
 )  # fmt: skip
+from colo_lib.trace import ExportFacts
 
 NS_PER_MS = 1_000_000
 WRITER = re.compile(r"parquet-cpp-arrow version [\d.]{1,16}")
@@ -374,9 +375,9 @@ def _kept_ms(facts: CaptureFacts, least_ms: float, tokens: float) -> float:
     return max(least_ms, tokens / rate * 1e3) if rate else least_ms
 
 
-def _on_export_clock(window_s: tuple[float, float], export: dict[str, Any]) -> tuple[float, float]:
+def _on_export_clock(window_s: tuple[float, float], export: ExportFacts) -> tuple[float, float]:
     """A window on a capture's clock, on that of one of its exports: each session counts from its own start."""
-    shift_s = clock_shift(export, export["clock_start_ns"]) / 1e9
+    shift_s = clock_shift(export, export.clock_start_ns) / 1e9
     return window_s[0] - shift_s, window_s[1] - shift_s
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trace import intervals, overlap, summary
 from colo_lib.analysis.trace.overlap import overlap_range, verdict_overlap
 from colo_lib.analysis.trace.processes import assign
@@ -91,7 +92,7 @@ def test_a_comb_of_kernels_may_overlap_wholly_or_not_at_all(tmp_path: Path) -> N
 def test_a_verdict_is_not_settled_by_an_overlap_that_the_clocks_leave_open(tmp_path: Path) -> None:
     told = verdict_overlap(seen(sessions(tmp_path, comb(GEN), comb(EMBED))))
     assert told is not None
-    clause = judge(planted_measures(Plan()), Params(), stand_in=False, overlap=told).clauses.iloc[-1]
+    clause = judge(planted_measures(Plan()), Thresholds.of(Params()), stand_in=False, overlap=told).clauses.iloc[-1]
     assert clause["status"] == "inconclusive"
     assert "clocks" in clause["missing"]
 

@@ -11,6 +11,8 @@ import pytest
 
 from colo_lib.analysis import drift, telemetry
 from colo_lib.analysis.statistics import block_ratios, null_check
+from colo_lib.analysis.thresholds import Thresholds
+from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.analysis.verdict import OPEN, REFUTED, SUPPORTED, judge
 from colo_lib.data.run import open_run
@@ -18,7 +20,7 @@ from colo_lib.params import Params
 from tests.run_folders import Plan, planted_measures, write_run
 
 SEEDS = 60
-RESIDENCY = {"fraction_of_gen": 0.4, "basis": "residency", "profiled_ratio": 0.95}
+RESIDENCY = MeasuredOverlap(0.4, "residency", upper_bound=False, profiled_ratio=0.95)
 SOUND = Plan(blocks=5, noise=0.005, gen_kept={"step1": 1.0, "step2": 0.99, "step3": 0.6})
 
 
@@ -111,25 +113,28 @@ def test_the_null_says_what_it_could_have_seen() -> None:
 @pytest.mark.parametrize(
     ("lie", "told"),
     [
-        ({"fraction_of_gen": 0.9, "basis": "kernel intervals"}, "upper bound"),
-        ({"fraction_of_gen": 2.7, "basis": "residency"}, "cannot be"),
-        ({"fraction_of_gen": 0.4, "basis": "residency", "profiled_ratio": 0.4}, "lighter capture"),
+        (MeasuredOverlap(0.9, "kernel intervals", upper_bound=True), "upper bound"),
+        (MeasuredOverlap(2.7, "residency", upper_bound=False), "cannot be"),
+        (dataclasses.replace(RESIDENCY, profiled_ratio=0.4), "lighter capture"),
     ],
 )
 def test_a_lying_profiler_supports_nothing(lie: dict, told: str) -> None:
     gaps = {"step1": 20.0, "step2": 20.5}
     for seed in range(20):
         counted = planted_measures(dataclasses.replace(SOUND, seed=seed), gaps)
-        assert judge(counted, Params(), stand_in=False, overlap=RESIDENCY).status in (SUPPORTED, OPEN)
-        verdict = judge(counted, Params(), stand_in=False, overlap=lie)
+        assert judge(counted, Thresholds.of(Params()), stand_in=False, overlap=RESIDENCY).status in (SUPPORTED, OPEN)
+        verdict = judge(counted, Thresholds.of(Params()), stand_in=False, overlap=lie)
         assert verdict.status == OPEN
         assert told in verdict.missing[-1]
 
 
 def test_a_lying_profiler_hides_no_refutation() -> None:
     slow = dataclasses.replace(SOUND, gen_kept={"step1": 1.0, "step2": 0.7, "step3": 0.6})
-    lie = {"fraction_of_gen": 2.7, "basis": "residency"}
-    found = [judge(planted_measures(dataclasses.replace(slow, seed=seed)), Params(), False, lie) for seed in range(20)]
+    lie = MeasuredOverlap(2.7, "residency", upper_bound=False)
+    found = [
+        judge(planted_measures(dataclasses.replace(slow, seed=seed)), Thresholds.of(Params()), False, lie)
+        for seed in range(20)
+    ]
     assert all(item.status == REFUTED for item in found)
 
 
@@ -151,8 +156,8 @@ def test_whole_run_folders_with_planted_effects(changes: dict, loses: bool, tmp_
             **({"gen_kept": {"step1": 1.0, "step2": 1.0}} | changes),
         )  # fmt: skip
         run = open_run(write_run(tmp_path, plan))
-        measured = measure_trials(run.trials, run.frame, run.params)
-        clause = judge(measured.counted, Params(min_gen_kept=0.98), run.stand_in).clauses.iloc[0]
+        measured = measure_trials(run.trials, run.frame, Thresholds.of(run.params))
+        clause = judge(measured.counted, Thresholds.of(Params(min_gen_kept=0.98)), run.stand_in).clauses.iloc[0]
         right += (clause["status"] == REFUTED) == loses
         assert telemetry.telemetry_series(run.trials, run.frame)["in_window"].any()
     assert right == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +11,11 @@ import pytest
 
 from colo_lib.analysis import drift, run_analysis, telemetry, trial_metrics, verdict
 from colo_lib.analysis.statistics import block_ratios, kept_fractions, null_check, rates
+from colo_lib.analysis.thresholds import Thresholds, thresholds
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
-from colo_lib.analysis.verdict import judge, thresholds
+from colo_lib.analysis.verdict import judge
 from colo_lib.data.run import Run, open_run
-from colo_lib.params import Params
+from colo_lib.params import PURPOSES, Params
 from tests.run_folders import Plan, planted_measures, write_run
 
 PLAN = Plan(
@@ -33,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def measured(run: Run) -> Measured:
-    return measure_trials(run.trials, run.frame, run.params)
+    return measure_trials(run.trials, run.frame, Thresholds.of(run.params))
 
 
 def test_planted_rates_come_out(measured: Measured) -> None:
@@ -55,7 +57,7 @@ def test_an_invalid_trial_is_measured_and_counts_nowhere(measured: Measured) -> 
 
 
 def test_a_planted_stall_is_named_against_its_bound(measured: Measured, run: Run) -> None:
-    bounds = verdict.against_bounds(measured.counted, run.params)
+    bounds = verdict.against_bounds(measured.counted, Thresholds.of(run.params))
     told = verdict.starved(bounds)
     assert len(told) == 1
     assert told[0].startswith("both, alternating: LLM")
@@ -107,17 +109,17 @@ def test_memory_takes_the_most_used_of_the_trials_that_count(run: Run) -> None:
 
 def test_a_failed_trial_without_frames_is_passed_over(run: Run) -> None:
     trials = run.trials.assign(status="failed", window_start_ns=pd.NA, window_end_ns=pd.NA)
-    nothing = measure_trials(trials, run.frame, run.params)
+    nothing = measure_trials(trials, run.frame, Thresholds.of(run.params))
     assert nothing.samples.empty
     assert nothing.trials["gen_tokens_per_s"].isna().all()
-    assert judge(nothing.counted, run.params, True).status == "inconclusive"
+    assert judge(nothing.counted, Thresholds.of(run.params), True).status == "inconclusive"
     assert block_ratios(nothing.counted).empty
 
 
 def test_the_headline_counts_its_clauses_and_carries_its_interval() -> None:
     counted = planted_measures(Plan(blocks=5, noise=0.005))
     kept = kept_fractions(block_ratios(counted))
-    told = verdict.headline(judge(counted, Params(), True), verdict.pays(kept))
+    told = verdict.headline(judge(counted, Thresholds.of(Params()), True), verdict.pays(kept))
     assert "does not hold" in told
     assert "Its 6 clauses" in told
     assert "95 % interval 1." in told
@@ -135,9 +137,12 @@ def test_an_order_effect_is_told() -> None:
 
 def test_bounds_are_the_runs_own_unless_the_notebook_changes_them() -> None:
     own = Params(min_gen_kept=0.9, slo_gen_stall_ms=50.0, blocks=7)
-    assert thresholds(own, Params()) == own
+    assert thresholds(own, Params()) == Thresholds.of(own)
     changed = thresholds(own, Params(min_gen_kept=0.5, blocks=2))
-    assert (changed.min_gen_kept, changed.slo_gen_stall_ms, changed.blocks) == (0.5, 50.0, 7)
+    assert (changed.min_gen_kept, changed.slo_gen_stall_ms) == (0.5, 50.0)
+    assert changed == Thresholds.of(own.model_copy(update={"min_gen_kept": 0.5})), "all else is the run's"
+    judging = {name for name, purpose in PURPOSES.items() if "judgement" in purpose.touches}
+    assert {item.name for item in fields(Thresholds)} == judging - {"seed"}
 
 
 def test_a_longer_window_changes_no_rate(tmp_path: Path) -> None:
@@ -145,5 +150,7 @@ def test_a_longer_window_changes_no_rate(tmp_path: Path) -> None:
     for window_s in (2.0, 6.0):
         plan = dataclasses.replace(PLAN, run_id=f"w{window_s:.0f}", blocks=1, window_s=window_s, noise=0.0, stall_s={})
         opened = open_run(write_run(tmp_path, plan))
-        rates.append(measure_trials(opened.trials, opened.frame, opened.params).trials["gen_tokens_per_s"].mean())
+        rates.append(
+            measure_trials(opened.trials, opened.frame, Thresholds.of(opened.params)).trials["gen_tokens_per_s"].mean()
+        )
     assert rates[0] == pytest.approx(rates[1], rel=0.02)

@@ -10,6 +10,7 @@ import pytest
 from colo_lib.analysis import capacity, loss, telemetry, trial_metrics
 from colo_lib.analysis.loss import decompose_loss
 from colo_lib.analysis.statistics import block_ratios, kept_fractions
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.analysis.verdict import against_bounds
 from colo_lib.data.run import open_run
@@ -58,11 +59,11 @@ def test_a_shared_unit_without_work_costs_no_energy_a_token_and_is_no_layout(tmp
     silence(folder, "step2", "embed")
     silence(folder, "step2", "gen")
     run = open_run(folder)
-    measured = measure_trials(run.trials, run.frame, run.params)
+    measured = measure_trials(run.trials, run.frame, Thresholds.of(run.params))
     kept = kept_fractions(block_ratios(measured.counted))
     counted = trial_metrics.with_power(measured.counted, telemetry.telemetry_series(run.trials, run.frame))
     counted[trial_metrics.WATTS] = 300.0
-    found = capacity.units(counted, kept, against_bounds(measured.counted, run.params), 200.0)
+    found = capacity.units(counted, kept, against_bounds(measured.counted, Thresholds.of(run.params)), 200.0)
     costs = capacity.energy_costs(found).set_index("unit")
     assert costs.loc["step2"].isna().all()
     assert costs.loc["gen alone", "j_per_token"] > 0

@@ -18,6 +18,8 @@ from colo_lib.analysis.statistics import (
     ratio,
     sides_of_one,
 )
+from colo_lib.analysis.thresholds import Thresholds
+from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.verdict import OPEN, REFUTED, SUPPORTED, Clause, decide_clause, judge, pays
 from colo_lib.params import Params
 from tests.run_folders import Plan, planted_measures
@@ -69,7 +71,7 @@ def test_one_start_tells_of_itself_alone_and_settles_nothing() -> None:
     found = ratio(counted, "step2", "step1", "gen_tokens_per_s")
     assert (found.starts, found.across_starts) == (1, False)
     assert found.high < 0.31, "it has an interval, for what these engines did"
-    verdict = judge(counted, Params(), stand_in=True)
+    verdict = judge(counted, Thresholds.of(Params()), stand_in=True)
     assert verdict.status == OPEN
     assert "needs 3 starts" in verdict.missing[0]
     assert list(pays(kept_fractions(block_ratios(counted)))["answer"].unique()) == ["not settled"]
@@ -149,8 +151,8 @@ def test_the_verdict_on_planted_truth(kept: float, gap: float, status: str) -> N
     for seed in range(40):
         plan = kept_plan(kept, seed=seed)
         counted = planted_measures(plan, {"step1": 20.0, "step2": gap})
-        overlap = {"fraction_of_gen": 0.4, "basis": "residency"}
-        found.append(judge(counted, Params(), stand_in=False, overlap=overlap).status)
+        overlap = MeasuredOverlap(0.4, "residency", upper_bound=False)
+        found.append(judge(counted, Thresholds.of(Params()), stand_in=False, overlap=overlap).status)
     wanted = SUPPORTED if status == "clauses hold" else status
     assert np.mean([item == wanted for item in found]) >= 0.95
 
@@ -158,24 +160,26 @@ def test_the_verdict_on_planted_truth(kept: float, gap: float, status: str) -> N
 def test_a_loss_at_the_bound_is_seldom_judged() -> None:
     params = Params()
     found = [
-        judge(planted_measures(kept_plan(0.95, seed=seed, noise=0.01)), params, True).clauses["status"].iloc[0]
+        judge(planted_measures(kept_plan(0.95, seed=seed, noise=0.01)), Thresholds.of(params), True)
+        .clauses["status"]
+        .iloc[0]
         for seed in range(80)
     ]
     assert found.count(OPEN) / len(found) >= 0.9
 
 
 def test_on_cores_the_overlap_stays_open_and_says_why() -> None:
-    verdict = judge(planted_measures(GOOD), Params(), stand_in=True)
+    verdict = judge(planted_measures(GOOD), Thresholds.of(Params()), stand_in=True)
     assert verdict.status == OPEN
     assert any("cores stand in for a GPU" in item for item in verdict.missing)
 
 
 def test_kernel_intervals_alone_prove_no_overlap() -> None:
-    overlap = {"fraction_of_gen": 0.9, "basis": "kernel intervals"}
-    clause = judge(planted_measures(GOOD), Params(), stand_in=False, overlap=overlap).clauses.iloc[-1]
+    overlap = MeasuredOverlap(0.9, "kernel intervals", upper_bound=True)
+    clause = judge(planted_measures(GOOD), Thresholds.of(Params()), stand_in=False, overlap=overlap).clauses.iloc[-1]
     assert (clause["status"], clause["mean"]) == (OPEN, 0.9)
-    low = {"fraction_of_gen": 0.01, "basis": "residency"}
-    assert judge(planted_measures(GOOD), Params(), stand_in=False, overlap=low).status == REFUTED
+    low = MeasuredOverlap(0.01, "residency", upper_bound=False)
+    assert judge(planted_measures(GOOD), Thresholds.of(Params()), stand_in=False, overlap=low).status == REFUTED
 
 
 def test_one_block_gives_no_interval_and_no_verdict() -> None:
@@ -183,20 +187,20 @@ def test_one_block_gives_no_interval_and_no_verdict() -> None:
     kept = kept_fractions(block_ratios(counted))
     assert kept[["low", "high"]].isna().all().all()
     assert "no interval" in kept["method"].iloc[0]
-    verdict = judge(counted, Params(), stand_in=True)
+    verdict = judge(counted, Thresholds.of(Params()), stand_in=True)
     assert verdict.status == OPEN
     assert "one start of the engines" in verdict.missing[0]
 
 
 def test_no_trials_at_all_is_inconclusive_and_names_what_is_missing() -> None:
-    verdict = judge(planted_measures(GOOD).iloc[:0], Params(), stand_in=True)
+    verdict = judge(planted_measures(GOOD).iloc[:0], Thresholds.of(Params()), stand_in=True)
     assert verdict.status == OPEN
     assert len(verdict.missing) == len(verdict.clauses) == 6
 
 
 def test_a_p99_of_few_gaps_is_not_called_supported() -> None:
     counted = planted_measures(GOOD).assign(gap_count=10.0)
-    clause = judge(counted, Params(), stand_in=True).clauses.iloc[1]
+    clause = judge(counted, Thresholds.of(Params()), stand_in=True).clauses.iloc[1]
     assert clause["status"] == OPEN
     assert "there are 50" in clause["missing"]
 

@@ -16,7 +16,8 @@ from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import block_ratios, kept_fractions, null_check, rates
 from colo_lib.analysis.sweep import collect
 from colo_lib.analysis.sweep_analysis import SweepAnalysis
-from colo_lib.analysis.trace import overlap, token_time, window
+from colo_lib.analysis.thresholds import Thresholds
+from colo_lib.analysis.trace import capture_analysis, overlap, token_time, window
 from colo_lib.data.run import Run, open_run
 from colo_lib.data.sweep import open_sweep
 from colo_lib.params import Params
@@ -44,7 +45,7 @@ def same(one: Any, other: Any) -> None:
 
 def test_trials_kept_fractions_and_the_verdict_are_those_of_the_functions(run: Run) -> None:
     analysis = RunAnalysis(run)
-    measured = trial_metrics.measure_trials(run.trials, run.frame, run.params)
+    measured = trial_metrics.measure_trials(run.trials, run.frame, Thresholds.of(run.params))
     ratios = block_ratios(measured.counted)
     kept = kept_fractions(ratios)
     same(analysis.trials, measured.trials)
@@ -56,11 +57,11 @@ def test_trials_kept_fractions_and_the_verdict_are_those_of_the_functions(run: R
     same(analysis.null, null_check(measured.counted))
     for step in run.captured_steps:
         one = run.capture(step)
-        view = window.view_of(one.capture, one.facts, run.params, one.window_s)
+        view = window.view_of(one.capture, one.facts, window.Asked.of(run.params), one.window_s)
         rate = float(measured.counted.query("step == @step")["gen_tokens_per_s"].mean())
         same(analysis.overlap(step), overlap.verdict_overlap(view, one.facts, rate))
     assert {"step1", "step4"} < set(run.captured_steps)
-    verdict = judging.judge(measured.counted, run.params, run.stand_in, analysis.overlap("step2"))
+    verdict = judging.judge(measured.counted, Thresholds.of(run.params), run.stand_in, analysis.overlap("step2"))
     assert analysis.verdict.status == verdict.status
     same(analysis.verdict.clauses, verdict.clauses)
     assert analysis.headline == judging.headline(verdict, judging.pays(kept))
@@ -68,14 +69,14 @@ def test_trials_kept_fractions_and_the_verdict_are_those_of_the_functions(run: R
 
 def test_what_moved_and_the_tables_are_those_of_the_functions(run: Run) -> None:
     analysis = RunAnalysis(run)
-    measured = trial_metrics.measure_trials(run.trials, run.frame, run.params)
+    measured = trial_metrics.measure_trials(run.trials, run.frame, Thresholds.of(run.params))
     ratios = block_ratios(measured.counted)
     kept = kept_fractions(ratios)
     samples = telemetry.telemetry_series(run.trials, run.frame)
     means = telemetry.telemetry_summary(samples)
     found = drift.trends(measured.counted), drift.bad_blocks(ratios), drift.moved_clocks(samples)
     moved = drift.apart(measured.counted) + drift.warnings(*found)
-    against = judging.against_bounds(measured.counted, run.params)
+    against = judging.against_bounds(measured.counted, Thresholds.of(run.params))
     assert analysis.drift == moved
     told = judging.starved(against) + drift.unsteady(null_check(measured.counted)) + moved
     assert analysis.warnings == told + drift.disagreements(measured.trials)
@@ -95,9 +96,8 @@ def test_where_a_token_s_time_went_is_that_of_the_functions(run: Run) -> None:
     times: dict[str, Any] = {}
     for step in run.captured_steps:
         one, many = run.capture(step), run.params.gen_concurrency
-        times[step] = token_time.gen_times(
-            one.capture, one.facts, one.window_s, one.launches(), run.params, many
-        )  # fmt: skip
+        view = window.view_of(one.capture, one.facts, window.Asked.of(run.params), one.window_s)
+        times[step] = token_time.gen_times(view, one.facts, one.launches(), many)
         same(analysis.token_time(step), times[step])
     assert [*analysis.token_times["step"]] == [step for step, found in times.items() if found]
     assert times["step1"]
@@ -116,7 +116,7 @@ def test_each_answer_is_computed_once(run: Run, monkeypatch: pytest.MonkeyPatch)
 
     for module, name in (
         (run_analysis, "measure_trials"), (run_analysis.statistics, "block_ratios"), (run_analysis.verdict, "judge"),
-        (run_analysis.telemetry, "telemetry_series"), (token_time, "gen_times"), (window, "look"),
+        (run_analysis.telemetry, "telemetry_series"), (capture_analysis, "gen_times"), (window, "look"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     analysis = RunAnalysis(run)
@@ -134,7 +134,7 @@ def test_a_notebook_s_bounds_are_those_that_it_changed(run: Run) -> None:
     changed = RunAnalysis(run, run.params.model_copy(update={"min_gen_kept": 0.31}))
     assert changed.bounds.min_gen_kept == 0.31
     assert "31%" in changed.verdict.clauses["clause"][0]
-    assert RunAnalysis(run, Params()).bounds == run.params
+    assert RunAnalysis(run, Params()).bounds == Thresholds.of(run.params)
 
 
 def test_a_run_without_captures_has_every_other_answer(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from colo_lib.data.sweep import open_sweep
 from colo_lib.examples.simulated_run import write_sweep
 from colo_lib.params import Params
 
+LENGTHS = (Params().gen_prompt_tokens, Params().gen_output_tokens)
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SweepMeasures]:
@@ -73,10 +75,10 @@ def test_eager_keeps_more_and_gives_less(measured: dict[str, SweepMeasures]) -> 
 
 
 def test_prefill_share_is_of_a_requests_tokens(measured: dict[str, SweepMeasures]) -> None:
-    shares = with_prefill_share(measured["prefill"], Params())
+    shares = with_prefill_share(measured["prefill"], *LENGTHS)
     assert sorted(shares.cells["prefill_share"]) == [0.125, 0.375, 0.625, 0.875]
     only_output = SweepMeasures(measured["eager"].values, measured["eager"].cells, ("gen_output_tokens",))
-    assert (with_prefill_share(only_output, Params()).cells["prefill_share"] == 0.5).all()
+    assert (with_prefill_share(only_output, *LENGTHS).cells["prefill_share"] == 0.5).all()
 
 
 def test_what_did_not_fit_is_told_and_counted_nowhere(measured: dict[str, SweepMeasures]) -> None:

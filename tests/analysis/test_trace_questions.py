@@ -97,14 +97,14 @@ def test_a_gap_is_the_devices_from_the_launch_on_and_the_hosts_before(tmp_path: 
     view = view_of(file)
     launches = read_step_launches((file,), view.capture)
     found = token_time.decompose_token_time(view, "gen", launches, pieces=2)
-    assert found["window_ns"] == 350
-    assert found["busy_ns"] == 150
-    assert found["waiting_ns"] == (100 + 40) / 2
-    assert found["host_ns"] == 260 / 2
-    assert found["switched_out_ns"] == found["unattributed_ns"] == 0
-    assert found["busy_by_category_ns"] == {"GEMM": 50, "other": 100}
+    assert found.window_ns == 350
+    assert found.busy_ns == 150
+    assert found.waiting_ns == (100 + 40) / 2
+    assert found.host_ns == 260 / 2
+    assert found.switched_out_ns == found.unattributed_ns == 0
+    assert found.busy_by_category_ns == {"GEMM": 50, "other": 100}
     none = token_time.decompose_token_time(view, "gen", launches.take(slice(0, 0)), pieces=2)
-    assert (none["unattributed_ns"], none["waiting_ns"], none["host_ns"]) == (200, 0, 0)
+    assert (none.unattributed_ns, none.waiting_ns, none.host_ns) == (200, 0, 0)
     with pytest.raises(ValueError, match="more than 0"):
         token_time.decompose_token_time(view, "gen", launches, pieces=0)
 
@@ -125,10 +125,10 @@ def test_time_splits_without_rest(tmp_path: Path, rows: Any, turns: Any) -> None
     file = write(tmp_path / "e.sqlite", planted, tables={"CUPTI_ACTIVITY_KIND_RUNTIME": calls})
     view = view_of(file)
     found = token_time.decompose_token_time(view, "gen", read_step_launches((file,), view.capture), pieces=1)
-    parts = [found[name] for name in ("busy_ns", "switched_out_ns", "waiting_ns", "host_ns", "unattributed_ns")]
+    parts = [found.busy_ns, found.switched_out_ns, found.waiting_ns, found.host_ns, found.unattributed_ns]
     assert min(parts) >= 0
-    assert sum(parts) == found["window_ns"] == view.window_ns
-    assert found["unattributed_ns"] == 0
+    assert sum(parts) == found.window_ns == view.window_ns
+    assert found.unattributed_ns == 0
 
 
 def test_resident_occupancy_is_cudas_arithmetic(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from colo_lib.analysis.loss import PerToken, decompose_loss, with_captures
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trace import overlap, summary, token_time, window
+from colo_lib.analysis.trace.window import Asked
 from colo_lib.analysis.verdict import judge
 from colo_lib.cli import main
 from colo_lib.data.capture import captured_steps, read_capture, read_files, read_step_launches
@@ -34,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def view(run: Path, step: str) -> Any:
     one = read_capture(run, step)
-    return window.view_of(one.capture, one.facts, Params(), one.window_s)
+    return window.view_of(one.capture, one.facts, Asked(), one.window_s)
 
 
 def test_the_recorded_window_and_pids_are_used(run: Path) -> None:
@@ -43,7 +45,7 @@ def test_the_recorded_window_and_pids_are_used(run: Path) -> None:
     assert found["window_s"] == pytest.approx([0.010, 0.050])
     assert (found["workloads"]["gen"]["pids"], found["workloads"]["embed"]["pids"]) == ([777], [774])
     assert (found["mechanism"], found["basis"]) == ("mps", "residency")
-    narrow = window.view_of(*_parts(run, "step2"), Params(trace_window="0.02:0.03"), (0.01, 0.05))
+    narrow = window.view_of(*_parts(run, "step2"), Asked(window="0.02:0.03"), (0.01, 0.05))
     assert narrow.window == (20_000_000, 30_000_000), "what the user asks for comes first"
 
 
@@ -53,14 +55,12 @@ def _parts(run: Path, step: str) -> tuple[Any, Any]:
 
 
 def test_time_slices_do_not_overlap_and_sharing_does(run: Path) -> None:
-    assert overlap.verdict_overlap(view(run, "step3")) == {
-        "fraction_of_gen": 0.0, "basis": "residency", "upper_bound": False,
-    }  # fmt: skip
+    assert overlap.verdict_overlap(view(run, "step3")) == overlap.MeasuredOverlap(0.0, "residency", upper_bound=False)
     shared = overlap.verdict_overlap(view(run, "step2"))
     assert shared is not None
-    assert shared["fraction_of_gen"] > 0.9
-    clause = judge(planted_measures(Plan()), Params(), stand_in=False, overlap=shared).clauses.iloc[-1]
-    assert (clause["status"], clause["mean"]) == ("supported", shared["fraction_of_gen"])
+    assert shared.fraction_of_gen > 0.9
+    clause = judge(planted_measures(Plan()), Thresholds.of(Params()), stand_in=False, overlap=shared).clauses.iloc[-1]
+    assert (clause["status"], clause["mean"]) == ("supported", shared.fraction_of_gen)
     assert overlap.verdict_overlap(view(run, "step1")) is None
 
 
@@ -69,16 +69,16 @@ def test_gens_time_splits_without_rest_and_reaches_the_loss(run: Path) -> None:
     for step in ("step1", "step2", "step3", "step4"):
         one = read_capture(run, step)
         launches = read_step_launches(one.files, one.capture)
-        times[step] = token_time.gen_times(one.capture, one.facts, one.window_s, launches, Params(), 1)
+        times[step] = token_time.gen_times(view(run, step), one.facts, launches, 1)
     assert times["step4"] is None
     for step in ("step1", "step2", "step3"):
         own = times[step]
         parts = ("busy_ns", "switched_out_ns", "waiting_ns", "host_ns", "unattributed_ns")
-        assert sum(own[part] for part in parts) == pytest.approx(own["window_ns"]) == pytest.approx(1e9 / 90)
-        assert sum(own["busy_by_category_ns"].values()) == pytest.approx(own["busy_ns"])
-        assert own["unattributed_ns"] == 0
-        assert own["clipped"]
-    assert times["step3"]["switched_out_ns"] > 0 == times["step2"]["switched_out_ns"]
+        assert sum(getattr(own, part) for part in parts) == pytest.approx(own.window_ns) == pytest.approx(1e9 / 90)
+        assert sum(own.busy_by_category_ns.values()) == pytest.approx(own.busy_ns)
+        assert own.unattributed_ns == 0
+        assert own.clipped
+    assert times["step3"].switched_out_ns > 0 == times["step2"].switched_out_ns
     totals = {step: PerToken(1e9 / 90) for step in ("step1", "step2")}
     sides = with_captures(totals, times, 0.8)
     loss = decompose_loss(sides["step1"], sides["step2"])
@@ -147,7 +147,7 @@ def test_colo_trace_reads_what_lies_beside_an_export(run: Path, capsys: pytest.C
     assert given["workloads"]["gen"]["pid"] == 774
     assert any("mechanism was mps, you say time-sliced" in note for note in given["notes"])
     bare = select_trace(Params(exports=file))
-    seen = window.view_of(bare.captured.capture, bare.captured.facts, Params(), bare.captured.window_s)
+    seen = window.view_of(bare.captured.capture, bare.captured.facts, Asked(), bare.captured.window_s)
     assert summary.summary_of(seen)["overlap_ns"] == expected["overlap_ns"]
 
 
@@ -191,7 +191,7 @@ def test_a_workload_whose_recorded_processes_idled_is_not_guessed_among_stranger
     (tmp_path / "trace.sqlite").write_bytes(source.read_bytes())
     (tmp_path / "capture.json").write_text(json.dumps({"pids": {"gen": [777], "embed": [5]}}))
     one = read_files([tmp_path / "trace.sqlite"])
-    seen = window.view_of(one.capture, one.facts, Params(), one.window_s)
+    seen = window.view_of(one.capture, one.facts, Asked(), one.window_s)
     assert list(seen.workloads) == ["gen"]
     assert seen.absent() == {"embed": "ran no kernel on this device"}
 
@@ -212,16 +212,18 @@ def test_trace_notebook_and_verdict_say_the_same_of_step_2_on_the_recorded_h100(
     """Under MPS without context switches: kernel intervals, and no upper bound."""
     (folder,) = RECORDED.glob("h100-llama-*/cells/cell-001/runs/*")
     one = read_capture(folder, "step2")
-    seen = window.view_of(one.capture, one.facts, Params(), one.window_s)
+    seen = window.view_of(one.capture, one.facts, Asked(), one.window_s)
     of_notebook, of_verdict = summary.summary_of(seen), overlap.verdict_overlap(seen)
     of_trace = _traced(capsys, str(one.files[0]))
     assert of_verdict is not None
     for told in (of_trace, of_notebook):
         assert (told["basis"], told["overlap_is_upper_bound"]) == ("kernel intervals", False)
-        assert told["overlap_of_gen"] == pytest.approx(of_verdict["fraction_of_gen"]) == pytest.approx(0.686, abs=5e-4)
+        assert told["overlap_of_gen"] == pytest.approx(of_verdict.fraction_of_gen) == pytest.approx(0.686, abs=5e-4)
     assert trace_tables.device(of_notebook).set_index("What").loc["Basis", "Value"] == "kernel intervals"
-    clause = judge(planted_measures(Plan()), Params(), stand_in=False, overlap=of_verdict).clauses.iloc[-1]
-    assert (clause["status"], clause["mean"]) == ("supported", of_verdict["fraction_of_gen"])
+    clause = judge(planted_measures(Plan()), Thresholds.of(Params()), stand_in=False, overlap=of_verdict).clauses.iloc[
+        -1
+    ]
+    assert (clause["status"], clause["mean"]) == ("supported", of_verdict.fraction_of_gen)
     blind = _traced(capsys, str(one.files[0]), "--mechanism", "time-sliced")
     assert blind["overlap_is_upper_bound"]
 

@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from colo_lib.analysis import statistics, telemetry, verdict
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.data.run import open_run
 from colo_lib.plot import run as plot_latency
@@ -26,14 +27,14 @@ from tests.run_folders import Plan, write_run
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict:
     run = open_run(write_run(tmp_path_factory.mktemp("runs"), Plan(window_s=2.0)))
-    measured = measure_trials(run.trials, run.frame, run.params)
+    measured = measure_trials(run.trials, run.frame, Thresholds.of(run.params))
     ratios = statistics.block_ratios(measured.counted)
     return {
         "run": run,
         "measured": measured,
         "ratios": ratios,
         "kept": statistics.kept_fractions(ratios),
-        "bounds": verdict.against_bounds(measured.counted, run.params),
+        "bounds": verdict.against_bounds(measured.counted, Thresholds.of(run.params)),
         "telemetry": telemetry.telemetry_series(run.trials, run.frame),
     }
 

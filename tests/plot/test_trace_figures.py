@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from colo_lib import params, paths
 from colo_lib.analysis.trace import downsample, kernels, occupancy, summary, window
+from colo_lib.analysis.trace.window import Asked
 from colo_lib.data.run import open_run
 from colo_lib.notebooks_sync import names_of
 from colo_lib.params import Params
@@ -32,7 +33,7 @@ NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     trace = select_trace(Params(runs_dir=str(tmp_path_factory.mktemp("none"))), alone=True)
-    view = window.view_of(trace.captured.capture, trace.captured.facts, Params())
+    view = window.view_of(trace.captured.capture, trace.captured.facts, Asked())
     own = {name: (one.capture, one.facts, one.window_s) for name, one in trace.alone.items()}
     moved = [kernels.duration_shifts(alone, view, name) for name, alone in window.views_alone(own).items()]
     return {"view": view, "found": summary.summary_of(view), "shift": moved}

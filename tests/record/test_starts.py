@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from colo_lib.analysis.statistics import ratio
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.data.run import open_run, trials_frame
 from colo_lib.paths import REPOSITORY
@@ -46,7 +47,9 @@ def test_engines_are_started_anew_and_every_trial_names_its_start(tmp_path: Path
     by_block = run.trials.groupby("block")["gen_start"].unique()
     assert all(len(starts) == 1 for starts in by_block), "steps 1, 2 and 4 share engines"
     assert by_block[2][0] == by_block[3][0] != by_block[1][0], "two starts for three blocks"
-    found = ratio(measure_trials(run.trials, run.frame, run.params).counted, "step2", "step1", "gen_tokens_per_s")
+    found = ratio(
+        measure_trials(run.trials, run.frame, Thresholds.of(run.params)).counted, "step2", "step1", "gen_tokens_per_s"
+    )
     assert (found.blocks, found.starts, found.across_starts) == (3, 2, False)
 
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colo_lib import paths
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.cli import main
 from colo_lib.data.run import Run, open_run
@@ -344,7 +345,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def figures(run: Run) -> pd.DataFrame:
-    return measure_trials(run.trials, run.frame, run.params).trials.select_dtypes("number")
+    return measure_trials(run.trials, run.frame, Thresholds.of(run.params)).trials.select_dtypes("number")
 
 
 def test_a_planted_run_is_shared_without_its_secrets_and_measures_the_same(

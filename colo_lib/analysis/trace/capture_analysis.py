@@ -13,9 +13,8 @@ from typing import Any
 from colo_lib.analysis.trace import downsample, kernels, occupancy
 from colo_lib.analysis.trace import overlap as trace_overlap
 from colo_lib.analysis.trace import summary as trace_summary
-from colo_lib.analysis.trace import token_time as trace_token_time
-from colo_lib.analysis.trace.token_time import StepCollectives, step_collectives
-from colo_lib.analysis.trace.window import TraceWindow, view_of, views_alone
+from colo_lib.analysis.trace.token_time import StepCollectives, TokenTime, gen_times, step_collectives
+from colo_lib.analysis.trace.window import Asked, TraceWindow, view_of, views_alone
 from colo_lib.data.capture import StepCapture
 from colo_lib.params import Params
 from colo_lib.trace import Union
@@ -46,7 +45,7 @@ class CaptureAnalysis:
     def window(self) -> TraceWindow:
         """gen and embed on one device in one window."""
         captured = self.captured
-        return view_of(captured.capture, captured.facts, self.params, captured.window_s)
+        return view_of(captured.capture, captured.facts, Asked.of(self.params), captured.window_s)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -64,7 +63,7 @@ class CaptureAnalysis:
         return " ".join([self.profiled, *self.summary["notes"], *self.summary["omissions"]])
 
     @cached_property
-    def overlap(self) -> dict[str, Any] | None:
+    def overlap(self) -> trace_overlap.MeasuredOverlap | None:
         """What the verdict takes as the overlap (`overlap.verdict_overlap`)."""
         rate = self.unprofiled.get("gen_tokens_per_s")
         return trace_overlap.verdict_overlap(self.window, self.captured.facts, rate)
@@ -123,12 +122,9 @@ class CaptureAnalysis:
         return [kernels.duration_shifts(alone, self.window, name) for name, alone in views_alone(looked).items()]
 
     @cached_property
-    def token_time(self) -> dict[str, Any] | None:
+    def token_time(self) -> TokenTime | None:
         """Where a decoded token's time went (`token_time.gen_times`); None without gen or its rate."""
-        captured = self.captured
-        return trace_token_time.gen_times(
-            captured.capture, captured.facts, captured.window_s, captured.launches(), self.params, self.concurrency
-        )
+        return gen_times(self.window, self.captured.facts, self.captured.launches(), self.concurrency)
 
     @cached_property
     def collectives(self) -> StepCollectives | None:

@@ -34,9 +34,25 @@ def overlap_summary(view: TraceWindow) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class MeasuredOverlap:
+    """The overlap of a capture as far as it is sure: a fraction of gen's busy time, on `basis`.
+
+    `upper_bound`: it can only be said to be at most this. `range`: least and most of it as the clocks of two sessions
+    allow, None where they do not matter. `profiled_ratio`: gen's rate while it was captured / its rate in the
+    unprofiled trials, None where it is not known.
+    """
+
+    fraction_of_gen: float
+    basis: str
+    upper_bound: bool
+    range: tuple[float, float] | None = None
+    profiled_ratio: float | None = None
+
+
 def verdict_overlap(
     view: TraceWindow, facts: CaptureFacts | None = None, unprofiled_tokens_per_s: float | None = None
-) -> dict[str, Any] | None:
+) -> MeasuredOverlap | None:
     """What `verdict.judge` takes as the overlap of a capture of step 2; None where it has only one workload.
 
     With the capture.json and the rate of step 2's trials, profiled_ratio says how much the capture slowed gen.
@@ -45,11 +61,9 @@ def verdict_overlap(
     if share is None:
         return None
     rate = facts and facts.profiled and facts.profiled.gen_tokens_per_s
-    overlap = {"fraction_of_gen": share, "basis": view.basis, "upper_bound": view.upper_bound}
-    moved = alignment_range(view)
-    overlap |= {"range": moved.of_gen} if moved and moved.of_gen else {}
-    base = unprofiled_tokens_per_s
-    return overlap | ({"profiled_ratio": rate / base} if rate and base and base == base else {})
+    moved, base = alignment_range(view), unprofiled_tokens_per_s
+    ratio = rate / base if rate and base and base == base else None
+    return MeasuredOverlap(share, view.basis, view.upper_bound, moved.of_gen if moved else None, ratio)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def assign(capture: Capture, asked: Mapping[str, str], idle: Collection[str] = (
     """
     launched = launchers(capture)
     if not launched:
-        files = ", ".join(str(export.get("file")) for export in capture.exports)
+        files = ", ".join(export.file for export in capture.exports)
         lost = "".join(f"; {words}" for words in capture.omissions)
         raise InputError(f"{files}: no process launched work: there is no kernel and no graph launch{lost}")
     assignment = {workload: _matching(words, launched) for workload, words in asked.items() if words.strip()}

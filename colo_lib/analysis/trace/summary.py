@@ -100,10 +100,10 @@ def notes(view: TraceWindow) -> list[str]:
         )
     sentences += _unknown_shapes(view)
     for export in view.capture.exports:
-        sentences += [f"{export['file']}: {words}: figures may be off" for words in export.get("doubts", ())]
+        sentences += [f"{export.file}: {words}: figures may be off" for words in export.doubts]
     if view.device.sm_count is None:
         sentences.append("the export does not say how many SMs the device has: no occupancy")
-    if any(not export.get("devices_told", True) and len(export.get("gpus", ())) > 1 for export in view.capture.exports):
+    if any(not export.tells_gpus and len(export.gpus) > 1 for export in view.capture.exports):
         sentences.append(
             "the export describes several GPUs and does not say which of them a process calls its device 0: what is "
             "told of a device holds only if every process sees all GPUs in the same order"

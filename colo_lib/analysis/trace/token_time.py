@@ -29,9 +29,8 @@ import numpy as np
 
 from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.kernels import OTHER, PATTERNS, Patterns, categorise
-from colo_lib.analysis.trace.window import Active, TraceWindow, view_of
+from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.errors import InputError
-from colo_lib.params import Params
 from colo_lib.records import CaptureFacts
 from colo_lib.trace import Capture, Ints, Kernels, Launches
 
@@ -66,13 +65,31 @@ GRAPH = "graph launches"
 NO_LAUNCH = intervals.EVER
 
 
+@dataclass(frozen=True)
+class TokenTime:
+    """Where a workload's time went, ns per piece of its work (a decoded token, an embedded sequence).
+
+    busy_ns, switched_out_ns, waiting_ns, host_ns and unattributed_ns add up to window_ns, `busy_by_category_ns` to
+    busy_ns (kernels that ran beside each other share their time). `pieces`: how many there were in the window.
+    `clipped`: no interval holds time in which the workload's context was switched out.
+    """
+
+    window_ns: float
+    busy_ns: float
+    switched_out_ns: float
+    waiting_ns: float
+    host_ns: float
+    unattributed_ns: float
+    busy_by_category_ns: Mapping[str, float]
+    pieces: float
+    clipped: bool
+
+
 def decompose_token_time(
     view: TraceWindow, workload: str, launches: Launches, pieces: float, patterns: Patterns = PATTERNS
-) -> dict[str, Any]:
-    """Nanoseconds per piece of work (a decoded token, an embedded sequence) of which there were `pieces` in the window.
+) -> TokenTime:
+    """The time of a workload by piece of its work, of which there were `pieces` in the window.
 
-    Keys: window_ns, busy_ns, busy_by_category_ns, switched_out_ns, waiting_ns, host_ns, unattributed_ns; the last four
-    and busy_ns add up to window_ns, the categories to busy_ns (kernels that ran beside each other share their time).
     Raises KeyError where the workload has no work in the view; ValueError unless pieces > 0.
     """
     if not pieces > 0:
@@ -83,40 +100,30 @@ def decompose_token_time(
     waiting, unknown = _waiting(active, gaps, launches)
     length = gaps[1] - gaps[0]
     waiting_ns, unattributed_ns = int(waiting.sum()), int(length[unknown].sum())
-    whole = {
-        "window_ns": view.window_ns,
-        "busy_ns": busy_ns,
-        "switched_out_ns": intervals.length(active.span) - busy_ns,
-        "waiting_ns": waiting_ns,
-        "host_ns": int(length.sum()) - waiting_ns - unattributed_ns,
-        "unattributed_ns": unattributed_ns,
-    }
-    times: dict[str, Any] = {name: value / pieces for name, value in whole.items()}
     shares = _category_shares(active, view.capture.names, patterns)
-    return times | {"busy_by_category_ns": {name: share * busy_ns / pieces for name, share in shares.items()}}
+    return TokenTime(
+        window_ns=view.window_ns / pieces,
+        busy_ns=busy_ns / pieces,
+        switched_out_ns=(intervals.length(active.span) - busy_ns) / pieces,
+        waiting_ns=waiting_ns / pieces,
+        host_ns=(int(length.sum()) - waiting_ns - unattributed_ns) / pieces,
+        unattributed_ns=unattributed_ns / pieces,
+        busy_by_category_ns={name: share * busy_ns / pieces for name, share in shares.items()},
+        pieces=pieces,
+        clipped=len(view.workloads) == 1 or not view.upper_bound,
+    )
 
 
-def gen_times(
-    capture: Capture,
-    facts: CaptureFacts,
-    recorded_s: tuple[float, float] | None,
-    launches: Launches,
-    params: Params,
-    concurrency: int,
-) -> dict[str, Any] | None:
-    """`decompose_token_time` of gen per decoded token, with `tokens`, how many those were, and `clipped`.
+def gen_times(view: TraceWindow, facts: CaptureFacts, launches: Launches, concurrency: int) -> TokenTime | None:
+    """`decompose_token_time` of gen per decoded token in a window of a capture, whose capture.json says `facts`.
 
-    `concurrency`: the run's requests in flight. `clipped`: no interval holds time in which gen's context was switched
-    out. None for a capture without gen, or whose capture.json has no rate of gen.
+    `concurrency`: the run's requests in flight. None for a window without gen, or where no rate of gen was recorded.
     """
     rate = facts.profiled and facts.profiled.gen_tokens_per_s
-    view = view_of(capture, facts, params, recorded_s)
     if not rate or "gen" not in view.workloads:
         return None
-    alone = len(view.workloads) == 1
     tokens = tokens_of(_replays(view), rate * view.window_ns / 1e9, concurrency)
-    times = decompose_token_time(view, "gen", launches, tokens)
-    return times | {"tokens": tokens, "clipped": alone or not view.upper_bound}
+    return decompose_token_time(view, "gen", launches, tokens)
 
 
 def _replays(view: TraceWindow) -> float | None:

@@ -159,16 +159,32 @@ def look(
     )
 
 
-def view_of(
-    capture: Capture, facts: CaptureFacts, params: Params, recorded_s: tuple[float, float] | None = None
-) -> TraceWindow:
-    """Look at `capture`, whose capture.json says `facts`, through `trace_gen`, `trace_embed` and `trace_window`.
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asks to look at: processes of gen and of embed (pids or names, by comma) and START_S:END_S.
 
-    Without a `trace_window` it is the recorded window of steady state, `recorded_s`, where there is one.
+    Empty: as the capture's record says, else the likely processes and all of it.
     """
-    asked = {"gen": params.trace_gen, "embed": params.trace_embed}
-    window_s = window_of(params.trace_window) or recorded_s
-    return looked_at(capture, facts, asked, window_s)[0]
+
+    gen: str = ""
+    embed: str = ""
+    window: str = ""
+
+    @classmethod
+    def of(cls, params: Params) -> Asked:
+        """What the parameters ask for."""
+        return cls(params.trace_gen, params.trace_embed, params.trace_window)
+
+
+def view_of(
+    capture: Capture, facts: CaptureFacts, asked: Asked, recorded_s: tuple[float, float] | None = None
+) -> TraceWindow:
+    """Look at `capture`, whose capture.json says `facts`.
+
+    Where no window is asked for it is the recorded one of steady state, `recorded_s`, if there is one.
+    """
+    window_s = window_of(asked.window) or recorded_s
+    return looked_at(capture, facts, {"gen": asked.gen, "embed": asked.embed}, window_s)[0]
 
 
 def looked_at(
