@@ -80,7 +80,7 @@ def units(counted: pd.DataFrame, kept: pd.DataFrame, bounds: pd.DataFrame, slo_g
     """Every unit that a run tells of, embed alone and gen alone first; empty without steps 1 and 4 or config A.
 
     `counted`: trials that count, with `WATTS` where power was sampled; `kept`: `kept_fractions`; `bounds`:
-    `verdict.against_bounds`. Config B is measured where the run has it; its ratio to config A is taken to the rates
+    `thresholds.against_bounds`. Config B is measured where the run has it; its ratio to config A is taken to the rates
     of one GPU, so that cores that stand in for one device and cores that stand in for two do not mix.
     """
     alone = _alone(counted, bounds, slo_gap_ms)

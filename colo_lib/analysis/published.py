@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.loss import Loss, PerToken, decompose_loss
+from colo_lib.data.published import printed_figure
 from colo_lib.records import Manifest
 from colo_lib.steps import STEPS as BY_ID
 
@@ -51,13 +52,6 @@ CONDITIONS = {
 UNTOLD = "not told"
 
 
-def figure(figures: pd.DataFrame, run: str, metric: str, step: str, item: str = "") -> tuple[float, float]:
-    """(low, high) of a printed figure of a run's own tables; (nan, nan) where it printed none."""
-    mine = figures[(figures["run"] == run) & (figures["metric"] == metric) & (figures["step"] == step)]
-    mine = mine[(mine["table"] != "comparison") & (mine["item"] == item)]
-    return (np.nan, np.nan) if mine.empty else (float(mine["low"].iloc[0]), float(mine["high"].iloc[0]))
-
-
 def recomputed(figures: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
     """Every printed change beside the one that the printed figures give; `agrees` to the rounding printed.
 
@@ -65,9 +59,9 @@ def recomputed(figures: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for row in changes.itertuples():
-        mine = figure(figures, row.run, row.metric, row.step)
-        base = figure(figures, row.run, row.metric, row.against)
-        alone = figure(figures, row.run, row.metric, "step1")[0]
+        mine = printed_figure(figures, row.run, row.metric, row.step)
+        base = printed_figure(figures, row.run, row.metric, row.against)
+        alone = printed_figure(figures, row.run, row.metric, "step1")[0]
         low, high = (_change(row.kind, *pair, alone) for pair in zip(mine, base, strict=True))
         agrees = _rounds_to(low, row.low, row.digits) and _rounds_to(high, row.high, row.digits)
         rows.append((row.run, row.where, row.metric, row.printed, low, high, agrees))
@@ -93,7 +87,7 @@ def identities(figures: pd.DataFrame) -> pd.DataFrame:
 
 def _trace_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, float, int]]:
     def printed(metric: str, item: str = "") -> float:
-        return figure(figures, "trace", metric, "step1", item)[0]
+        return printed_figure(figures, "trace", metric, "step1", item)[0]
 
     kernels, busy_ms, span_ms = printed("gen_kernels"), printed("kernel_time_ms"), printed("trace_span_ms")
     rows = [
@@ -113,11 +107,11 @@ def _trace_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, floa
 def _overlap_identities(figures: pd.DataFrame) -> list[tuple[str, str, float, float, int]]:
     rows = []
     for step in ("step2", "step3"):
-        busy_ms = figure(figures, "run2", "gen_kernels", step)[0] / 1e3
-        busy_ms *= figure(figures, "run2", "gen_kernel_mean_us", step)[0]
-        of_gen = figure(figures, "run2", "kernel_overlap_ms", step)[0] / busy_ms * 100
+        busy_ms = printed_figure(figures, "run2", "gen_kernels", step)[0] / 1e3
+        busy_ms *= printed_figure(figures, "run2", "gen_kernel_mean_us", step)[0]
+        of_gen = printed_figure(figures, "run2", "kernel_overlap_ms", step)[0] / busy_ms * 100
         rows.append(("run2", f"{BY_ID[step].name}: overlap, % of the LLM's kernel time",
-                     figure(figures, "run2", "kernel_overlap_of_gen", step)[0], of_gen, 1))  # fmt: skip
+                     printed_figure(figures, "run2", "kernel_overlap_of_gen", step)[0], of_gen, 1))  # fmt: skip
     return rows
 
 
@@ -134,15 +128,15 @@ def points(figures: pd.DataFrame, run: str) -> pd.DataFrame:
     rows = []
     for metric in SHARED_METRICS:
         for step in STEPS:
-            low, high = figure(figures, run, metric, step)
+            low, high = printed_figure(figures, run, metric, step)
             if np.isfinite(low):
                 rows.append((run, step, metric, low, (low + high) / 2, high, np.nan))
     for step in ("step2", "step3"):
         kept = {}
         for name, metric, base in (("gen_kept", "gen_tokens_per_s", "step1"),
                                    ("embed_kept", "embed_sequences_per_s", "step4")):  # fmt: skip
-            alone = figure(figures, run, metric, base)[0]
-            low, high = figure(figures, run, metric, step)
+            alone = printed_figure(figures, run, metric, base)[0]
+            low, high = printed_figure(figures, run, metric, step)
             if np.isfinite([alone, low]).all():
                 kept[name] = (low / alone, high / alone)
         if len(kept) == 2:
@@ -240,7 +234,7 @@ def _per_token(figures: pd.DataFrame, run: str, step: str) -> PerToken:
 
 
 def _middle(figures: pd.DataFrame, run: str, metric: str, step: str) -> float:
-    return float(np.mean(figure(figures, run, metric, step)))
+    return float(np.mean(printed_figure(figures, run, metric, step)))
 
 
 def explanations(figures: pd.DataFrame) -> pd.DataFrame:
@@ -257,8 +251,8 @@ def _clock_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> l
     fell_2 = 1 - _middle(figures, "run2", "sm_clock_mhz", "step2") / _middle(figures, "run2", "sm_clock_mhz", "step1")
     clock, busy = float(run2.parts[("clock",)]), float(run2.parts[("clock",)] + run2.parts[("contention",)])
     total = float(run2.total_ns)
-    grew = figure(figures, "run2", "gen_kernel_mean_us", "step2")[0]
-    grew = grew / figure(figures, "run2", "gen_kernel_mean_us", "step1")[0] - 1
+    grew = printed_figure(figures, "run2", "gen_kernel_mean_us", "step2")[0]
+    grew = grew / printed_figure(figures, "run2", "gen_kernel_mean_us", "step1")[0] - 1
     return [
         ("run1", "finding 2", "Lower clocks destroyed generative throughput.",
          f"Under MPS the clock fell by {fell:.0%} (middle of the ranges). If all of a token scaled with it, "
@@ -275,7 +269,7 @@ def _clock_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> l
 
 def _capture_rows(figures: pd.DataFrame) -> list[tuple[str, ...]]:
     def ratio(metric: str, step: str) -> float:
-        return figure(figures, "run2", metric, step)[0] / figure(figures, "run2", metric, "step1")[0]
+        return printed_figure(figures, "run2", metric, step)[0] / printed_figure(figures, "run2", metric, "step1")[0]
 
     kernels = [ratio("gen_kernels", step) for step in ("step2", "step3")]
     rates = [ratio("gen_tokens_per_s", step) for step in ("step2", "step3")]
@@ -292,7 +286,7 @@ def _capture_rows(figures: pd.DataFrame) -> list[tuple[str, ...]]:
 
 def _run3_rows(figures: pd.DataFrame, by_run: dict[tuple[str, str], Loss]) -> list[tuple[str, ...]]:
     loss = float(by_run["run3", "step2"].total_ns) / 1e6
-    kept = [figure(figures, "run3", "gen_tokens_per_s", step)[0] for step in ("step1", "step2", "step3")]
+    kept = [printed_figure(figures, "run3", "gen_tokens_per_s", step)[0] for step in ("step1", "step2", "step3")]
     return [
         ("run3", "conclusion", "The loss comes from SM scheduling contention.",
          f"Clocks stayed at 1980 MHz, so they explain none of it. Of the {loss:.2f} ms that a token took longer under "

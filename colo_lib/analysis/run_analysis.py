@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis import drift, loss, statistics, telemetry, trial_metrics, two_devices, verdict
+from colo_lib.analysis import drift, loss, statistics, telemetry, thresholds, trial_metrics, two_devices, verdict
 from colo_lib.analysis.capacity import Unit, units
 from colo_lib.analysis.published import all_points, conditions_of, differences, own_points
 from colo_lib.analysis.statistics import RATES, number, rates, with_interval
 from colo_lib.analysis.telemetry import Memory
-from colo_lib.analysis.thresholds import Thresholds, thresholds
+from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
 from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.trace.token_time import TokenTime
@@ -43,14 +43,13 @@ TOKEN_COLUMNS = ["step", "concurrency", "tokens", "trials_ns", *TOKEN_PARTS]
 
 class RunAnalysis:
     """`bounds`: what the run is judged by; `params`: those of the notebook that asks, which may name a capture's
-    processes and window and set bounds away from their defaults (`thresholds`). Without either the run's own.
+    processes and window and set bounds away from their defaults (`judged_by`). Without either the run's own.
     """
 
     def __init__(self, run: Run, params: Params | None = None, bounds: Thresholds | None = None) -> None:
         self.run = run
         self.params = run.params if params is None else params
-        judged_by = Thresholds.of(run.params) if params is None else thresholds(run.params, params)
-        self.bounds = judged_by if bounds is None else bounds
+        self.bounds = thresholds.judged_by(run.params, self.params) if bounds is None else bounds
         self._captures: dict[str, CaptureAnalysis] = {}
 
     # What was measured.
@@ -109,8 +108,8 @@ class RunAnalysis:
 
     @cached_property
     def against_bounds(self) -> pd.DataFrame:
-        """Worst stalls and latencies against the SLOs (`verdict.against_bounds`)."""
-        return verdict.against_bounds(self.counted, self.bounds)
+        """Worst stalls and latencies against the SLOs (`thresholds.against_bounds`)."""
+        return thresholds.against_bounds(self.counted, self.bounds)
 
     @cached_property
     def clauses(self) -> list[verdict.Clause]:
@@ -136,7 +135,7 @@ class RunAnalysis:
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that a reader of the verdict must not overlook."""
-        sentences = verdict.starved(self.against_bounds) + drift.unsteady(self.null)
+        sentences = thresholds.starved(self.against_bounds) + drift.unsteady(self.null)
         return sentences + self.drift + drift.disagreements(self.trials)
 
     @cached_property
@@ -312,28 +311,21 @@ def step_columns(table: pd.DataFrame, rows: str, cells: str, head: str, ids: boo
 
 
 def _row(
-    row: str,
-    unit: str,
-    step: str,
-    values: tuple[float, float, float],
-    count: int,
-    text: str,
-    starts: float = np.nan,
+    row: str, unit: str, step: str, values: tuple[float, ...], count: int, text: str, starts: float = np.nan
 ) -> dict[str, object]:
-    return dict(zip(TABLE_COLUMNS[:-1], (row, unit, step, *values, count, starts, text), strict=True))
+    """A row of the table; `values`: a mean with its interval, or the mean alone."""
+    mean, low, high = (*values, np.nan, np.nan)[:3] if values else (np.nan,) * 3
+    return dict(zip(TABLE_COLUMNS[:-1], (row, unit, step, mean, low, high, count, starts, text), strict=True))
 
 
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, object]]:
-    rows, none = [], (np.nan, np.nan, np.nan)
+    mechanisms, counts = [], []
     for step, group in trials.groupby("step"):
-        mechanism = next((str(name) for name in group["mechanism"] if name), "—")
-        rows.append(_row("Mechanism", "", step, none, len(group), mechanism_in_words(mechanism)))
-    for step, group in trials.groupby("step"):
+        mechanism = mechanism_in_words(next((str(name) for name in group["mechanism"] if name), NONE))
+        mechanisms.append(_row("Mechanism", "", step, (), len(group), mechanism))
         good = int((group["status"] == "done").sum())
-        rows.append(
-            _row("Trials that count / all", "", step, (good, np.nan, np.nan), len(group), f"{good} / {len(group)}")
-        )
-    return rows
+        counts.append(_row("Trials that count / all", "", step, (good,), len(group), f"{good} / {len(group)}"))
+    return mechanisms + counts
 
 
 def _rate_rows(throughput: pd.DataFrame) -> list[dict[str, object]]:
@@ -363,7 +355,7 @@ def _kept_rows(kept: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _latency_rows(latencies: pd.DataFrame) -> list[dict[str, object]]:
-    rows, nan = [], np.nan
+    rows = []
     for kind, label in LATENCY_ROWS.items():
         mine = latencies[latencies["kind"] == kind]
         for name, column in (("p50", "p50_ms"), ("p99", "p99_ms"), ("longest", "max_ms")):
@@ -372,9 +364,7 @@ def _latency_rows(latencies: pd.DataFrame) -> list[dict[str, object]]:
                 few = f" (n={count:,})" if name == "p99" and count < ENOUGH_FOR_P99 else ""
                 value = item[column]
                 if count:
-                    rows.append(
-                        _row(f"{label}, {name}", "ms", item["step"], (value, nan, nan), count, number(value) + few)
-                    )
+                    rows.append(_row(f"{label}, {name}", "ms", item["step"], (value,), count, number(value) + few))
     return rows
 
 
@@ -387,7 +377,7 @@ def _stall_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
         for step, values in counted.groupby("step")[column]:
             worst = values.max()
             if np.isfinite(worst):
-                rows.append(_row(label, "ms", step, (worst, np.nan, np.nan), values.notna().sum(), number(worst)))
+                rows.append(_row(label, "ms", step, (worst,), values.notna().sum(), number(worst)))
     return rows
 
 
@@ -398,9 +388,7 @@ def _telemetry_rows(telemetry: pd.DataFrame) -> list[dict[str, object]]:
         for step, values in group.groupby("step"):
             mean = float(values["mean"].mean())
             text = number(mean)
-            rows.append(
-                _row(f"{label}, mean of devices", unit, step, (mean, np.nan, np.nan), values["samples"].sum(), text)
-            )
+            rows.append(_row(f"{label}, mean of devices", unit, step, (mean,), values["samples"].sum(), text))
     workloads = telemetry[
         (telemetry["scope"] == "workload") & telemetry["metric"].isin(["cpu_cores", "memory_used_gib"])
     ]

@@ -11,7 +11,7 @@ from colo_lib.analysis import operating_point, two_devices
 from colo_lib.analysis.capacity import Unit
 from colo_lib.analysis.run_analysis import TOKEN_COLUMNS, RunAnalysis
 from colo_lib.analysis.sweep import SweepMeasures, collect
-from colo_lib.analysis.thresholds import Thresholds, thresholds
+from colo_lib.analysis.thresholds import judged_by
 from colo_lib.analysis.trace.token_time import StepCollectives
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep
@@ -24,7 +24,7 @@ class SweepAnalysis:
     def __init__(self, sweep: Sweep, params: Params | None = None) -> None:
         self.sweep = sweep
         self.params = sweep.params if params is None else params
-        self.bounds = Thresholds.of(sweep.params) if params is None else thresholds(sweep.params, params)
+        self.bounds = judged_by(sweep.params, self.params)
         self._runs: dict[Path, RunAnalysis] = {}
 
     def of(self, run: Run) -> RunAnalysis:

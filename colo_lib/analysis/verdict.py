@@ -44,7 +44,7 @@ from colo_lib.analysis.statistics import (
 from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.trial_metrics import ENOUGH_FOR_P99
-from colo_lib.steps import CO_LOCATED, STEP_IDS, STEPS, WORKLOADS, capital, mechanisms_in, names_in, wanted_in_words
+from colo_lib.steps import CO_LOCATED, STEPS, WORKLOADS, capital, names_in, wanted_in_words
 
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "inconclusive"
 COLUMNS = ["clause", "mean", "low", "high", "threshold", "blocks", "starts", "status", "missing"]
@@ -203,9 +203,6 @@ def _overlap_clause(bounds: Thresholds, stand_in: bool, overlap: MeasuredOverlap
     return row
 
 
-SLO_COLUMNS = ["step", "what", "worst", "bound", "unit", "within", "trials", "mechanism"]
-
-
 def pays(kept: pd.DataFrame) -> pd.DataFrame:
     """step, mechanism, mean, low, high, blocks, starts, answer: does a shared step do more work a device?
 
@@ -248,38 +245,6 @@ def _figure(clause: Any) -> str:
     if clause.low != clause.low:
         return f"measured {clause.mean:.0%}"
     return f"measured {clause.mean:.0%} [{clause.low:.0%}, {clause.high:.0%}{within_starts(clause.starts)}]"
-
-
-def against_bounds(counted: pd.DataFrame, slos: Thresholds) -> pd.DataFrame:
-    """A row a step and bound: the worst over its trials, the bound, the share of work within, and the count of trials.
-
-    `within` is a fraction of requests or batches; for a stall it is the fraction of trials without a longer one.
-    """
-    rows = []
-    mechanisms = mechanisms_in(counted)
-    for step in [step for step in STEP_IDS if step in set(counted["step"])]:
-        group = counted[counted["step"] == step]
-        for what, column, bound, share in (
-            ("LLM: longest time without a token", "gen_stall_ms", slos.slo_gen_stall_ms, None),
-            ("LLM: longest time to first token", "ttft_max_ms", slos.slo_gen_ttft_ms, "requests_within"),
-            ("embedder: longest time without a finished batch", "embed_stall_ms", slos.slo_embed_stall_ms, None),
-            ("embedder: longest batch", "batch_max_ms", slos.slo_embed_batch_ms, "batches_within"),
-        ):
-            values = group[column].dropna()
-            if len(values):
-                within = group[share].mean() if share else (values <= bound).mean()
-                rows.append((step, what, values.max(), bound, "ms", within, len(values), mechanisms.get(step)))
-    return pd.DataFrame(rows, columns=SLO_COLUMNS)
-
-
-def starved(bounds: pd.DataFrame) -> list[str]:
-    """Sentences naming every step in which a workload went longer without progress than its bound allows."""
-    stalls = bounds[bounds["what"].str.contains("without") & (bounds["worst"] > bounds["bound"])]
-    names = names_in(bounds)
-    return [
-        f"{names[row.step]}: {row.what} {row.worst:.0f} ms, over the bound of {row.bound:.0f} ms"
-        for row in stalls.itertuples()
-    ]
 
 
 MOST_STARTS, MOST_BLOCKS_A_START = 60, 8

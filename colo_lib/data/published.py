@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from colo_lib import paths
@@ -43,3 +44,10 @@ def read_published(folder: Path = FOLDER) -> Published:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the published runs in {folder} cannot be read: {error}") from None
     return Published(figures, changes, conditions)
+
+
+def printed_figure(figures: pd.DataFrame, run: str, metric: str, step: str, item: str = "") -> tuple[float, float]:
+    """(low, high) of a printed figure of a run's own tables; (nan, nan) where it printed none."""
+    mine = figures[(figures["run"] == run) & (figures["metric"] == metric) & (figures["step"] == step)]
+    mine = mine[(mine["table"] != "comparison") & (mine["item"] == item)]
+    return (np.nan, np.nan) if mine.empty else (float(mine["low"].iloc[0]), float(mine["high"].iloc[0]))

@@ -183,7 +183,7 @@ def _thinned(ordered: Floats) -> tuple[Floats, Ints]:
 def stalls(bounds: pd.DataFrame, mechanisms: dict[str, str]) -> Figure:
     """The longest stall of each workload by step, against its bound.
 
-    `bounds`: `verdict.against_bounds`; `mechanisms`: step -> mechanism.
+    `bounds`: `thresholds.against_bounds`; `mechanisms`: step -> mechanism.
     """
     apply_style()
     shown = bounds[bounds["what"].str.contains("without")]

@@ -15,6 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from colo_lib.analysis.trace.downsample import BusyOverTime, Rectangles
+from colo_lib.analysis.trace.kernels import DurationShifts
+from colo_lib.analysis.trace.occupancy import FilledOverTime, GapClass, IdleOverTime, OccupancyClasses
 from colo_lib.plot.style import BOTH_COLOUR, BOUND_COLOUR, WIDTH_IN, WORKLOAD_COLOURS, apply_style
 from colo_lib.steps import WORKLOADS
 
@@ -23,7 +26,7 @@ BOTH_SHADE = "#F0E442"
 FEW = 250  # kernels of a row up to which each gets an outline
 
 
-def timeline(drawn: Mapping[str, Any], stretch: tuple[int, int], over_time: Mapping[str, Any], zero_ns: int) -> Figure:
+def timeline(drawn: Rectangles, stretch: tuple[int, int], over_time: BusyOverTime, zero_ns: int) -> Figure:
     """Above: `downsample.rectangles` of `stretch`; below: each workload's busy share over the window.
 
     `over_time`: `downsample.busy_over_time`. Times are drawn from `zero_ns`, the window's start.
@@ -36,13 +39,13 @@ def timeline(drawn: Mapping[str, Any], stretch: tuple[int, int], over_time: Mapp
     return figure
 
 
-def _rows(axes: Axes, drawn: Mapping[str, Any], stretch: tuple[int, int], zero_ns: int) -> None:
+def _rows(axes: Axes, drawn: Rectangles, stretch: tuple[int, int], zero_ns: int) -> None:
     to_ms = lambda times: (np.asarray(times) - zero_ns) / 1e6  # noqa: E731
-    for start, end in zip(*drawn["both"], strict=True):
+    for start, end in zip(*drawn.both, strict=True):
         axes.axvspan(float(to_ms(start)), float(to_ms(end)), color=BOTH_SHADE, alpha=0.45, linewidth=0)
-    names = list(drawn["rows"])
+    names = list(drawn.rows)
     for place, name in enumerate(names):
-        start, end = drawn["rows"][name]
+        start, end = drawn.rows[name]
         bars = np.stack([to_ms(start), (end - start) / 1e6], axis=1)
         edge = "white" if len(start) <= FEW else "none"
         where = (len(names) - 1 - place - ROW_HEIGHT / 2, ROW_HEIGHT)
@@ -55,16 +58,16 @@ def _rows(axes: Axes, drawn: Mapping[str, Any], stretch: tuple[int, int], zero_n
     axes.set_xlabel("time since the window's start (ms)")
     axes.grid(visible=False)
     handles = [Patch(color=WORKLOAD_COLOURS[name], label=WORKLOADS[name]) for name in names]
-    if len(drawn["both"][0]):
+    if len(drawn.both[0]):
         handles.append(Patch(color=BOTH_SHADE, alpha=0.45, label="both at once"))
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _busy(axes: Axes, over_time: Mapping[str, Any], stretch: tuple[int, int], zero_ns: int) -> None:
-    edges_ms = over_time["edges_s"] * 1e3
-    for name, shares in over_time["workloads"].items():
+def _busy(axes: Axes, over_time: BusyOverTime, stretch: tuple[int, int], zero_ns: int) -> None:
+    edges_ms = over_time.edges_s * 1e3
+    for name, busy in over_time.busy.items():
         axes.stairs(
-            shares["busy"] * 100, edges_ms, color=WORKLOAD_COLOURS[name], label=WORKLOADS[name], linewidth=1.2,
+            busy * 100, edges_ms, color=WORKLOAD_COLOURS[name], label=WORKLOADS[name], linewidth=1.2,
             baseline=None,
         )  # fmt: skip
     axes.axvspan(
@@ -78,7 +81,7 @@ def _busy(axes: Axes, over_time: Mapping[str, Any], stretch: tuple[int, int], ze
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def occupancy(over_time: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any] | None]) -> Figure:
+def occupancy(over_time: FilledOverTime, classes: Mapping[str, OccupancyClasses | None]) -> Figure:
     """Above: what launch shapes could fill over time; below: the distribution over classes of occupancy.
 
     `over_time`: `occupancy_over_time`; `classes`: workload -> `occupancy.distribution`.
@@ -94,35 +97,36 @@ def occupancy(over_time: Mapping[str, Any], classes: Mapping[str, Mapping[str, A
     return figure
 
 
-def _over_time(axes: Axes, over_time: Mapping[str, Any]) -> None:
-    edges_ms = over_time["edges_s"] * 1e3
-    for name, shares in over_time["workloads"].items():
-        colour = WORKLOAD_COLOURS[name]
-        if np.isfinite(shares["filled"]).any():
+def _over_time(axes: Axes, over_time: FilledOverTime) -> None:
+    edges_ms = over_time.edges_s * 1e3
+    for name, busy in over_time.busy.items():
+        colour, filled = WORKLOAD_COLOURS[name], over_time.filled[name]
+        if np.isfinite(filled).any():
             label = f"{WORKLOADS[name]}, SMs filled"
-            axes.stairs(shares["filled"] * 100, edges_ms, color=colour, label=label, baseline=None)
+            axes.stairs(filled * 100, edges_ms, color=colour, label=label, baseline=None)
         label = f"{WORKLOADS[name]}, busy"
-        axes.stairs(shares["busy"] * 100, edges_ms, color=colour, alpha=0.6, linestyle=":", label=label, baseline=None)
+        axes.stairs(busy * 100, edges_ms, color=colour, alpha=0.6, linestyle=":", label=label, baseline=None)
     axes.set(ylim=(0, 104), xlim=(edges_ms[0], edges_ms[-1]), ylabel="share (%)")
     axes.set_title("Over the window: time busy, and SMs that the launches could fill")
     axes.set_xlabel("time since the window's start (ms)")
-    if over_time["workloads"]:
+    if over_time.busy:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: str, title: str) -> None:
+def _classes(axes: Axes, classes: Mapping[str, OccupancyClasses | None], key: str, title: str) -> None:
     known = {name: distribution for name, distribution in classes.items() if distribution}
     axes.set_title(title)
     if not known:
         axes.text(0.5, 0.5, "no launch shape known", transform=axes.transAxes, ha="center", color=BOTH_COLOUR)
         axes.set_ylabel("share (%)")
         return
-    edges = next(iter(known.values()))["edges"]
+    edges = next(iter(known.values())).edges
     labels = [f"{low:.0%}–{high:.0%}" for low, high in pairwise(edges)] + ["all"]
     width = 0.8 / len(known)
     for place, (name, distribution) in enumerate(known.items()):
         where, colour = np.arange(len(labels)) - 0.4 + width * (place + 0.5), WORKLOAD_COLOURS[name]
-        axes.bar(where, distribution[key] * 100, width, color=colour, label=WORKLOADS[name], gid=f"{key}-{name}")
+        heights = getattr(distribution, key) * 100
+        axes.bar(where, heights, width, color=colour, label=WORKLOADS[name], gid=f"{key}-{name}")
     axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set(ylim=(0, 104), ylabel="share (%)")
     axes.set_xlabel("SMs that a launch could fill")
@@ -130,16 +134,16 @@ def _classes(axes: Axes, classes: Mapping[str, Mapping[str, Any] | None], key: s
     axes.legend(loc="upper center")
 
 
-def gaps(classes: Sequence[Mapping[str, Any]], over_time: Mapping[str, Any]) -> Figure:
-    """`classes`: `gaps.by_class`; `over_time`: `gaps.idle_over_time`."""
+def gaps(classes: Sequence[GapClass], over_time: IdleOverTime) -> Figure:
+    """`classes`: `occupancy.by_class`; `over_time`: `occupancy.idle_over_time`."""
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 2)
-    names = [row["class"] for row in classes]
+    names = [row.name for row in classes]
     colours = [colormaps["cividis"](0.95 - 0.9 * place / max(len(names) - 1, 1)) for place in range(len(names))]
     counts, shares = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    _bars(counts, names, [row["count"] for row in classes], colours, "Number of gaps", "gaps (count)", "{:,.0f}")
-    totals = [row["fraction"] * 100 for row in classes]
+    _bars(counts, names, [row.count for row in classes], colours, "Number of gaps", "gaps (count)", "{:,.0f}")
+    totals = [row.fraction * 100 for row in classes]
     _bars(shares, names, totals, colours, "Time in gaps of that size", "share of the window (%)", "{:.1f} %")
     shares.set_yticklabels([])
     _where(figure.add_subplot(grid[1, :]), over_time, names, colours)
@@ -157,11 +161,11 @@ def _bars(
     axes.grid(axis="y", visible=False)
 
 
-def _where(axes: Axes, over_time: Mapping[str, Any], names: Sequence[str], colours: Sequence[Any]) -> None:
-    edges_ms = over_time["edges_s"] * 1e3
-    floor = 0
+def _where(axes: Axes, over_time: IdleOverTime, names: Sequence[str], colours: Sequence[Any]) -> None:
+    edges_ms = over_time.edges_s * 1e3
+    floor = np.zeros(len(edges_ms) - 1)
     for name, colour in zip(names, colours, strict=True):
-        top = floor + over_time["classes"][name] * 100
+        top = floor + over_time.classes[name] * 100
         axes.stairs(top, edges_ms, baseline=floor, fill=True, color=colour, label=name)
         floor = top
     axes.set(xlim=(edges_ms[0], edges_ms[-1]), ylim=(0, 104), ylabel="idle (%)")
@@ -180,14 +184,14 @@ SAYS_NOTHING = {
 SHOWN = 8
 
 
-def shifts(durations: Sequence[Mapping[str, Any]]) -> Figure:
+def shifts(durations: Sequence[DurationShifts]) -> Figure:
     """A panel a workload: each kernel's mean alone (hollow) and shared (filled), most time first.
 
     `durations`: results of `kernels.duration_shifts`; names are shortened by `short_name`.
     """
     apply_style()
-    shown = [item for item in durations if item["kernels"]]
-    rows = [min(len(item["kernels"]), SHOWN) for item in shown] or [1]
+    shown = [item for item in durations if item.kernels]
+    rows = [min(len(item.kernels), SHOWN) for item in shown] or [1]
     figure = Figure(figsize=(WIDTH_IN, 1.3 + sum(0.34 * count + 0.75 for count in rows)), layout="constrained")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[count + 0.8 for count in rows])[:, 0]
     if not shown:
@@ -204,24 +208,24 @@ def shifts(durations: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _shift(axes: Axes, item: Mapping[str, Any]) -> None:
-    rows, colour = item["kernels"][:SHOWN], WORKLOAD_COLOURS[item["workload"]]
+def _shift(axes: Axes, item: DurationShifts) -> None:
+    rows, colour = item.kernels[:SHOWN], WORKLOAD_COLOURS[item.workload]
     for place, row in enumerate(rows):
-        axes.plot([row["alone_us"], row["shared_us"]], [place, place], color=colour, linewidth=1.2, alpha=0.6)
-        axes.plot(row["alone_us"], place, "o", markerfacecolor="white", markeredgecolor=colour, markersize=6)
-        axes.plot(row["shared_us"], place, "o", color=colour, markersize=6, gid=f"shared-{item['workload']}-{place}")
-        words = "" if row["shift"] is None else signed(row["shift"])
-        right = max(row["alone_us"], row["shared_us"])
+        axes.plot([row.alone_us, row.shared_us], [place, place], color=colour, linewidth=1.2, alpha=0.6)
+        axes.plot(row.alone_us, place, "o", markerfacecolor="white", markeredgecolor=colour, markersize=6)
+        axes.plot(row.shared_us, place, "o", color=colour, markersize=6, gid=f"shared-{item.workload}-{place}")
+        words = "" if row.shift is None else signed(row.shift)
+        right = max(row.alone_us, row.shared_us)
         axes.annotate(words, (right, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
-    total = "—" if item["total_shift"] is None else f"{item['total_shift']:+.1%}"
-    axes.set_title(f"{WORKLOADS[item['workload']]}: {total} in all, weighted by time alone")
-    axes.set_yticks(range(len(rows)), [short_name(row["name"]) for row in rows])
+    total = "—" if item.total_shift is None else f"{item.total_shift:+.1%}"
+    axes.set_title(f"{WORKLOADS[item.workload]}: {total} in all, weighted by time alone")
+    axes.set_yticks(range(len(rows)), [short_name(row.name) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    most = max(max(row["alone_us"], row["shared_us"]) for row in rows)
+    most = max(max(row.alone_us, row.shared_us) for row in rows)
     axes.set_xlim(right=most * 1.9)
     axes.set_xlabel("mean duration (us)")
 

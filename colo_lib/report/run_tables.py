@@ -61,7 +61,7 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(frame: pd.DataFrame) -> pd.DataFrame:
-    """`verdict.against_bounds` as shown: a row a bound; a step's column has the worst and the share within."""
+    """`thresholds.against_bounds` as shown: a row a bound; a step's column has the worst and the share within."""
     cells = [
         f"{number(row.worst)}{' OVER' if row.worst > row.bound else ''} ({row.within:.0%} within)"
         for row in frame.itertuples()

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from colo_lib.analysis.trace.kernels import DurationShifts
+from colo_lib.analysis.trace.occupancy import GapClass
 from colo_lib.analysis.trace.processes import printable
 from colo_lib.analysis.trace.residency import Basis
 from colo_lib.report.trace_text import THE, clocks_moved, percent, without_overlap
@@ -79,7 +81,7 @@ def occupancy(summary: Mapping[str, Any]) -> pd.DataFrame:
     return _by_workload(summary, rows)
 
 
-def idle(summary: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def idle(summary: Mapping[str, Any], classes: Sequence[GapClass]) -> pd.DataFrame:
     """Idle share and gaps of the device, then the size classes."""
     gaps = summary["gaps"]
     rows = [
@@ -95,9 +97,9 @@ def idle(summary: Mapping[str, Any], classes: Sequence[Mapping[str, Any]]) -> pd
     ]
     rows += [
         (
-            f"Gaps {row['class']}",
-            f"{row['count']:,}",
-            f"{_ms(row['total_ns'])}, {percent(row['fraction'])} of the window",
+            f"Gaps {row.name}",
+            f"{row.count:,}",
+            f"{_ms(row.total_ns)}, {percent(row.fraction)} of the window",
         )
         for row in classes
     ]
@@ -142,34 +144,34 @@ def copies(summary: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Workload", "Kind", "Count", "Summed time", "Bytes"])
 
 
-def shift(durations: Sequence[Mapping[str, Any]], most: int = 12) -> pd.DataFrame:
+def shift(durations: Sequence[DurationShifts], most: int = 12) -> pd.DataFrame:
     """Durations alone against shared, the total first."""
     rows = []
     for item in durations:
-        covered = f"names that ran on both sides: {percent(item['covered'])} of the time alone"
-        total = NONE if item["total_shift"] is None else f"{round(item['total_shift'], 3) + 0.0:+.1%}"
-        rows.append((WORKLOADS[item["workload"]], f"all, weighted by time alone; {covered}", NONE, NONE, total))
+        covered = f"names that ran on both sides: {percent(item.covered)} of the time alone"
+        total = NONE if item.total_shift is None else f"{round(item.total_shift, 3) + 0.0:+.1%}"
+        rows.append((WORKLOADS[item.workload], f"all, weighted by time alone; {covered}", NONE, NONE, total))
         rows += [
-            (WORKLOADS[item["workload"]], printable(row["name"], NAME_WIDTH), _us(row["alone_us"]),
-             _us(row["shared_us"]), NONE if row["shift"] is None else f"{round(row['shift'], 3) + 0.0:+.1%}")
-            for row in item["kernels"][:most]
+            (WORKLOADS[item.workload], printable(row.name, NAME_WIDTH), _us(row.alone_us),
+             _us(row.shared_us), NONE if row.shift is None else f"{round(row.shift, 3) + 0.0:+.1%}")
+            for row in item.kernels[:most]
         ]  # fmt: skip
     return pd.DataFrame(rows, columns=["Workload", "Kernel", "Mean alone", "Mean shared", "Shift"])
 
 
-def one_sided(durations: Sequence[Mapping[str, Any]], most: int = 8) -> pd.DataFrame:
+def one_sided(durations: Sequence[DurationShifts], most: int = 8) -> pd.DataFrame:
     """Names that ran on one side only: listed, not averaged."""
     rows = [
         (
-            WORKLOADS[item["workload"]],
+            WORKLOADS[item.workload],
             side,
-            printable(row["name"], NAME_WIDTH),
-            f"{row['count']:,}",
-            _ms(row["time_ns"]),
+            printable(row.name, NAME_WIDTH),
+            f"{row.count:,}",
+            _ms(row.time_ns),
         )
         for item in durations
         for side, key in (("alone", "only_alone"), ("shared", "only_shared"))
-        for row in item[key][:most]
+        for row in getattr(item, key)[:most]
     ]
     return pd.DataFrame(rows, columns=["Workload", "Only when", "Kernel", "Count", "Time"])
 

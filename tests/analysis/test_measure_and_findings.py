@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from colo_lib.analysis import drift, run_analysis, telemetry, trial_metrics, verdict
+from colo_lib.analysis import drift, run_analysis, telemetry, thresholds, trial_metrics, verdict
 from colo_lib.analysis.statistics import block_ratios, kept_fractions, null_check, rates
-from colo_lib.analysis.thresholds import Thresholds, thresholds
+from colo_lib.analysis.thresholds import Thresholds, judged_by
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
 from colo_lib.analysis.verdict import judge
 from colo_lib.data.run import Run, open_run
@@ -57,8 +57,8 @@ def test_an_invalid_trial_is_measured_and_counts_nowhere(measured: Measured) -> 
 
 
 def test_a_planted_stall_is_named_against_its_bound(measured: Measured, run: Run) -> None:
-    bounds = verdict.against_bounds(measured.counted, Thresholds.of(run.params))
-    told = verdict.starved(bounds)
+    bounds = thresholds.against_bounds(measured.counted, Thresholds.of(run.params))
+    told = thresholds.starved(bounds)
     assert len(told) == 1
     assert told[0].startswith("both, alternating: LLM")
     row = bounds[(bounds["step"] == "step3") & bounds["what"].str.contains("without a token")].iloc[0]
@@ -137,8 +137,8 @@ def test_an_order_effect_is_told() -> None:
 
 def test_bounds_are_the_runs_own_unless_the_notebook_changes_them() -> None:
     own = Params(min_gen_kept=0.9, slo_gen_stall_ms=50.0, blocks=7)
-    assert thresholds(own, Params()) == Thresholds.of(own)
-    changed = thresholds(own, Params(min_gen_kept=0.5, blocks=2))
+    assert judged_by(own, Params()) == Thresholds.of(own)
+    changed = judged_by(own, Params(min_gen_kept=0.5, blocks=2))
     assert (changed.min_gen_kept, changed.slo_gen_stall_ms) == (0.5, 50.0)
     assert changed == Thresholds.of(own.model_copy(update={"min_gen_kept": 0.5})), "all else is the run's"
     judging = {name for name, purpose in PURPOSES.items() if "judgement" in purpose.touches}

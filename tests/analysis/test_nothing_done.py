@@ -10,9 +10,8 @@ import pytest
 from colo_lib.analysis import capacity, loss, telemetry, trial_metrics
 from colo_lib.analysis.loss import decompose_loss
 from colo_lib.analysis.statistics import block_ratios, kept_fractions
-from colo_lib.analysis.thresholds import Thresholds
+from colo_lib.analysis.thresholds import Thresholds, against_bounds
 from colo_lib.analysis.trial_metrics import measure_trials
-from colo_lib.analysis.verdict import against_bounds
 from colo_lib.data.run import open_run
 from colo_lib.frames import write_frame
 from colo_lib.report.side_by_side import compare

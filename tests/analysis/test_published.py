@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from colo_lib.analysis import published
-from colo_lib.data.published import Published, read_published
+from colo_lib.data.published import Published, printed_figure, read_published
 from colo_lib.errors import InputError
 
 
@@ -58,7 +58,7 @@ def test_figures_that_follow_from_others_do(told: Published) -> None:
 def test_the_comparison_table_repeats_the_runs_own_tables(told: Published) -> None:
     repeated = told.figures[(told.figures["table"] == "comparison") & told.figures["low"].notna()]
     for row in repeated[repeated["metric"].str.endswith("_per_s")].itertuples():
-        assert (row.low, row.high) == published.figure(told.figures, row.run, row.metric, row.step)
+        assert (row.low, row.high) == printed_figure(told.figures, row.run, row.metric, row.step)
 
 
 def test_kept_fractions_of_the_published_runs(told: Published) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from colo_lib import paths
-from colo_lib.analysis import capacity, drift, loss, run_analysis, telemetry, trial_metrics, two_devices
+from colo_lib.analysis import capacity, drift, loss, run_analysis, telemetry, thresholds, trial_metrics, two_devices
 from colo_lib.analysis import verdict as judging
 from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import block_ratios, kept_fractions, null_check, rates
@@ -76,9 +76,9 @@ def test_what_moved_and_the_tables_are_those_of_the_functions(run: Run) -> None:
     means = telemetry.telemetry_summary(samples)
     found = drift.trends(measured.counted), drift.bad_blocks(ratios), drift.moved_clocks(samples)
     moved = drift.apart(measured.counted) + drift.warnings(*found)
-    against = judging.against_bounds(measured.counted, Thresholds.of(run.params))
+    against = thresholds.against_bounds(measured.counted, Thresholds.of(run.params))
     assert analysis.drift == moved
-    told = judging.starved(against) + drift.unsteady(null_check(measured.counted)) + moved
+    told = thresholds.starved(against) + drift.unsteady(null_check(measured.counted)) + moved
     assert analysis.warnings == told + drift.disagreements(measured.trials)
     latencies = trial_metrics.by_step(measured.samples)
     rows = rates(measured.counted)

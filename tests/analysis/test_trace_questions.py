@@ -72,17 +72,17 @@ def test_kernels_shift_by_name_weighted_by_the_time_alone(tmp_path: Path) -> Non
               Kernel(EMBED, 0, 900, name="e")]  # fmt: skip
     before, after = (view_of(write(tmp_path / f"{name}.sqlite", rows)) for name, rows in (("a", alone), ("s", shared)))
     found = trace_kernels.duration_shifts(before, after, "gen")
-    assert [(row["name"], row["shift"]) for row in found["kernels"]] == [
+    assert [(row.name, row.shift) for row in found.kernels] == [
         ("b", pytest.approx(0.1)), ("a", pytest.approx(0.5))
     ]  # fmt: skip
-    assert found["total_shift"] == pytest.approx((300 * 0.1 + 100 * 0.5) / 400)
-    assert found["covered"] == pytest.approx(400 / 500)
-    assert [row["name"] for row in found["only_alone"]] == ["solo"]
-    assert [row["name"] for row in found["only_shared"]] == ["new"]
+    assert found.total_shift == pytest.approx((300 * 0.1 + 100 * 0.5) / 400)
+    assert found.covered == pytest.approx(400 / 500)
+    assert [row.name for row in found.only_alone] == ["solo"]
+    assert [row.name for row in found.only_shared] == ["new"]
     none = trace_kernels.duration_shifts(before, after, "embed")
-    assert none["total_shift"] is None
+    assert none.total_shift is None
     cut = look(after.capture, after.assignment, (0, 3e-7))
-    assert [row["name"] for row in trace_kernels.duration_shifts(before, cut, "gen")["kernels"]] == ["a"], (
+    assert [row.name for row in trace_kernels.duration_shifts(before, cut, "gen").kernels] == ["a"], (
         "b is cut by the window"
     )
 
@@ -155,17 +155,17 @@ def test_what_is_drawn_over_time_adds_up_to_what_is_counted(tmp_path: Path) -> N
                for k, s in enumerate(starts)]  # fmt: skip
     view = view_of(write(tmp_path / "e.sqlite", kernels))
     over = occupancy.occupancy_over_time(view, 50)
-    width = np.diff(over["edges_s"]) * 1e9
+    width = np.diff(over.edges_s) * 1e9
     for name, active in view.workloads.items():
-        assert (over["workloads"][name]["busy"] * width).sum() == pytest.approx(intervals.length(active.busy))
+        assert (over.busy[name] * width).sum() == pytest.approx(intervals.length(active.busy))
         shares = occupancy.distribution(active, view.device)
         assert shares is not None
-        assert shares["by_count"].sum() == pytest.approx(1)
-        assert shares["by_time"].sum() == pytest.approx(1)
+        assert shares.by_count.sum() == pytest.approx(1)
+        assert shares.by_time.sum() == pytest.approx(1)
     holes = occupancy.find_gaps(view)
     classes = occupancy.by_class(holes, view.window_ns)
-    assert sum(row["count"] for row in classes) == len(holes[0])
-    drawn = sum((share * width).sum() for share in occupancy.idle_over_time(holes, view.window, 50)["classes"].values())
+    assert sum(row.count for row in classes) == len(holes[0])
+    drawn = sum((share * width).sum() for share in occupancy.idle_over_time(holes, view.window, 50).classes.values())
     assert drawn == pytest.approx(view.window_ns - intervals.length(view.busy))
 
 
@@ -178,11 +178,11 @@ def test_a_timeline_shows_a_typical_stretch_and_no_more_than_it_can_hold(tmp_pat
     assert stretch[0] >= 10_000
     assert stretch[1] - stretch[0] == 1000
     drawn = downsample.rectangles(view, stretch)
-    assert len(drawn["rows"]["gen"][0]) == 100
-    assert intervals.length(drawn["both"]) == 500
+    assert len(drawn.rows["gen"][0]) == 100
+    assert intervals.length(drawn.both) == 500
     coarse = downsample.rectangles(view, view.window, most=100)
-    assert coarse["merged"]
-    assert len(coarse["rows"]["gen"][0]) <= 100
+    assert coarse.merged
+    assert len(coarse.rows["gen"][0]) <= 100
 
 
 def test_the_likely_workloads(tmp_path: Path) -> None:

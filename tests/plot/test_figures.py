@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from colo_lib.analysis import statistics, telemetry, verdict
+from colo_lib.analysis import statistics, telemetry, thresholds
 from colo_lib.analysis.thresholds import Thresholds
 from colo_lib.analysis.trial_metrics import measure_trials
 from colo_lib.data.run import open_run
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict:
         "measured": measured,
         "ratios": ratios,
         "kept": statistics.kept_fractions(ratios),
-        "bounds": verdict.against_bounds(measured.counted, Thresholds.of(run.params)),
+        "bounds": thresholds.against_bounds(measured.counted, Thresholds.of(run.params)),
         "telemetry": telemetry.telemetry_series(run.trials, run.frame),
     }
 

@@ -62,7 +62,7 @@ def test_the_timeline_has_a_row_of_kernels_for_each_workload(data: dict[str, Any
         row = rows[f"row-{name}"]
         assert to_hex(row.get_facecolor()[0]).upper() == colour
     drawn = downsample.rectangles(data["view"], downsample.typical_stretch(data["view"], 2_000_000))
-    assert len(rows["row-gen"].get_paths()) == len(drawn["rows"]["gen"][0])
+    assert len(rows["row-gen"].get_paths()) == len(drawn.rows["gen"][0])
 
 
 def test_bars_stand_at_the_counted_shares(data: dict[str, Any]) -> None:

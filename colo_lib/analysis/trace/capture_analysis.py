@@ -74,22 +74,22 @@ class CaptureAnalysis:
         return downsample.typical_stretch(self.window, TYPICAL_NS)
 
     @cached_property
-    def rectangles(self) -> dict[str, Any]:
+    def rectangles(self) -> downsample.Rectangles:
         """The kernels of `stretch`, to draw (`downsample.rectangles`)."""
         return downsample.rectangles(self.window, self.stretch)
 
     @cached_property
-    def busy_over_time(self) -> dict[str, Any]:
+    def busy_over_time(self) -> downsample.BusyOverTime:
         """Busy share of the device by workload over the window (`downsample.busy_over_time`)."""
         return downsample.busy_over_time(self.window)
 
     @cached_property
-    def over_time(self) -> dict[str, Any]:
+    def over_time(self) -> occupancy.FilledOverTime:
         """Busy and filled share of the device over the window (`occupancy.occupancy_over_time`)."""
         return occupancy.occupancy_over_time(self.window)
 
     @cached_property
-    def occupancy_classes(self) -> dict[str, dict[str, Any] | None]:
+    def occupancy_classes(self) -> dict[str, occupancy.OccupancyClasses | None]:
         """workload -> its kernels by class of SM occupancy (`occupancy.distribution`)."""
         return {
             name: occupancy.distribution(active, self.window.device) for name, active in self.window.workloads.items()
@@ -101,13 +101,13 @@ class CaptureAnalysis:
         return occupancy.find_gaps(self.window)
 
     @cached_property
-    def gap_classes(self) -> list[dict[str, Any]]:
-        """The holes by size (`gaps.by_class`)."""
+    def gap_classes(self) -> list[occupancy.GapClass]:
+        """The holes by size (`occupancy.by_class`)."""
         return occupancy.by_class(self.gaps, self.window.window_ns)
 
     @cached_property
-    def idle_over_time(self) -> dict[str, Any]:
-        """Where in the window the holes lie (`gaps.idle_over_time`)."""
+    def idle_over_time(self) -> occupancy.IdleOverTime:
+        """Where in the window the holes lie (`occupancy.idle_over_time`)."""
         return occupancy.idle_over_time(self.gaps, self.window.window)
 
     @cached_property
@@ -116,7 +116,7 @@ class CaptureAnalysis:
         return {name: workload["categories"] for name, workload in self.summary["workloads"].items()}
 
     @cached_property
-    def shifts(self) -> list[dict[str, Any]]:
+    def shifts(self) -> list[kernels.DurationShifts]:
         """Durations of each workload alone against here (`kernels.duration_shifts`)."""
         looked = {name: (captured.capture, captured.facts, captured.window_s) for name, captured in self.alone.items()}
         return [kernels.duration_shifts(alone, self.window, name) for name, alone in views_alone(looked).items()]

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from colo_lib.analysis.trace import intervals
 from colo_lib.analysis.trace.residency import RESIDENCY
 from colo_lib.analysis.trace.window import Active, TraceWindow
-from colo_lib.trace import Ints, Union
+from colo_lib.trace import Floats, Ints, Union
 
 FACTOR = 4  # bins of one level that make one of the next
 ROUND = (1, 2, 5)
@@ -184,17 +183,22 @@ def equal_bins(window: tuple[int, int], bins: int) -> Ints:
     return edges
 
 
-def busy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
-    """Share of time in which each workload ran, in `bins` equal parts of the window: `edges_s`, and by workload `busy`.
+@dataclass(frozen=True)
+class BusyOverTime:
+    """`busy`: workload -> share of a bin in which it ran, (bins,); `edges_s`: since the window began, (bins + 1,)."""
 
-    `edges_s` are from the window's start.
-    """
+    edges_s: Floats
+    busy: Mapping[str, Floats]
+
+
+def busy_over_time(view: TraceWindow, bins: int = 200) -> BusyOverTime:
+    """Share of time in which each workload ran, in `bins` equal parts of the window."""
     edges = equal_bins(view.window, bins)
     shares = {}
     for name, active in view.workloads.items():
         busy = intervals.weight_by_bin(*active.busy, np.ones(len(active.busy[0])), edges) / np.diff(edges)
-        shares[name] = {"busy": np.clip(busy, 0, 1)}
-    return {"edges_s": (edges - view.window[0]) / 1e9, "workloads": shares}
+        shares[name] = np.clip(busy, 0, 1)
+    return BusyOverTime((edges - view.window[0]) / 1e9, shares)
 
 
 MOST_RECTANGLES = 4000
@@ -223,10 +227,19 @@ def typical_stretch(view: TraceWindow, length_ns: int) -> tuple[int, int]:
     return int(edges[place]), int(stops[place])
 
 
-def rectangles(view: TraceWindow, stretch: tuple[int, int], most: int = MOST_RECTANGLES) -> dict[str, Any]:
-    """For each workload the spans to draw inside the stretch, `rows`; where both were busy, `both`; `merged` says
-    whether neighbours were joined because there are more than `most` kernels: then a span is many.
+@dataclass(frozen=True)
+class Rectangles:
+    """Workload -> the spans to draw, `rows`; where both were busy, `both`. `merged`: neighbours were joined, so that a
+    span is many kernels.
     """
+
+    rows: Mapping[str, Union]
+    both: Union
+    merged: bool
+
+
+def rectangles(view: TraceWindow, stretch: tuple[int, int], most: int = MOST_RECTANGLES) -> Rectangles:
+    """What to draw inside the stretch; neighbours are joined where a workload has more than `most` kernels in it."""
     rows: dict[str, Union] = {}
     merged = False
     for name, active in view.workloads.items():
@@ -241,7 +254,7 @@ def rectangles(view: TraceWindow, stretch: tuple[int, int], most: int = MOST_REC
     unions = [intervals.intersect(active.busy, intervals.union(np.array([stretch[0]]), np.array([stretch[1]])))
               for active in view.workloads.values()]  # fmt: skip
     both = intervals.intersect(*unions) if len(unions) == 2 else intervals.none()
-    return {"rows": rows, "both": both, "merged": merged}
+    return Rectangles(rows, both, merged)
 
 
 def _joined(spans: Union, grain_ns: int) -> Union:

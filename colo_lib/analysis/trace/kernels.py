@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -144,40 +145,64 @@ def top_kernels(table: Table, most: int = 10) -> list[dict[str, Any]]:
 GRAPH_NAME = "(CUDA graph launch, whole)"
 
 
-def duration_shifts(alone: TraceWindow, shared: TraceWindow, workload: str) -> dict[str, Any]:
-    """`kernels`: rows of name, alone_us, shared_us, shift, alone_count, shared_count, alone_time_ns, most time first.
+@dataclass(frozen=True)
+class KernelShift:
+    """A kernel name that ran on both sides: its mean durations; `shift`: shared / alone - 1, None where alone is 0."""
 
-    `total_shift` is None where no name ran on both sides; `covered`: their share of the time alone; `only_alone` and
-    `only_shared`: rows of name, count, time_ns.
+    name: str
+    alone_us: float
+    shared_us: float
+    shift: float | None
+    alone_count: int
+    shared_count: int
+    alone_time_ns: int
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """A kernel name that ran on one side only."""
+
+    name: str
+    count: int
+    time_ns: int
+
+
+@dataclass(frozen=True)
+class DurationShifts:
+    """A workload's durations alone against shared; `kernels`: names that ran on both sides, most time first.
+
+    `total_shift`: weighted by time alone, None where no name ran on both; `covered`: their share of the time alone.
     """
+
+    workload: str
+    kernels: list[KernelShift]
+    total_shift: float | None
+    covered: float | None
+    only_alone: list[KernelTime]
+    only_shared: list[KernelTime]
+
+
+def duration_shifts(alone: TraceWindow, shared: TraceWindow, workload: str) -> DurationShifts:
+    """How the durations of a workload's kernels differ between two windows."""
     before, after = _means(alone, workload), _means(shared, workload)
     both = sorted((name for name in before if name in after), key=lambda name: (-before[name][1], name))
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name in both:
         (count, time_ns), (shared_count, shared_ns) = before[name], after[name]
         alone_us, shared_us = time_ns / count / 1e3, shared_ns / shared_count / 1e3
-        rows.append(
-            {
-                "name": name,
-                "alone_us": alone_us,
-                "shared_us": shared_us,
-                "shift": shared_us / alone_us - 1 if alone_us else None,
-                "alone_count": count,
-                "shared_count": shared_count,
-                "alone_time_ns": time_ns,
-            }
-        )
-    weights = np.array([row["alone_time_ns"] for row in rows if row["shift"] is not None], np.float64)
-    shifts = np.array([row["shift"] for row in rows if row["shift"] is not None])
+        shift = shared_us / alone_us - 1 if alone_us else None
+        rows.append(KernelShift(name, alone_us, shared_us, shift, count, shared_count, time_ns))
+    weights = np.array([row.alone_time_ns for row in rows if row.shift is not None], np.float64)
+    shifts = np.array([row.shift for row in rows if row.shift is not None])
     whole = sum(time_ns for _, time_ns in before.values())
-    return {
-        "workload": workload,
-        "kernels": rows,
-        "total_shift": float((weights * shifts).sum() / weights.sum()) if weights.sum() else None,
-        "covered": float(weights.sum() / whole) if whole else None,
-        "only_alone": _one_sided(before, after),
-        "only_shared": _one_sided(after, before),
-    }
+    return DurationShifts(
+        workload=workload,
+        kernels=rows,
+        total_shift=float((weights * shifts).sum() / weights.sum()) if weights.sum() else None,
+        covered=float(weights.sum() / whole) if whole else None,
+        only_alone=_one_sided(before, after),
+        only_shared=_one_sided(after, before),
+    )
 
 
 def _means(view: TraceWindow, workload: str) -> dict[str, tuple[int, int]]:
@@ -194,9 +219,9 @@ def _means(view: TraceWindow, workload: str) -> dict[str, tuple[int, int]]:
     return {names[item]: (int(count[item]), int(time_ns[item])) for item in np.flatnonzero(count).tolist()}
 
 
-def _one_sided(these: dict[str, tuple[int, int]], others: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
+def _one_sided(these: dict[str, tuple[int, int]], others: dict[str, tuple[int, int]]) -> list[KernelTime]:
     missing = sorted((-time_ns, name, count) for name, (count, time_ns) in these.items() if name not in others)
-    return [{"name": name, "count": count, "time_ns": -negative} for negative, name, count in missing]
+    return [KernelTime(name, count, -negative) for negative, name, count in missing]
 
 
 def copy_summary(moved: Moved) -> dict[str, Any]:

@@ -14,11 +14,13 @@ A gap at the window's edge counts; the gaps and the busy time together are the w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from colo_lib.analysis.trace import downsample, intervals
+from colo_lib.analysis.trace.downsample import BusyOverTime
 from colo_lib.analysis.trace.window import Active, TraceWindow
 from colo_lib.trace import Device, Floats, Ints, Kernels, Union
 
@@ -103,15 +105,22 @@ def resident_fraction(kernels: Kernels, rows: Ints, limits: Mapping[str, int], s
     return np.minimum(np.minimum(blocks, fits * sm_count) * warps / (sm_count * limits["warps"]), 1.0)
 
 
-def occupancy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
-    """`downsample.busy_over_time` with each workload's `filled` share of time beside its busy one.
+@dataclass(frozen=True)
+class FilledOverTime(BusyOverTime):
+    """Beside the busy shares `filled`: workload -> busy time weighted by min(blocks / SMs, 1), (bins,).
 
-    `filled`: busy time weighted by min(blocks / SMs, 1), an estimate by launch shape, NaN where no shape is known.
-    Kernels that run beside each other add up, so 1 is a limit put on it.
+    An estimate by launch shape, NaN where no shape is known. Kernels that run beside each other add up, so 1 is a limit
+    put on it.
     """
+
+    filled: Mapping[str, Floats]
+
+
+def occupancy_over_time(view: TraceWindow, bins: int = 200) -> FilledOverTime:
+    """Busy and filled shares of time in `bins` equal parts of the window."""
     edges = downsample.equal_bins(view.window, bins)
     width = np.diff(edges)
-    over_time = downsample.busy_over_time(view, bins)
+    shares = {}
     for name, active in view.workloads.items():
         filled = np.full(len(width), np.nan)
         blocks = active.get("blocks")
@@ -121,15 +130,24 @@ def occupancy_over_time(view: TraceWindow, bins: int = 200) -> dict[str, Any]:
             owner, start, end = intervals.pieces(start[known], end[known], active.busy)
             share = of_kernels(blocks[known], view.device.sm_count)[owner]
             filled = np.minimum(intervals.weight_by_bin(start, end, share, edges) / width, 1.0)
-        over_time["workloads"][name]["filled"] = filled
-    return over_time
+        shares[name] = filled
+    busy = downsample.busy_over_time(view, bins)
+    return FilledOverTime(busy.edges_s, busy.busy, shares)
 
 
-def distribution(active: Active, device: Device) -> dict[str, Any] | None:
-    """Shares of kernels and of kernel time by class of SM occupancy; None where no shape or SM count is known.
-
-    `edges` are the classes' bounds; the last class is a full device.
+@dataclass(frozen=True)
+class OccupancyClasses:
+    """Shares of kernels and of kernel time by class of SM occupancy, (classes,); `edges`: where each begins, the last
+    is a full device.
     """
+
+    edges: tuple[float, ...]
+    by_count: Floats
+    by_time: Floats
+
+
+def distribution(active: Active, device: Device) -> OccupancyClasses | None:
+    """The kernels by class of SM occupancy; None where no shape or SM count is known."""
     blocks = active.get("blocks")
     known = blocks > 0
     if device.sm_count is None or not known.any():
@@ -139,7 +157,7 @@ def distribution(active: Active, device: Device) -> dict[str, Any] | None:
     place = np.searchsorted(HISTOGRAM, share, side="right") - 1
     count = np.bincount(place, minlength=len(HISTOGRAM))
     total = np.bincount(place, time_ns, minlength=len(HISTOGRAM))
-    return {"edges": HISTOGRAM, "by_count": count / count.sum(), "by_time": total / max(total.sum(), 1.0)}
+    return OccupancyClasses(HISTOGRAM, count / count.sum(), total / max(total.sum(), 1.0))
 
 
 def _weighted(values: Any, weight: Floats) -> float | None:
@@ -180,19 +198,37 @@ def gap_summary(spans: Union) -> dict[str, Any]:
     }
 
 
-def by_class(spans: Union, window_ns: int) -> list[dict[str, Any]]:
-    """A row a size class: class, count, total_ns, fraction of the window."""
+@dataclass(frozen=True)
+class GapClass:
+    """Gaps of a size, by its name: how many, their time, and its fraction of the window."""
+
+    name: str
+    count: int
+    total_ns: int
+    fraction: float
+
+
+def by_class(spans: Union, window_ns: int) -> list[GapClass]:
+    """The gaps of every size class."""
     length = spans[1] - spans[0]
     rows = []
     for name, (low, high) in CLASSES_NS.items():
         of_class = length[(length >= low) & (length < high)]
         total = int(of_class.sum())
-        rows.append({"class": name, "count": len(of_class), "total_ns": total, "fraction": total / window_ns})
+        rows.append(GapClass(name, len(of_class), total, total / window_ns))
     return rows
 
 
-def idle_over_time(spans: Union, window: tuple[int, int], bins: int = 200) -> dict[str, Any]:
-    """Where gaps fall: `edges_s` from the window's start, and the idle share of each bin by size class."""
+@dataclass(frozen=True)
+class IdleOverTime:
+    """Size class -> the idle share of each bin, (bins,); `edges_s`: (bins + 1,) from the window's start."""
+
+    edges_s: Floats
+    classes: Mapping[str, Floats]
+
+
+def idle_over_time(spans: Union, window: tuple[int, int], bins: int = 200) -> IdleOverTime:
+    """Where gaps fall, in `bins` equal parts of the window."""
     edges = downsample.equal_bins(window, bins)
     length, width = spans[1] - spans[0], np.diff(edges)
     shares = {}
@@ -201,4 +237,4 @@ def idle_over_time(spans: Union, window: tuple[int, int], bins: int = 200) -> di
         shares[name] = (
             intervals.weight_by_bin(spans[0][of_class], spans[1][of_class], np.ones(int(of_class.sum())), edges) / width
         )
-    return {"edges_s": (edges - window[0]) / 1e9, "classes": shares}
+    return IdleOverTime((edges - window[0]) / 1e9, shares)
