@@ -275,7 +275,7 @@ def captures_sentence(
 
 
 def category_rows(both: Mapping[str, tuple[PerToken, PerToken]], times: Mapping[str, TokenTime | None]) -> pd.DataFrame:
-    """`loss.by_category` of every pair whose two captures are used, with a column step."""
+    """`by_category` of every pair whose two captures are used, with a column step."""
     parts = []
     for step, (alone, shared) in both.items():
         alone_time, shared_time = times.get(str(STEPS[step].gen_baseline)), times.get(step)

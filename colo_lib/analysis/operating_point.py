@@ -1,6 +1,4 @@
-"""Where to run embed beside gen, and whether more requests in flight would give more than sharing.
-
-Where to run embed beside gen: what every setting of a sweep keeps, which are worth having, which bound fails.
+"""Where to run embed beside gen: what every setting of a sweep keeps, which are worth having, which bound fails.
 
 A setting is worth having when no other at its concurrency keeps more of both. The bounds are the verdict's: gen keeps
 `min_gen_kept` of its rate, its p99 inter-token gap grows by `max_gap_growth` at most. All settings are judged at once:

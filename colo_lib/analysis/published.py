@@ -1,9 +1,4 @@
-"""The published runs: recomputed, beside any run, and their own explanations held against their own figures.
-
-The published runs beside each other and beside any run: what they printed, recomputed, and what differs.
-
-The published runs' own explanations of gen's loss, held against their own figures.
-"""
+"""The published runs: recomputed, beside each other and any run, and their explanations against their own figures."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""A sweep: its cells side by side with their intervals, and one sentence that the intervals support.
+"""A sweep's cells side by side: rates and kept fractions with their intervals, a row a cell and measure.
 
-A sweep's cells side by side: rates and kept fractions with their intervals, a row a cell and measure.
-
-One sentence a sweep, and no more than its intervals support.
+And one sentence a sweep, which says no more than its intervals support.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "block
 class SweepMeasures:
     """`values`: `COLUMNS` and a column a varied parameter; measures are `RATES`, gen_kept, embed_kept, aggregate,
     aggregate_per_device, and gap_p99_ratio: the p99 inter-token gap over that of the step's baseline, paired by block.
-    `estimate` is the `estimate.Estimate` behind a row's mean and interval. `cells`: cell, a column a varied parameter,
-    status, reason, trials, counted.
+    `estimate` is the `Estimate` behind a row's mean and interval. `cells`: cell, a column a varied parameter, status,
+    reason, trials, counted.
     """
 
     values: pd.DataFrame

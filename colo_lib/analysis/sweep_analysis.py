@@ -40,7 +40,7 @@ class SweepAnalysis:
 
     @cached_property
     def measures(self) -> SweepMeasures:
-        """Rates and kept fractions, a row a cell and measure (`sweep.collect`)."""
+        """Rates and kept fractions, a row a cell and measure (`collect`)."""
         return collect(self.sweep.cells, self.sweep.names, self.of)
 
     @cached_property

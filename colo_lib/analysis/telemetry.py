@@ -1,10 +1,7 @@
-"""Telemetry over a run: devices and processes, memory against its budget, and how embed was paced.
+"""Telemetry over a run: means inside the windows and a run-long series; what a device does not offer stays null.
 
-Telemetry: means inside the windows, and a run-long series; what a device does not offer stays null.
-
-Memory: the budget of the run against what its trials used, in GiB.
-
-How embed was paced: what the controller saw and asked for, over the trials that have its trace.
+Memory is the budget of the run against what its trials used, in GiB. Pacing is what the controller saw and asked for,
+over the trials that have its trace.
 """
 
 from __future__ import annotations

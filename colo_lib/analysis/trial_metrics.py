@@ -1,12 +1,8 @@
-"""What one trial's frames say: rates, latencies, silences and power inside its window; one row of measures each.
+"""What one trial's frames say inside its window: rates, latencies, silences and power; one row of measures each.
 
-Latencies of one trial's window in ms: inter-token gaps, time to first token, embedding batch times.
-
-Starvation: the longest time without progress inside a window, and the share of work within its bounds.
-
-Power of a trial's devices inside its window, W: from the energy counter where there is one, else mean power.
-
-Every trial's frames to one row of measures, and to the latency samples behind them.
+Latencies are inter-token gaps, times to first token and embedding batch times, ms, and kept as samples too. Starvation
+is the longest time without progress, and the share of work within its bounds. Power is that of the trial's devices, W:
+from the energy counter where there is one, else mean power.
 """
 
 from __future__ import annotations

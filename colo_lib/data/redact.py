@@ -1,14 +1,8 @@
 """Make an Nsight Systems export fit to share: what is known to be harmless, copied into a file made afresh.
 
-What of an Nsight Systems export may be shared: tables, columns and texts that are known to be harmless.
-
 Numbers of the columns named here are copied. Of texts only those of `TEXTS` are, each by its own rule. A table, a
-column or a text that is not listed stays behind, be it of a newer export or of somebody's own.
-
-Make a capture fit to share: a new file with what the workbook reads, and nothing that tells whose machine it was.
-
-Tables, columns and texts are kept by name (above), everything else stays behind. The new file is made
-afresh: of the old one's schema (defaults, checks, views, triggers, indexes) and of its free pages nothing comes along.
+column or a text that is not listed stays behind, be it of a newer export or of somebody's own. Of the old file's schema
+(defaults, checks, views, triggers, indexes) and of its free pages nothing comes along.
 """
 
 from __future__ import annotations

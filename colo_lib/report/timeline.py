@@ -110,7 +110,7 @@ def _fitting_levels(view: TraceWindow, most_bytes: int) -> list[Level]:
     kernels = sum(len(active.rows) for active in view.workloads.values())
     bins = min(max(kernels, FEWEST_BINS), MOST_BINS)
     while True:
-        levels = downsample.pyramid_of(view, downsample.finest_bin_ns(view.window_ns, bins))
+        levels = downsample.every_level(view, downsample.finest_bin_ns(view.window_ns, bins))
         if len(zlib.compress(_planes(_level_columns(levels))[1], EFFORT)) <= most_bytes or bins <= 1:
             return levels
         bins //= 2

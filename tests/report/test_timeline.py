@@ -101,7 +101,7 @@ def test_the_browser_has_every_bin_and_every_kernel_exactly(view: TraceWindow, f
         data.levels.map(level => [level.binNs, [...level.busy, ...level.starts, level.both].map(list => [...list])]),
         data.rows.map(rows => [rows.start, rows.end, rows.blocks, rows.name].map(list => [...list])), data.names])"""
     levels, rows, names = seen(file, ("data", unpacked))["data"]
-    for (bin_ns, columns), level in zip(levels, downsample.pyramid_of(view, levels[0][0]), strict=True):
+    for (bin_ns, columns), level in zip(levels, downsample.every_level(view, levels[0][0]), strict=True):
         exact = [*level.busy_ns.values(), *level.starts.values(), level.overlap_ns]
         assert (bin_ns, columns) == (level.bin_ns, [column.tolist() for column in exact])
     for (start, end, blocks_of, places), own in zip(rows, downsample.rows_of(view, view.window).values(), strict=True):

@@ -1,11 +1,9 @@
-"""A capture at every zoom, and the stretch of it that a picture can hold.
-
-A capture at every zoom: busy time, overlap and kernel counts by bins, from fine to coarse, and kernels one by one.
+"""A capture at every level of detail: busy time, overlap and kernel counts by bins, fine to coarse, and single kernels.
 
 Detail is left out by adding up, never by dropping rows: at every level the bins' busy_ns add up to |U|, their
 overlap_ns to |U(gen) ∩ U(embed)|, and their starts to the number of kernels, exactly. Times are ns.
 
-What a timeline shows: a stretch that is like the whole, and no more rectangles than a picture can hold.
+A picture shows a stretch that is like the whole, and no more rectangles than it can hold.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ class Rows:
         return len(self.start_ns)
 
 
-def pyramid_of(view: TraceWindow, bin_ns: int) -> list[Level]:
+def every_level(view: TraceWindow, bin_ns: int) -> list[Level]:
     """The levels of a view, finest first; its bins are `bin_ns` long."""
     work = {name: (active.get("start_ns"), active.busy) for name, active in view.workloads.items()}
     return levels(work, view.window, bin_ns)

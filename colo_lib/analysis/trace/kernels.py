@@ -1,18 +1,15 @@
 """Kernels by name: their category, their durations alone against shared; and memory copies.
 
-What kind of work a kernel is, by its name; and the kernels that take most time.
-
-`PATTERNS` is the one table: the first category whose pattern is found in the name, whatever the case, is the
+`PATTERNS` is the one table of categories: the first whose pattern is found in the name, whatever the case, is the
 kernel's. Put your own in front of it: `categorise(names, [("mine", "my_kernel"), *PATTERNS])`, or
 `colo trace --category mine=REGEX`.
 
-Kernel durations alone against shared: mean duration in the step / mean alone - 1, a kernel name at a time.
+A duration's shift is its mean in the step / mean alone - 1, a kernel name at a time; the total is weighted by the time
+each name takes alone. Names that ran on one side only are listed, not averaged: other shapes or another way of
+launching make other kernels, and no shift between them means anything. Durations are the time in residence where
+context switches are recorded on that side.
 
-The total is weighted by the time each name takes alone. Names that ran on one side only are listed, not averaged: other
-shapes or another way of launching make other kernels, and no shift between them means anything. Durations are the time
-in residence where context switches are recorded on that side.
-
-Memory copies and sets: a class of their own, in none of the kernel numbers.
+Memory copies and sets are a class of their own, in none of the kernel numbers.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """How full the device could be by its launches, and how long it was idle.
 
-How much of the device the launches could fill: arithmetic on launch shapes, not a measurement.
+SM occupancy of a kernel = min(blocks / SMs, 1) (design, formulas): arithmetic on launch shapes, not a measurement.
+Resident occupancy goes on from there: the warps that fit an SM at once given registers, shared memory and threads a
+block, over the most an SM holds (CUDA's occupancy arithmetic). Graph launches have no known shape and are in neither.
 
-SM occupancy of a kernel = min(blocks / SMs, 1) (design, formulas). Resident occupancy goes on from there: the warps
-that fit an SM at once given registers, shared memory and threads a block, over the most an SM holds (CUDA's occupancy
-arithmetic). Graph launches have no known shape and are in neither.
-
-Idle gaps: holes in the union of all workloads' kernels inside the window, on one device.
-
-A gap at the window's edge counts; the gaps and the busy time together are the window.
+Idle gaps are holes in the union of all workloads' kernels inside the window, on one device. A gap at the window's edge
+counts; the gaps and the busy time together are the window.
 """
 
 from __future__ import annotations

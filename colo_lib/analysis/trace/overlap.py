@@ -1,10 +1,9 @@
-"""Kernel overlap: |U(gen) n U(embed)| on one device, and how sure the alignment of two sessions lets one be of it.
+"""Kernel overlap: |U(gen) ∩ U(embed)| on one device, and how sure the alignment of two sessions lets one be of it.
 
-Least and most that two sessions can overlap, as far as their clocks are known against each other.
-
-overlap(s) = |(G + s) ∩ E|, with gen's busy time G moved by s against embed's E, is linear between the shifts at which a
-boundary of G meets one of E: its slope grows by 1 where a start meets an end, and falls by 1 where like meets like. So
-its extremes over [-error, error] lie at those shifts or at the ends, and all of them are gone through.
+As far as two clocks are known against each other there is a least and a most. overlap(s) = |(G + s) ∩ E|, with gen's
+busy time G moved by s against embed's E, is linear between the shifts at which a boundary of G meets one of E: its
+slope grows by 1 where a start meets an end, and falls by 1 where like meets like. So its extremes over [-error, error]
+lie at those shifts or at the ends, and all of them are gone through.
 """
 
 from __future__ import annotations

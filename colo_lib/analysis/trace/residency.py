@@ -1,4 +1,4 @@
-"""Which times a process's own context was on the device, from context switches.
+"""Which times a process's own context was on the device, from context switches; and what a figure rests on.
 
 A kernel's [start, end) goes on while its context is switched out, so under time-slicing plain intervals of two
 processes overlap although they never ran at once. Switch rows carry the pids that the kernel driver sees, which in a
@@ -8,11 +8,10 @@ since work starts only while its own context is resident. Under MPS all clients 
 What cannot be given to a process on a device is nobody's residency: rows without a process or a GPU, contexts of other
 GPUs, contexts of which a row cannot be read.
 
-What a figure of a capture rests on, decided in one place for `colo trace`, notebooks, pages and the verdict.
-
-`residency`: every interval is cut to the time in which its process's own context was on the device. Else `kernel
-intervals`, as recorded: then a context may have been switched out unseen, and an overlap is an upper bound, unless the
-mechanism is one under which no context of the two is ever switched out for the other.
+The basis of a figure is decided here for `colo trace`, notebooks, pages and the verdict. `residency`: every interval is
+cut to the time in which its process's own context was on the device. Else `kernel intervals`, as recorded: then a
+context may have been switched out unseen, and an overlap is an upper bound, unless the mechanism is one under which no
+context of the two is ever switched out for the other.
 """
 
 from __future__ import annotations

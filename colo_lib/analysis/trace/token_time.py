@@ -192,7 +192,7 @@ TOKEN_PARTS = {
 class Rank:
     """One rank's window, ns: its own kernels, its collectives beside none of them, the rest; add up to the window.
 
-    `replays`: CUDA graphs replayed (`decode_steps.replays`), None where they cannot be told.
+    `replays`: CUDA graphs replayed (`replays`), None where they cannot be told.
     """
 
     device: int

@@ -123,7 +123,7 @@ def test_time_switched_out_is_not_busy_and_is_told(tmp_path: Path) -> None:
     turns = {(GEN, 1): [(0, 100), (200, 300)], (EMBED, 2): [(100, 200)]}
     view = view_of(tmp_path / "e.sqlite", Planted([Kernel(GEN, 50, 250), Kernel(EMBED, 100, 180)], turns))
     assert view.basis == "residency"
-    level = downsample.pyramid_of(view, 50)[0]
+    level = downsample.every_level(view, 50)[0]
     assert level.busy_ns["gen"].tolist() == [50, 0, 0, 50]
     assert level.overlap_ns.sum() == overlap.overlap_summary(view)["overlap_ns"] == 0
     rows = downsample.rows_of(view, view.window)["gen"]
