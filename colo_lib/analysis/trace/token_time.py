@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -291,11 +290,11 @@ def _shared(start_a: Ints, end_a: Ints, start_b: Ints, end_b: Ints, partner: Int
     return np.minimum(end_a, end_b[partner]) - np.maximum(start_a, start_b[partner])
 
 
-def _first(kernels: Any) -> int:
+def _first(kernels: Kernels) -> int:
     return int(kernels.start_ns.min(initial=0))
 
 
-def _last(kernels: Any) -> int:
+def _last(kernels: Kernels) -> int:
     return int(kernels.end_ns.max(initial=0))
 
 
