@@ -343,13 +343,9 @@ def _kept_rows(kept: pd.DataFrame) -> list[dict[str, object]]:
     for quantity, label in KEPT_ROWS.items():
         for item in kept[kept["quantity"] == quantity].itertuples():
             values = (item.mean, item.low, item.high)
-            # Its own baseline (config A): 1 by definition, not by measurement.
-            baseline = item.step not in KEPT_AGAINST_OTHERS
-            text = (
-                ("2" if quantity == "aggregate" else "1") + " (baseline)"
-                if baseline
-                else with_interval(*values, item.starts)
-            )
+            text = with_interval(*values, item.starts)
+            if item.step not in KEPT_AGAINST_OTHERS:  # its own (config A): 1 by definition, not by measurement
+                text = f"{2 if quantity == 'aggregate' else 1} (baseline)"
             rows.append(_row(label, "", item.step, values, item.blocks, text, item.starts))
     return rows
 
