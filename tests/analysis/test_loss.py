@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +23,7 @@ from colo_lib.analysis.loss import (
     with_captures,
 )
 from colo_lib.analysis.published import explanations, losses
+from colo_lib.analysis.trace.token_time import TokenTime
 from colo_lib.data.published import read_published
 
 times = st.floats(0, 1e9, allow_nan=False)
@@ -121,10 +124,9 @@ def test_the_published_runs_explain_less_than_they_say() -> None:
     assert "explain none of it" in told["run3", "conclusion"]
 
 
-def captured(window_ns: float, **changes: object) -> dict:
-    own = {"window_ns": window_ns, "busy_ns": 60e3, "switched_out_ns": 0.0, "waiting_ns": 10e3, "host_ns": 30e3}
-    own |= {"unattributed_ns": 0.0, "clipped": True, "busy_by_category_ns": {"GEMM": 40e3, "MoE": 20e3}}
-    return own | changes
+def captured(window_ns: float, **changes: Any) -> TokenTime:
+    categories = {"GEMM": 40e3, "MoE": 20e3}
+    return replace(TokenTime(window_ns, 60e3, 0.0, 10e3, 30e3, 0.0, categories, pieces=1.0, clipped=True), **changes)
 
 
 def test_a_capture_of_another_load_is_not_used_and_told() -> None:
