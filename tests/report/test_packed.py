@@ -16,7 +16,7 @@ from colo_lib.analysis.trace import downsample, intervals
 from colo_lib.analysis.trace.window import TraceWindow, look
 from colo_lib.report import notebook_output, timeline
 from colo_lib.trace import Alignment, Capture, Copies, Device, Kernels, Overhead, Process, Switches
-from tests.analysis.test_pyramid import kernels_of, view_of
+from tests.analysis.test_levels import kernels_of, view_of
 from tests.corpus_files import MARKUP
 from tests.exports import EMBED, GEN, Kernel
 
