@@ -111,7 +111,7 @@ def test_what_a_notebook_chooses(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert "SIMULATED" in capsys.readouterr().out
     trace = select_trace(Params(run=str(run)), alone=True)
     assert (trace.run_id, trace.captured.step, set(trace.alone)) == ("simulated-run", "step2", {"gen", "embed"})
-    assert "gen 0.9" in summary.profiled_words(trace.captured.facts, {"gen_tokens_per_s": 100.0})
+    assert "LLM 0.9" in summary.profiled_words(trace.captured.facts, {"gen_tokens_per_s": 100.0})
     assert set(trace.unprofiled) == {"gen_tokens_per_s", "embed_sequences_per_s"}
     assert select_trace(Params(run=str(run), trace_step="step3")).captured.step == "step3"
     bare = select_trace(Params(exports=str(read_capture(run, "step2").files[0]), **none))
