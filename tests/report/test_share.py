@@ -19,7 +19,6 @@ from colo_lib.data.run import open_run
 from colo_lib.data.sweep import open_sweep
 from colo_lib.errors import InputError
 from colo_lib.examples.captures import simulated_capture
-from colo_lib.params import check
 from colo_lib.report.share import share, share_sweep
 from tests.run_folders import add_capture, change_manifest, reseal
 
@@ -104,7 +103,7 @@ def test_every_export_of_a_capture_is_cut_on_its_own_clock_and_redacted(tmp_path
         assert len(kept) > 10
     assert any(line.startswith("step2 trace-embed: ") for line in told.lines)
     assert cut.facts.joint_reason == "nsys launch: (removed) refused"
-    assert overlap.verdict_overlap(window.view_of(cut.capture, cut.facts, check({}, "test"), cut.window_s)) is not None
+    assert overlap.verdict_overlap(window.view_of(cut.capture, cut.facts, window.Asked(), cut.window_s)) is not None
 
 
 SWEEP = next(iter(paths.RECORDED.glob("h100-llama-*[0-9]")))
