@@ -93,7 +93,7 @@ def test_no_text_is_cut_off_and_every_axis_names_its_unit(data: dict[str, Any]) 
 
 
 def test_nothing_known_still_gives_figures() -> None:
-    nothing = {"edges_s": np.array([0.0, 1.0]), "workloads": {}}
+    nothing = occupancy.FilledOverTime(np.array([0.0, 1.0]), {}, {})
     for figure in (
         plot_trace.occupancy(nothing, {"gen": None}),
         plot_trace.shifts([]),
@@ -108,8 +108,8 @@ def test_hostile_names_are_drawn_as_words() -> None:
         assert len(shown) <= plot_trace.NAME_WIDTH
         assert shown.isprintable()
         assert "$" not in shown
-    row = {"name": MARKUP, "alone_us": 1.0, "shared_us": 2.0, "shift": 1.0}
-    figure = plot_trace.shifts([{"workload": "gen", "kernels": [row], "total_shift": 1.0}])
+    row = kernels.KernelShift(MARKUP, 1.0, 2.0, 1.0, alone_count=1, shared_count=1, alone_time_ns=1_000)
+    figure = plot_trace.shifts([kernels.DurationShifts("gen", [row], 1.0, 1.0, [], [])])
     figure.savefig(io.BytesIO(), format="png")
     assert plot_trace.short_name("void vllm::moe::topkGating<8, 128>(const float *)") == "moe::topkGating"
     assert plot_trace.short_name("nvjet_sm90_tst_NNT") == "nvjet_sm90_tst_NNT"
