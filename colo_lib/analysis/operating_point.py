@@ -23,18 +23,19 @@ from colo_lib.analysis.sweep import SweepMeasures, ratio_gain
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
 from colo_lib.params import PURPOSES, Params
-from colo_lib.steps import MECHANISMS, WORKLOADS, mechanism_in_words
+from colo_lib.steps import MECHANISMS, mechanism_in_words
 
-# parameter -> how a value of it is told; one that is at its default is not told.
+PACED: Mapping[str, str] = {"duty": "a share of the time", "slo": "the LLM's inter-token gap"}
+# parameter -> what a value of it does to the embedder, or to the LLM; one that is at its default is not told.
 LEVERS: Mapping[str, Callable[[Any], str]] = {
-    "mps_gen_thread_percentage": lambda value: f"LLM capped at {value} % of the SMs",
-    "mps_embed_thread_percentage": lambda value: f"embedder capped at {value} % of the SMs",
-    "mps_embed_priority": lambda value: f"embedder {value}",
-    "mps_gen_priority": lambda value: f"LLM {value}",
-    "sm_partition_embed_sms": lambda value: f"embedder held to {value} SMs",
-    "embed_micro_batch_size": lambda value: f"passes of {value} sequences",
-    "embed_pacing": lambda value: f"paced by {value}",
-    "embed_duty": lambda value: f"duty {value:g}",
+    "mps_embed_thread_percentage": lambda value: f"capped at {value} % of the SMs",
+    "mps_embed_priority": lambda value: f"of {value} priority",
+    "sm_partition_embed_sms": lambda value: f"held to {value} SMs",
+    "embed_micro_batch_size": lambda value: f"in passes of {value} sequence{'' if value == 1 else 's'}",
+    "embed_pacing": lambda value: f"paced by {PACED[value]}",
+    "embed_duty": lambda value: f"working {value:.0%} of the time",
+    "mps_gen_thread_percentage": lambda value: f"the LLM capped at {value} % of the SMs",
+    "mps_gen_priority": lambda value: f"the LLM of {value} priority",
 }
 
 STEPS = steps_of.CO_LOCATED_ON_ONE
@@ -111,7 +112,7 @@ def _setting(
 
 
 def levers_in_words(params: Params, step: str) -> str:
-    """What a setting does about embed: its levers that are not at their defaults, or 'flat out'."""
+    """What a setting makes of the embedder: its levers that are not at their defaults, or 'flat out'."""
     left_out = {"embed_pacing"} if params.embed_pacing == "duty" else {"embed_duty"}
     left_out |= {name for name in LEVERS if not PURPOSES[name].under(steps_of.STEPS[step].mechanism)}
     words = []
@@ -171,8 +172,7 @@ def _ruled_out(settings: pd.DataFrame, min_gen_kept: float) -> str:
 def setting_in_words(row: Any) -> str:
     """A setting in words, its mechanism and concurrency included."""
     many = "1 request" if row["concurrency"] == 1 else f"{row['concurrency']} requests"
-    words = row["setting"] if row["setting"].startswith(tuple(WORKLOADS.values())) else f"embedder {row['setting']}"
-    return f"the {words} ({mechanism_in_words(row['mechanism'])}, {many} in flight)"
+    return f"the embedder {row['setting']} ({mechanism_in_words(row['mechanism'])}, {many} in flight)"
 
 
 def kept_in_words(row: Any, name: str) -> str:

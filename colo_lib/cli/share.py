@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", metavar="RUN", help="a finished run folder, the name of one in --runs-dir, or a sweep's folder"
     )
     parser.add_argument("parent", metavar="FOLDER", type=Path, help="the copy is made in here, under the run's name")
-    parser.add_argument("--capture-ms", type=float, default=50.0, help="kept of each capture, ms (default: 50)")
+    parser.add_argument(
+        "--capture-ms",
+        type=float,
+        default=50.0,
+        help="kept of each capture, ms (default: 50); with --capture-tokens 0 as well, 0 leaves captures out",
+    )
     parser.add_argument(
         "--capture-tokens", type=float, default=20.0, metavar="N",
         help="kept of each capture with the LLM, if that is more: as long as N tokens took (default: 20)",
@@ -38,8 +43,8 @@ def carry_out(options: argparse.Namespace) -> int:
     from colo_lib.report.share import share, share_sweep
     from colo_lib.select import named_run
 
-    if not 0 < options.capture_ms <= 60_000:
-        raise InputError(f"--capture-ms {options.capture_ms:g}: give milliseconds, more than 0 and at most 60,000")
+    if not 0 <= options.capture_ms <= 60_000:
+        raise InputError(f"--capture-ms {options.capture_ms:g}: give milliseconds from 0 to 60,000")
     if not 0 <= options.capture_tokens <= 1e6:
         raise InputError(f"--capture-tokens {options.capture_tokens:g}: give a number of tokens from 0 on")
     keep = {"capture_ms": options.capture_ms, "capture_tokens": options.capture_tokens}

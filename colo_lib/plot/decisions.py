@@ -223,11 +223,10 @@ def _setting_legend(settings: pd.DataFrame, colours: dict[int, str]) -> list[Lin
         )
         for name in dict.fromkeys(settings["mechanism"])
     ]
-    return [
-        *handles,
-        Line2D([], [], color=GEN_COLOUR, linestyle=":", linewidth=2, label="LLM with the embedder idle"),
-        Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of the LLM (verdict)"),
-    ]
+    if settings["idle_neighbour"].notna().any():
+        label = "LLM with the embedder idle"
+        handles.append(Line2D([], [], color=GEN_COLOUR, linestyle=":", linewidth=2, label=label))
+    return [*handles, Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of the LLM (verdict)")]
 
 
 LABEL_CHARACTERS = 16  # of a line of a run's name

@@ -28,6 +28,8 @@ from colo_lib.plot.style import (
 )
 from colo_lib.steps import CO_LOCATED, STEPS, mechanism_in_words, names_in
 
+CAPS = ("mps_gen_thread_percentage", "mps_embed_thread_percentage")
+NEAR = 0.08  # kept fractions whose labels would lie on each other
 KEPT = (("gen_kept", "LLM", GEN_COLOUR), ("embed_kept", "embedder", EMBED_COLOUR), ("aggregate", "both", BOTH_COLOUR))
 
 
@@ -46,22 +48,46 @@ def thread_frontier(measures: SweepMeasures, x: str, min_gen_kept: float) -> Fig
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _kept_lines(left, measures, x, f"{x} (%)", min_gen_kept, False)
+    if set(CAPS) <= set(measures.names):
+        _kept_by_caps(left, measures, min_gen_kept)
+    else:
+        _kept_lines(left, measures, x, f"{x} (%)", min_gen_kept, False)
     gen, embed = measures.of("step2", "gen_kept"), measures.of("step2", "embed_kept").set_index("cell")
-    for row in gen.itertuples():
+    last: tuple[float, float] | None = None
+    for row in gen.sort_values("mean").itertuples():
         if row.cell in embed.index:
             other = embed.loc[row.cell]
             _cross(right, row, other, row.mechanism, BOTH_COLOUR)
-            words = "/".join(str(getattr(row, name)) for name in measures.names)
+            words = " / ".join(str(getattr(row, name)) for name in measures.names)
+            near = last is not None and abs(row.mean - last[0]) < NEAR and abs(other["mean"] - last[1]) < NEAR
             right.annotate(
-                f"{words} %", (row.mean, other["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=9
-            )
+                f"{words} %", (row.mean, other["mean"]), xytext=(6, -13 if near else 5), textcoords="offset points",
+                fontsize=9,
+            )  # fmt: skip
+            last = (row.mean, other["mean"])
     right.axvline(min_gen_kept, color=BOUND_COLOUR, linestyle="--")
     right.set(title="What the setting trades", xlabel="LLM: kept fraction", ylabel="embedder: kept fraction")
     right.margins(0.12)
     right.set_ylim(bottom=0)
     figure.legend(handles=_legend(measures), loc="outside lower center", ncols=4)
     return figure
+
+
+def _kept_by_caps(axes: Axes, measures: SweepMeasures, bound: float) -> None:
+    """Both caps vary: a place a pair of them, the loosest on the embedder last, and no line, for none lies between."""
+    pairs = measures.of("step2", "gen_kept").sort_values(list(reversed(CAPS)))[list(CAPS)].drop_duplicates()
+    places = {tuple(pair): place for place, pair in enumerate(pairs.itertuples(index=False))}
+    for name, _, colour in KEPT:
+        rows = measures.of("step2", name)
+        across = [places[tuple(pair)] for pair in rows[list(CAPS)].itertuples(index=False)]
+        marker = MECHANISM_MARKERS.get(rows["mechanism"].iloc[0], "o") if len(rows) else "o"
+        axes.errorbar(across, rows["mean"], yerr=reach(rows), color=colour, marker=marker, linestyle="", capsize=3)
+    axes.axhline(bound, color=BOUND_COLOUR, linestyle="--", linewidth=1.2)
+    axes.set_xticks(range(len(places)), [f"{gen} / {embed}" for gen, embed in places])
+    axes.set(title=f"Kept, {_shared_name(measures)}", xlabel="SMs that the LLM / the embedder may use (%)")
+    axes.set_ylabel("kept fraction (alone = 1)")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.08)
 
 
 def eager_bars(measures: SweepMeasures) -> Figure:

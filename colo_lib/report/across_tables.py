@@ -234,7 +234,7 @@ def settings(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "No.": frame["number"].astype(str),
-            "Embedder": frame["setting"].str.removeprefix("embedder "),
+            "Embedder": frame["setting"],
             "Mechanism": [mechanism_in_words(name) for name in frame["mechanism"]],
             "In flight": frame["concurrency"].astype(str),
             "LLM kept": [operating_point.kept_in_words(row, "gen") for _, row in frame.iterrows()],
@@ -252,6 +252,8 @@ def settings(frame: pd.DataFrame) -> pd.DataFrame:
 def _growth(row: Any) -> str:
     if row.gap_growth != row.gap_growth:
         return NONE
+    if row.gap_low != row.gap_low:
+        return f"{row.gap_growth:.0%} (no interval)"
     return f"{row.gap_growth:.0%} [{row.gap_low:.0%}, {row.gap_high:.0%}{within_starts(row.starts)}]"
 
 

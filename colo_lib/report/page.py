@@ -94,18 +94,26 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
     return target
 
 
-def keep_figures(run: Run, figures: Path) -> None:
-    """Have every notebook that is executed from now on keep its figures in a folder too."""
+def keep_figures(run: Run, figures: Path, varied: str = "") -> None:
+    """Have every notebook that is executed from now on keep its figures in a folder too.
+
+    `varied` as in `figures_end`.
+    """
     figures.mkdir(parents=True, exist_ok=True)
-    os.environ |= {notebook_output.FIGURES: str(figures.resolve()), notebook_output.FIGURES_END: figures_end(run)}
+    end = figures_end(run, varied)
+    os.environ |= {notebook_output.FIGURES: str(figures.resolve()), notebook_output.FIGURES_END: end}
 
 
-def figures_end(run: Run) -> str:
-    """`--<gpu>--<pair>--embed-<batch>x<tokens>` of figure files (and `-eager`): words that any file system takes."""
+def figures_end(run: Run, varied: str = "") -> str:
+    """`--<gpu>--<pair>--embed-<batch>x<tokens>` of figure files (and `-eager`): words that any file system takes.
+
+    `varied`: a parameter that a sweep varies; two sweeps of one pair would else take each other's files.
+    """
     models = [str(run.manifest.model_of(name).name) for name in ("gen", "embed")]
     words = [run.manifest.machine.device_name, "+".join(models)]
     eager = "-eager" if run.params.gen_enforce_eager else ""
     words.append(f"embed-{run.params.embed_batch_size}x{run.params.embed_sequence_tokens}{eager}")
+    words += [f"over-{varied}"] if varied else []
     plain = [re.sub(r"[^a-z0-9.+-]+", "-", str(word).lower().replace("nvidia ", "")).strip("-") for word in words]
     return "".join(f"--{word}" for word in plain)
 

@@ -227,9 +227,9 @@ def share(
     """Copy a finished run into `parent` under its own name; (the new folder, what was left out).
 
     Every trial stays as it was measured; of every capture the middle `capture_ms` are kept, or as much as shows
-    `capture_tokens` of gen if that is more, with the window in its record moved accordingly. `scrub`: what else is
-    shared together with it. Raises InputError for a run that is damaged, unfinished, or there already; nothing is left
-    of a copy that failed.
+    `capture_tokens` of gen if that is more, with the window in its record moved accordingly; where both are 0 captures
+    are left out. `scrub`: what else is shared together with it. Raises InputError for a run that is damaged,
+    unfinished, or there already; nothing is left of a copy that failed.
     """
     source = open_run(run)
     target = parent / source.folder.name
@@ -239,6 +239,7 @@ def share(
     scrub = scrub or new_scrubber()
     scrub.folders.add(target.name)
     before, lines = scrub.counts.copy(), list[str]()
+    with_captures = max(capture_ms, capture_tokens) > 0
     try:
         partial.mkdir(parents=True)
         # Devices as the run was told them come first: they get the first numbers.
@@ -246,11 +247,13 @@ def share(
         manifest = RECORDS[MANIFEST](
             scrub, {name: value for name, value in source.manifest.plain().items() if name != "files"}
         )
+        if not with_captures:
+            manifest["captures"] = []
         for step in STEPS:
             for trial in _trials(source, step):
                 _share_trial(source, step, trial, partial, scrub)
             capture_file = capture_folder(source.folder, step) / CAPTURE
-            if capture_file.relative_to(source.folder).as_posix() in source.manifest.files:
+            if with_captures and capture_file.relative_to(source.folder).as_posix() in source.manifest.files:
                 lines += _share_capture(source, step, partial, (capture_ms, capture_tokens), scrub)
         copied = {file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()}
         scrub.counts[FILES] += len(set(source.manifest.files) - copied - {START})

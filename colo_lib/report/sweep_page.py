@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from colo_lib.analysis.operating_point import LEVERS, STEPS
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep, open_sweep
 from colo_lib.errors import InputError
+from colo_lib.params import PURPOSES
 from colo_lib.report import page, provenance
 from colo_lib.report.across_tables import states
 from colo_lib.report.notebook_output import SWEEP_PAGE, by_section, table_part
@@ -41,7 +43,7 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
         raise InputError(f"{folder}: fewer than two cells of this sweep were measured in a step that a notebook reads")
     first = next(iter(sweep.runs.values()))
     if figures is not None:
-        keep_figures(first, figures)
+        keep_figures(first, figures, first_lever(sweep.names))
     executed = reports_dir / sweep.sweep_id
     executed.mkdir(parents=True, exist_ok=True)
     timeout_s = int(max(1, sweep.params.cell_timeout_s))
@@ -56,6 +58,11 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
     if output is None:
         write_index(reports_dir)
     return target
+
+
+def first_lever(names: Sequence[str]) -> str:
+    """The first varied parameter that says how the device is shared, else the first."""
+    return next((name for name in names if PURPOSES[name].group == "mechanism"), names[0])
 
 
 def notebooks_of(sweep: Sweep) -> list[str]:

@@ -44,8 +44,8 @@ def test_settings_are_ranked_and_those_that_another_beats_are_marked(cells: list
     assert found["number"].tolist() == [1, 2, 3]
     assert found["worth_having"].tolist() == [True, False, True]
     assert found["setting"].tolist() == [
-        "embedder capped at 25 % of the SMs",
-        "embedder capped at 50 % of the SMs",
+        "capped at 25 % of the SMs",
+        "capped at 50 % of the SMs",
         "flat out",
     ]
     for row in found.itertuples():
@@ -71,12 +71,15 @@ def test_the_sentence_names_the_best_or_the_nearest(cells: list[SweepCell]) -> N
 
 def test_levers_are_told_only_where_they_act() -> None:
     paced = check({"embed_pacing": "duty", "embed_duty": 0.25, "embed_micro_batch_size": 8}, "test")
-    assert operating_point.levers_in_words(paced, "step2") == "passes of 8 sequences, duty 0.25"
+    assert operating_point.levers_in_words(paced, "step2") == "in passes of 8 sequences, working 25% of the time"
     capped = check({"mps_embed_thread_percentage": 25, "sm_partition_embed_sms": 16}, "test")
-    assert operating_point.levers_in_words(capped, "step2") == "embedder capped at 25 % of the SMs"
+    assert operating_point.levers_in_words(capped, "step2") == "capped at 25 % of the SMs"
     assert operating_point.levers_in_words(capped, "step3") == "flat out", "time slices know no percentage"
-    assert operating_point.levers_in_words(capped, "sm-partition").endswith("embedder held to 16 SMs")
+    assert operating_point.levers_in_words(capped, "sm-partition").endswith("held to 16 SMs")
     assert operating_point.levers_in_words(Params(), "step2") == "flat out"
+    both = check({"mps_gen_thread_percentage": 90, "mps_embed_thread_percentage": 10}, "test")
+    words = "capped at 10 % of the SMs, the LLM capped at 90 % of the SMs"
+    assert operating_point.levers_in_words(both, "step2") == words
 
 
 def test_the_recorded_frontier_meets_no_bound_and_mps_alone_says_why() -> None:

@@ -23,7 +23,7 @@ from colo_lib.data.sweep import open_sweep
 from colo_lib.params import Params
 from tests.run_folders import Plan, add_capture, write_run
 
-RECORDED = next(paths.RECORDED.glob("h200-qwen3-30b-*[0-9]"))
+RECORDED = next(paths.RECORDED.glob("h200-qwen3b-*[0-9]"))
 
 
 @pytest.fixture(scope="module", params=["simulated", "recorded"])

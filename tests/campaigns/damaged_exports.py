@@ -71,7 +71,7 @@ def sources() -> list[Source]:
         for seed in (3, 11, 17, 30)
     ]
     for pattern, gen, embed in (
-        ("h200-*/steps/step3/capture/trace.sqlite", {2544}, {2702}),
+        ("h200-big-*/steps/step3/capture/trace.sqlite", {5741, 5828, 5829}, {6030}),
         ("h100-llama-*/cells/cell-001/runs/*/steps/step2/capture/trace.sqlite", {7691}, {7847}),
         ("h100-x2-*/cells/cell-001/runs/*/steps/configB/capture/trace.sqlite", {6564, 6565}, {6755, 6836}),
     ):

@@ -21,9 +21,11 @@ from colo_lib import paths
 from colo_lib.cli import list as list_command
 from colo_lib.cli import report as report_command
 from colo_lib.data.run import find_runs, open_run
+from colo_lib.data.sweep import find_sweeps, open_sweep
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.report import notebook_output, page
 from colo_lib.report.page import execute
+from colo_lib.report.sweep_page import first_lever
 from tests.report import chromium
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
@@ -312,4 +314,7 @@ def test_a_run_of_another_name_is_shown_under_its_own(tmp_path: Path) -> None:
 
 def test_recorded_runs_of_different_settings_keep_figures_of_different_names() -> None:
     ends = [page.figures_end(open_run(folder)) for folder in find_runs(paths.RECORDED)]
-    assert len(set(ends)) == len(ends) > 3, "one would overwrite the other's in figures/"
+    for folder in find_sweeps(paths.RECORDED):
+        sweep = open_sweep(folder)
+        ends.append(page.figures_end(next(iter(sweep.runs.values())), first_lever(sweep.names)))
+    assert len(set(ends)) == len(ends) > 6, "one would overwrite the other's in figures/"

@@ -68,7 +68,7 @@ def parts_of(folder: Path) -> list[dict[str, Any]]:
 
 def run_folder(kind: str, root: Path) -> Path:
     if kind == "recorded":
-        return next(iter(paths.RECORDED.glob("h200-qwen3-*[0-9]")))
+        return next(iter(paths.RECORDED.glob("h200-qwen3b-*[0-9]")))
     folder = write_run(root / "runs", Plan(blocks=2, window_s=1.0, device="cuda", params={"embed_pacing": "slo"}))
     for step in ("step1", "step2", "step4"):
         add_capture(folder, step)

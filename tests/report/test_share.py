@@ -22,16 +22,24 @@ from colo_lib.examples.captures import simulated_capture
 from colo_lib.report.share import share, share_sweep
 from tests.run_folders import add_capture, change_manifest, reseal
 
-RECORDED = paths.RECORDED / "h200-qwen3-30b-qwen3-embedding-8b-20261124-204241"
+RECORDED = next(paths.RECORDED.glob("h200-qwen3b-*[0-9]"))
 
 
 def test_a_shared_run_measures_the_same(tmp_path: Path) -> None:
     folder, _ = share(RECORDED, tmp_path, capture_ms=10.0)
     before, after = open_run(RECORDED), open_run(folder)
-    assert len(after.trials) == len(before.trials) == 15
+    assert len(after.trials) == len(before.trials) == 5
     for file in RECORDED.glob("steps/*/trial-*/*.parquet"):
         assert (folder / file.relative_to(RECORDED)).read_bytes() == file.read_bytes()
     assert not list(folder.rglob("*.log"))
+
+
+def test_captures_can_stay_behind_and_the_run_is_whole_without_them(tmp_path: Path) -> None:
+    folder, _ = share(RECORDED, tmp_path, capture_ms=0.0)
+    assert not list(folder.glob("steps/*/capture/*"))
+    after = open_run(folder)
+    assert after.manifest.captures == []
+    assert len(after.trials) == 5
 
 
 def test_a_shared_capture_is_the_middle_of_its_window(tmp_path: Path) -> None:
