@@ -51,7 +51,6 @@ def test_a_plain_gpu_needs_no_words() -> None:
 @pytest.mark.parametrize(
     ("facts", "told"),
     [
-        ({"compute_processes": [{"pid": os.getpid(), "gib": 2.0}]}, f"pid {os.getpid()}, 2.0 GiB"),
         ({"mps_processes": [{"pid": 4194303, "gib": None}]}, "not visible here (pid 4194303)"),
         ({"clock_event_reasons": 0x4 | 0x40}, "the power limit holds"),
         ({"power_limit_w": 500.0}, "500 W of 700 (nvidia-smi -pl 700"),
@@ -62,6 +61,11 @@ def test_a_plain_gpu_needs_no_words() -> None:
 )
 def test_what_is_in_the_way_is_told_with_the_remedy(facts: dict[str, Any], told: str) -> None:
     assert any(told in sentence for sentence in about(GpuRow.from_plain(PLAIN | facts))), facts
+
+
+def test_a_process_on_the_gpu_is_named_with_its_memory() -> None:
+    facts = {"compute_processes": [{"pid": os.getpid(), "gib": 2.0}]}
+    assert any(f"pid {os.getpid()}, 2.0 GiB" in line for line in about(GpuRow.from_plain(PLAIN | facts)))
 
 
 def test_what_nvml_does_not_tell_is_left_out() -> None:
