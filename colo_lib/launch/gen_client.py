@@ -75,7 +75,7 @@ class Load:
             "temperature": 0.0,
         }
 
-    async def one_request(self, session: aiohttp.ClientSession) -> None:
+    async def send_request(self, session: aiohttp.ClientSession) -> None:
         """Send one request and note the arrival of every token; errors go into its row."""
         request_id = len(self.requests)
         body = self.body(request_id)
@@ -117,7 +117,7 @@ class Load:
     async def slot(self, session: aiohttp.ClientSession) -> None:
         """One request after the other, for ever."""
         while True:
-            await self.one_request(session)
+            await self.send_request(session)
 
     async def start(self) -> None:
         """Begin the load with empty records."""
