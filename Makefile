@@ -24,8 +24,8 @@ doctor: env  ## what this machine can run, with the remedy for what it cannot
 
 # Those that start no engine share the cores; engines and browsers want them alone, for what they do takes its time.
 test: env engine  ## all tests, real engines included
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not browser and not gpu"
-	@$(BIN)/python -m pytest -m "engine or browser or gpu"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not browser and not gpu"; light=$$?; \
+		$(BIN)/python -m pytest -m "engine or browser or gpu" && exit $$light
 
 test-fast: env  ## the tests that start no engine, browser or GPU
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not browser and not gpu"

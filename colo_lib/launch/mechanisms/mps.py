@@ -33,6 +33,7 @@ from colo_lib.launch.mechanisms.mps_control import Control, ControlFailed, check
 from colo_lib.launch.specs import EngineSpec, Limits
 from colo_lib.mechanism_records import MpsEvidence, MpsFacts, MpsLimits
 
+FOREGROUND, STATIC = "-f", "-S"  # options of the control program
 REMEDY = "; see that the engines inherit CUDA_MPS_PIPE_DIRECTORY and run as the daemon's user"
 
 
@@ -139,7 +140,7 @@ class Mps(Mechanism):
     """One control daemon over the placement's GPUs; in the foreground it and its server say all on their output."""
 
     name = "mps"
-    flags: tuple[str, ...] = ("-f",)
+    flags: tuple[str, ...] = (FOREGROUND,)
 
     def __init__(self, spec: EngineSpec, runtime: Path, logs: Path) -> None:
         self.spec, self.placement, self.logs = spec, spec.placement, logs
@@ -171,6 +172,12 @@ class Mps(Mechanism):
         deadline, said = time.monotonic() + START_TIMEOUT_S, ""
         while True:
             if not self.child.running():
+                if STATIC in self.flags and self.child.exit_code() == 0:
+                    # Asked for an option that it does not know, it prints all of its help and calls that a success.
+                    raise StepFailed(
+                        f"mps: this driver's nvidia-cuda-mps-control has no static partitions (no option {STATIC}); "
+                        "take sm_partition_backend: green-context"
+                    )
                 raise StepFailed(f"mps: the control daemon ended while starting.{hint(said)}\n{self.child.tail()}")
             try:
                 self.control.servers()

@@ -21,7 +21,7 @@ from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed, StepSkipped
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.launch.child import Child
-from colo_lib.launch.mechanisms.mps import Mps
+from colo_lib.launch.mechanisms.mps import FOREGROUND, STATIC, Mps
 from colo_lib.launch.mechanisms.mps_control import ControlFailed
 from colo_lib.launch.specs import EngineSpec
 from colo_lib.mechanism_records import MpsFacts, Partition
@@ -125,7 +125,7 @@ class StaticPartitions(Partitioned):
     """Partitions of the MPS daemon itself: one for each workload, whole chunks of SMs."""
 
     backend = "mps-static"
-    flags = ("-f", "-S")
+    flags = (FOREGROUND, STATIC)
 
     def ready(self) -> None:
         """Partitions first: a client without one is refused."""

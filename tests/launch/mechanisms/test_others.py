@@ -173,7 +173,7 @@ def test_every_backends_reason_is_told(
         partition(nvidia, runtime, tmp_path)
     for told in (
         "green-context: cuda-bindings",
-        "mps-static: mps: the control daemon ended while starting",
+        "mps-static: mps: this driver's nvidia-cuda-mps-control has no static partitions",
         "libsmctrl: no libsmctrl",
     ):
         assert told in str(skipped.value)
