@@ -2,7 +2,7 @@
 PARAMS ?= params/cpu.yaml
 BIN := .venv/bin
 export PYTHON
-SIDE_BY_SIDE := -n logical --dist worksteal
+SIDE_BY_SIDE := -n logical --dist loadfile
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run figures test test-fast test-gpu lint hooks notebooks doctor env engine clean-env
@@ -22,10 +22,10 @@ figures: env  ## redraw figures/ and the pages in recorded/ from what was record
 doctor: env  ## what this machine can run, with the remedy for what it cannot
 	@$(BIN)/colo doctor $(PARAMS)
 
-# Those that start no engine share the cores; engines and browsers want them alone, for what they do takes its time.
+# Those that start no engine share the cores; engines want them alone, for how long they take is looked at.
 test: env engine  ## all tests, real engines included
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not browser and not gpu"; light=$$?; \
-		$(BIN)/python -m pytest -m "engine or browser or gpu" && exit $$light
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not gpu"; light=$$?; \
+		$(BIN)/python -m pytest --durations=20 -m "engine or gpu" && exit $$light
 
 test-fast: env  ## the tests that start no engine, browser or GPU
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not browser and not gpu"
