@@ -6,7 +6,7 @@ example is a recorded one, else a simulated or built-in one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,24 +120,24 @@ def select_sweep(
             varied = f"sweep {sweep.sweep_id} varies {', '.join(sweep.names)}"
             raise InputError(f"{varied}; this notebook needs one over {' or '.join(names)}")
         return _sweep_sentence(sweep, names, whole)
-    fitting = _first_fitting(find_sweeps(paths.from_checkout(params.sweeps_dir)), names, steps)
-    if fitting:
-        return _sweep_sentence(fitting, names, whole)
-    recorded = _first_fitting(find_sweeps(paths.RECORDED), names, steps)
-    if recorded:
+    newest = next(_fitting(find_sweeps(paths.from_checkout(params.sweeps_dir)), names, steps), None)
+    if newest:
+        return _sweep_sentence(newest, names, whole)
+    # Others vary the parameter by the way: the longest line over it tells most.
+    of_ours = _fitting(find_sweeps(paths.RECORDED), names, steps)
+    if recorded := max(of_ours, key=lambda sweep: len(sweep.along(names).runs), default=None):
         device = next(iter(recorded.runs.values())).manifest.machine.device_name
         print(f"EXAMPLE: no such sweep was found here; this one was recorded on {device}.")
         return _sweep_sentence(recorded, names, whole)
     return example_sweep(example)
 
 
-def _first_fitting(folders: Iterable[Path], names: tuple[str, ...], steps: tuple[str, ...]) -> Sweep | None:
-    """The first sweep of which two cells or more, a line over `names`, were measured in one of `steps`."""
+def _fitting(folders: Iterable[Path], names: tuple[str, ...], steps: tuple[str, ...]) -> Iterator[Sweep]:
+    """The sweeps of which two cells or more, a line over `names`, were measured in one of `steps`."""
     for folder in folders:
         sweep = open_sweep(folder)
         if set(names) & set(sweep.names) and set(steps) & sweep.steps and len(sweep.along(names).runs) > 1:
-            return sweep
-    return None
+            yield sweep
 
 
 def example_sweep(name: str) -> Sweep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from colo_lib.errors import InputError
 from colo_lib.hardware.engine_python import resolve_python
 from tests.processes import MARK, token_carriers, wait_until
 
+# jsonschema, which nbformat imports, compiles grammars of addresses that no notebook has: 1.3 s of a core in every
+# process of the tests. It does without where the package is not there.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 # A run in a shell's background inherits an ignored Ctrl-C, and would hand it down to what it tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests of another checkout on this machine are not ours.
