@@ -13,15 +13,27 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from colo_lib.data import nsys_schema as schema
-from colo_lib.data.sqlite_reader import MISSING, check_file, looked_through, opened, read_table, tables_of
+from colo_lib.data.nsys_pages import PagedTable, blocks_of, paged_tables
+from colo_lib.data.sqlite_pages import Pages, Unusual, opened_pages
+from colo_lib.data.sqlite_reader import (
+    DAMAGE,
+    MISSING,
+    check_file,
+    cores,
+    looked_through,
+    opened,
+    read_table,
+    tables_of,
+)
 from colo_lib.errors import InputError
 from colo_lib.trace import (
     SET,
@@ -45,6 +57,7 @@ LONGEST_NS = 2**50  # 13 days
 PID_BITS, PID_MASK = 24, 0xFFFFFF
 UNNAMED = "(unnamed)"
 DENSE = 1_000_000
+NONE_PAGED: Mapping[str, PagedTable] = {}
 
 
 @dataclass
@@ -55,6 +68,8 @@ class Reader:
     connection: sqlite3.Connection
     tables: schema.Tables
     device_map: schema.DeviceMap
+    pages: Pages | None = None
+    paged: Mapping[str, PagedTable] = field(default_factory=dict)
     pids: dict[int, int] = field(default_factory=dict)
     name_ids: dict[int, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -72,7 +87,10 @@ class Reader:
             columns = {column: block[:, place] for place, column in enumerate(source.columns)}
             return make(schema.unpacked(self._timed(name, columns)))
 
-        return read_table(self.file, self.connection, source.table, list(source.columns.values()), kind, narrow)
+        blocks = None
+        if self.pages is not None and source.table in self.paged:
+            blocks = blocks_of(self.pages, self.paged[source.table], cores())
+        return read_table(self.file, self.connection, source.table, list(source.columns.values()), kind, narrow, blocks)
 
     def _timed(self, kind: str, columns: dict[str, Ints]) -> dict[str, Ints]:
         start, end, owner = columns["start_ns"], columns["end_ns"], columns["owner"]
@@ -126,11 +144,30 @@ def read_export(file: Path) -> Capture:
     `exports[0]` holds the facts on which sessions are aligned. Raises InputError naming what is wrong with the file.
     """
     check_file(file)
-    with looked_through(file, _odd_numbers) as odd, opened(file) as connection:
+    # Whatever is not plain there, or looks damaged, SQLite has the last word on.
+    with (
+        contextlib.suppress(Unusual, InputError, OSError, IndexError, *DAMAGE),
+        opened(file) as connection,
+        opened_pages(file) as pages,
+    ):
+        return _read(file, connection, pages, paged_tables(connection, tables_of(connection), pages))
+    with opened(file) as connection:
+        return _read(file, connection)
+
+
+def _read(
+    file: Path,
+    connection: sqlite3.Connection,
+    pages: Pages | None = None,
+    paged: Mapping[str, PagedTable] | None = None,
+) -> Capture:
+    """`read_export` of an open file; the rows of `paged` tables come from its pages, which check them as well."""
+    paged = paged or {}
+    with looked_through(file, partial(_odd_numbers, checked=paged), paged) as odd:
         tables = tables_of(connection)
         if not any(schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in schema.ACTIVITY):
             raise InputError(f"{file} {_what_it_lacks(tables)}")
-        reader = Reader(file, connection, tables, schema.read_devices(connection, tables))
+        reader = Reader(file, connection, tables, schema.read_devices(connection, tables), pages, paged)
         make = {"KERNEL": _kernels(reader), "GRAPH_TRACE": _graphs(reader)}
         kernels = _joined(Kernels, [reader.rows(name, Kernels, make[name]) for name in make])
         copies = _joined(Copies, [reader.rows(name, Copies, _copies(reader)) for name in ("MEMCPY", "MEMSET")])
@@ -163,12 +200,12 @@ def read_launches(file: Path) -> tuple[Launches, list[int]]:
         return _joined(Launches, [made]), list(reader.pids)
 
 
-def _odd_numbers(connection: sqlite3.Connection) -> list[str]:
+def _odd_numbers(connection: sqlite3.Connection, checked: Collection[str] = ()) -> list[str]:
     """Rows that hold text, fractions or sizes out of range, in words; of these SQL makes other numbers in silence."""
     tables, doubts = tables_of(connection), []
     for kind in schema.ACTIVITY:
         table = schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}")
-        if table is None or not (columns := schema.number_columns(tables, table)):
+        if table is None or table in checked or not (columns := schema.number_columns(tables, table)):
             continue
         # Text is more than any number, and a sum with a fraction in it is one; quicker than asking each for its type.
         odd = " OR ".join([*(f"{column} >= ''" for column in columns), f"typeof({' + '.join(columns)}) = 'real'",

@@ -15,7 +15,7 @@ import json
 import sqlite3
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
@@ -118,15 +118,18 @@ def opened(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def looked_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> Iterator[list[str]]:
+def looked_through(
+    file: Path, more: Callable[[sqlite3.Connection], list[str]], checked: Collection[str] = ()
+) -> Iterator[list[str]]:
     """Look through all pages of `file` while something reads it; raises InputError naming what SQLite finds damaged.
 
     Reading alone does not notice a page that only drops rows, or that no query touches. What a damaged page makes the
-    reader raise gives way to what names the page. The list is filled with what `more` finds, when all is done.
+    reader raise gives way to what names the page. The list is filled with what `more` finds, when all is done. Tables
+    that are `checked` otherwise are left out; then whether every page is used once has to be seen otherwise as well.
     """
     doubts: list[str] = []
     with ThreadPoolExecutor(1) as pool:  # SQLite lets go of the interpreter while it looks
-        looking = pool.submit(_look_through, file, more)
+        looking = pool.submit(_look_through, file, more, checked)
         try:
             yield doubts
         finally:
@@ -138,10 +141,15 @@ def looked_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) 
             doubts += more_doubts
 
 
-def _look_through(file: Path, more: Callable[[sqlite3.Connection], list[str]]) -> tuple[str, list[str]]:
+def _look_through(
+    file: Path, more: Callable[[sqlite3.Connection], list[str]], checked: Collection[str]
+) -> tuple[str, list[str]]:
     try:
         with opened(file) as connection:
-            said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            names = ["sqlite_master", *tables_of(connection)] if checked else []
+            quoted = ['"' + name.replace('"', '""') + '"' for name in names if name not in checked]
+            looks = (connection.execute(f"PRAGMA quick_check({what})").fetchone()[0] for what in quoted or ["1"])
+            said = next((str(words) for words in looks if words != "ok"), "ok")
             return said, more(connection) if said == "ok" else []
     except InputError:
         return "ok", []  # the reader meets the same, and says it
@@ -181,12 +189,14 @@ def read_table(
     columns: list[str],
     kind: type[ColumnsT],
     make: Callable[[Ints], ColumnsT],
+    blocks: Iterator[Ints] | None = None,
 ) -> ColumnsT:
     """`make` of every block of the table as one frame in rowid order; a block is int64 [rows, columns].
 
     `columns` are SQL expressions over the table. What is not a number is `MISSING`. Blocks go straight to
     their place in arrays as long as the table: ten million rows are never held twice. `make` is called by one thread at
-    a time. Raises InputError where the file is damaged.
+    a time. `blocks` are the same rows, where they are not to be asked of SQLite. Raises InputError where the file is
+    damaged.
     """
     quoted = '"' + table.replace('"', '""') + '"'
     query = f"SELECT {', '.join(columns)} FROM {quoted} WHERE rowid BETWEEN ? AND ?"
@@ -195,8 +205,8 @@ def read_table(
         return kind.empty()
     rows = high - low + 1
     if rows > file.stat().st_size // LEAST_ROW_BYTES:  # rowids with holes: a place for each would be too much
-        return _gathered(connection, query, (low, high), len(columns), kind, make)
-    workers = max(1, min(cores(), rows // WORTH_A_PROCESS))
+        return _gathered(blocks or _own(connection, query, (low, high), len(columns)), kind, make)
+    workers = max(1, min(cores(), rows // WORTH_A_PROCESS)) if blocks is None else 1
     edges = [low + rows * place // workers for place in range(workers + 1)]
     store = {name: np.empty(rows, dtype) for name, dtype in kind.dtypes().items()}
     lock = Lock()
@@ -205,10 +215,9 @@ def read_table(
         """Read [start, stop) to its place in `store`; gives first and last place filled, the last not included."""
         place = first = start - low
         span = (start, stop - 1)
-        blocks = (
+        for block in blocks or (
             _of_worker(file, query, span, len(columns)) if workers > 1 else _own(connection, query, span, len(columns))
-        )
-        for block in blocks:
+        ):
             with lock:
                 part = make(block)
                 for name, column in store.items():
@@ -232,15 +241,8 @@ def _closed_up(column: np.ndarray, filled: list[tuple[int, int]]) -> np.ndarray:
     return column[:end]
 
 
-def _gathered(
-    connection: sqlite3.Connection,
-    query: str,
-    span: tuple[int, int],
-    width: int,
-    kind: type[ColumnsT],
-    make: Callable[[Ints], ColumnsT],
-) -> ColumnsT:
-    parts = [make(block) for block in _own(connection, query, span, width)]
+def _gathered(blocks: Iterator[Ints], kind: type[ColumnsT], make: Callable[[Ints], ColumnsT]) -> ColumnsT:
+    parts = [make(block) for block in blocks]
     return kind(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in kind.dtypes()})
 
 

@@ -4,8 +4,9 @@
     python -m tests.campaigns.damaged_exports --keep FOLDER             keeps the files of what failed
 
 Each must end within 20 s by exit code 0, or 2 with one sentence, without a traceback and with nothing written beside
-it. Where it is read without a word of warning that the sound file does not have, every figure must be the one that a
-second, naive reader takes from the same file.
+it; and SQLite's rows and those read from the file's pages must come to the same words. Where it is read without a word
+of warning that the sound file does not have, every figure must be the one that a second, naive reader takes from the
+same file.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from colo_lib.cli import main as command
+from colo_lib.data import nsys_pages
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.paths import RECORDED
 from tests.campaigns.damages import DAMAGES, no_file
@@ -92,12 +94,16 @@ class Done:
     err: str
 
 
-def trace(file: Path, members: dict[str, set[int]]) -> Done:
+NEVER, ALWAYS = 10**9, 0  # pages that a table must have for its rows to be read from them
+
+
+def trace(file: Path, members: dict[str, set[int]], least_leaves: int = NEVER) -> Done:
     """`colo trace --json` in a process of its own, forked from this one, in which everything is imported already."""
     words = [word for name, pids in members.items() for word in (f"--{name}", ",".join(map(str, sorted(pids))))]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
+            nsys_pages.LEAST_LEAVES = least_leaves
             _be_the_command(["trace", str(file), *words, "--json"], out.fileno(), err.fileno())
         code = _waited_for(child)
         texts = []
@@ -183,6 +189,8 @@ def _plain_copy(source: str, target: str) -> None:
 
 def _judged(file: Path, source: Source, place: int) -> tuple[str, str]:
     done = trace(file, source.members)
+    if trace(file, source.members, ALWAYS) != done:
+        return "told otherwise", "by its pages the file says something else than by SQLite"
     if done.code is None:
         return "hung", f"not done within {LIMIT_S} s"
     if "Traceback" in done.err or done.code not in (0, 2):

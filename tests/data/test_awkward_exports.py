@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from colo_lib.cli import main
+from colo_lib.data import nsys_pages
 from tests import corpus_files
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -20,8 +21,12 @@ def test_every_case_has_a_maker_and_an_outcome() -> None:
     assert sorted(corpus_files.MAKERS) == CASES
 
 
+@pytest.mark.parametrize("reader", ["by pages where they are plain", "by SQLite"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_outcome_is_the_expected_one(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_outcome_is_the_expected_one(
+    name: str, reader: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nsys_pages, "LEAST_LEAVES", 10**9 if reader == "by SQLite" else 0)
     expected = json.loads((CORPUS / name / "expected.json").read_text(encoding="utf-8"))
     file = corpus_files.MAKERS[name](tmp_path)
     before = _contents(tmp_path)
