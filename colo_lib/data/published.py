@@ -15,6 +15,7 @@ from colo_lib import paths
 from colo_lib.errors import InputError
 
 FOLDER = paths.REPOSITORY / "recorded" / "published"
+LATER = "later-"  # what the files of the runs that were published afterwards begin with
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Published:
     conditions: Mapping[str, Mapping[str, Any]]
 
 
-def read_published(folder: Path = FOLDER) -> Published:
-    """Read the published runs; raises InputError naming the file that is missing or damaged."""
+def read_published(folder: Path = FOLDER, prefix: str = "") -> Published:
+    """Read the published runs (`prefix` `LATER`: the later ones).
+
+    Raises InputError naming the folder and what is missing or damaged.
+    """
     try:
-        figures = pd.read_csv(folder / "figures.csv", keep_default_na=False, dtype=str)
-        changes = pd.read_csv(folder / "changes.csv", keep_default_na=False, dtype=str)
-        conditions = json.loads((folder / "conditions.json").read_text(encoding="utf-8"))["runs"]
+        figures = pd.read_csv(folder / f"{prefix}figures.csv", keep_default_na=False, dtype=str)
+        changes = pd.read_csv(folder / f"{prefix}changes.csv", keep_default_na=False, dtype=str)
+        conditions = json.loads((folder / f"{prefix}conditions.json").read_text(encoding="utf-8"))["runs"]
         for frame in (figures, changes):
             for column in ("low", "high"):
                 frame[column] = pd.to_numeric(frame[column])
