@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,17 @@ SHARED_METRICS = {
     "temperature_c": ("Temperature", "°C"),
 }
 STEPS = ("step1", "step2", "step3", "step4")
+# The later runs read the device's own counters instead, and have steps besides.
+UNREAD_LATER = ("utilization", "memory_utilization", "sm_clock_mhz", "temperature_c")
+LATER_METRICS = {name: each for name, each in SHARED_METRICS.items() if name not in UNREAD_LATER} | {
+    "sm_active": ("SM activity", "%"),
+    "sm_occupancy": ("SM occupancy, measured", "%"),
+    "tensor_active": ("Tensor-core activity", "%"),
+    "dram_active": ("DRAM bandwidth in use", "%"),
+}
+LATER_STEPS = ("step1", "mps-alone", "step2", "step3", "mig", "step4")
+LATER_ALONE = "later-alone"  # the LLM alone by requests in flight
+OF_ONE = "of 1"  # unit of shares that were printed as fractions; they are shown in %
 POINT_COLUMNS = ["run", "step", "metric", "low", "mean", "high", "starts"]
 CONDITIONS = {
     "gpu": "Device",
@@ -44,6 +55,7 @@ CONDITIONS = {
     "vllm": "vLLM version",
     "driver": "Driver",
 }
+LATER_CONDITIONS = CONDITIONS | {"embed_engine": "The embedder runs in"}
 UNTOLD = "not told"
 
 
@@ -115,18 +127,22 @@ def _rounds_to(value: float, printed: float, digits: int) -> bool:
     return bool(abs(value - printed) <= 0.5 * 10.0**-digits + 1e-9)
 
 
-def points(figures: pd.DataFrame, run: str) -> pd.DataFrame:
-    """A published run on `SHARED_METRICS`, with kept fractions from its printed rates: `POINT_COLUMNS`.
+def points(
+    figures: pd.DataFrame, run: str, metrics: Iterable[str] = SHARED_METRICS, steps: Sequence[str] = STEPS
+) -> pd.DataFrame:
+    """A published run on `metrics`, with kept fractions from its printed rates: `POINT_COLUMNS`.
 
     Its ranges are spreads of readings, not intervals. Without step 4 embed's kept fraction and aggregate are absent.
     """
     rows = []
-    for metric in SHARED_METRICS:
-        for step in STEPS:
-            low, high = printed_figure(figures, run, metric, step)
+    fractions = set(figures.loc[(figures["run"] == run) & (figures["unit"] == OF_ONE), "metric"])
+    for metric in metrics:
+        for step in steps:
+            factor = 100 if metric in fractions else 1
+            low, high = (value * factor for value in printed_figure(figures, run, metric, step))
             if np.isfinite(low):
                 rows.append((run, step, metric, low, (low + high) / 2, high, np.nan))
-    for step in ("step2", "step3"):
+    for step in [step for step in steps if BY_ID[step].runs_gen and step != "step1"]:
         kept = {}
         for name, metric, base in (("gen_kept", "gen_tokens_per_s", "step1"),
                                    ("embed_kept", "embed_sequences_per_s", "step4")):  # fmt: skip
@@ -141,21 +157,28 @@ def points(figures: pd.DataFrame, run: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=POINT_COLUMNS)
 
 
-def own_points(run_id: str, rates: pd.DataFrame, kept: pd.DataFrame, telemetry: pd.DataFrame) -> pd.DataFrame:
+def own_points(
+    run_id: str,
+    rates: pd.DataFrame,
+    kept: pd.DataFrame,
+    telemetry: pd.DataFrame,
+    metrics: Iterable[str] = SHARED_METRICS,
+    steps: Sequence[str] = STEPS,
+) -> pd.DataFrame:
     """A run of this workbook on the same metrics; low and high are its 95 % interval, or null.
 
     `rates`: `steps_table` rows of throughput; `kept`: `kept_fractions`; `telemetry`: `telemetry_summary`.
     """
     rows = []
     labels = {label: metric for metric, (label, _) in SHARED_METRICS.items()}
-    for row in rates[rates["row"].isin(labels) & rates["step"].isin(STEPS)].itertuples():
+    for row in rates[rates["row"].isin(labels) & rates["step"].isin(steps)].itertuples():
         if row.row.endswith("throughput"):
             rows.append((run_id, row.step, labels[row.row], row.low, row.mean, row.high, row.starts))
     names = {"gen": "gen_kept", "embed": "embed_kept", "aggregate": "aggregate"}
-    for row in kept[kept["step"].isin(STEPS) & kept["quantity"].isin(names)].itertuples():
+    for row in kept[kept["step"].isin(steps) & kept["quantity"].isin(names)].itertuples():
         rows.append((run_id, row.step, names[row.quantity], row.low, row.mean, row.high, row.starts))
-    devices = telemetry[(telemetry["scope"] == "device") & telemetry["metric"].isin(SHARED_METRICS)]
-    for (step, metric), group in devices[devices["step"].isin(STEPS)].groupby(["step", "metric"], sort=False):
+    devices = telemetry[(telemetry["scope"] == "device") & telemetry["metric"].isin(list(metrics))]
+    for (step, metric), group in devices[devices["step"].isin(steps)].groupby(["step", "metric"], sort=False):
         rows.append((run_id, step, metric, np.nan, float(group["mean"].mean()), np.nan, np.nan))
     return pd.DataFrame(rows, columns=POINT_COLUMNS)
 
@@ -168,24 +191,48 @@ def all_points(
     return pd.concat([*theirs, own_points(run_id, rates, kept, telemetry)], ignore_index=True)
 
 
+def later_points(
+    figures: pd.DataFrame, run_id: str, rates: pd.DataFrame, kept: pd.DataFrame, telemetry: pd.DataFrame
+) -> pd.DataFrame:
+    """The later runs with figures of several steps, and one's own, on `LATER_METRICS` and `LATER_STEPS`."""
+    runs = [run for run in dict.fromkeys(figures["run"]) if run != LATER_ALONE]
+    theirs = [points(figures, run, LATER_METRICS, LATER_STEPS) for run in runs]
+    mine = own_points(run_id, rates, kept, telemetry, LATER_METRICS, LATER_STEPS)
+    return pd.concat([*theirs, mine], ignore_index=True)
+
+
+def alone_by_load(figures: pd.DataFrame, mine: pd.DataFrame, in_flight: int) -> pd.DataFrame:
+    """The LLM alone by requests in flight: run, in_flight and a column a metric; one's own point (`points`) last."""
+    rows = figures[figures["run"] == LATER_ALONE]
+    theirs = rows.pivot_table(index="item", columns="metric", values="low", sort=False)
+    theirs.insert(0, "in_flight", theirs.index.astype(int))
+    theirs.insert(0, "run", LATER_ALONE)
+    alone = mine[mine["step"] == "step1"].set_index("metric")["mean"].reindex(theirs.columns[2:])
+    own = pd.DataFrame([{"run": "this run", "in_flight": in_flight, **alone.to_dict()}])
+    return pd.concat([theirs, own], ignore_index=True)
+
+
 def conditions_of(manifest: Manifest, trials: pd.DataFrame) -> dict[str, Any]:
     """A run's conditions under the names of `CONDITIONS`, out of its manifest and its trials."""
     params, machine = manifest.params, manifest.machine
-    conditions = {name: params[name] for name in CONDITIONS if name in params}
+    conditions = {name: params[name] for name in LATER_CONDITIONS if name in params}
     conditions |= {f"{name}_model": manifest.model_of(name).name for name in ("gen", "embed")}
     conditions |= {"gpu": machine.device_name, "driver": machine.driver}
     conditions["weights"] = manifest.model_of("gen").weights or conditions.get("weights")
     conditions["step2_mechanism"] = dict(zip(trials["step"], trials["mechanism"], strict=True)).get("step2")
+    conditions.setdefault("embed_engine", "transformers")  # runs from before there was another
     return conditions | {"vllm": (machine.versions or {}).get("vllm")}
 
 
-def differences(published: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a condition of `CONDITIONS`: label, a column a published run, `this run`, and the runs that differ.
+def differences(
+    published: Mapping[str, Mapping[str, Any]], mine: Mapping[str, Any], conditions: Mapping[str, str] = CONDITIONS
+) -> pd.DataFrame:
+    """A row a condition of `conditions`: label, a column a published run, `this run`, and the runs that differ.
 
     What one side did not tell counts as different: alike is only what is known to be alike.
     """
     rows = []
-    for name, label in CONDITIONS.items():
+    for name, label in conditions.items():
         theirs = {run: _condition(facts, name) for run, facts in published.items()}
         ours = _condition(mine, name)
         unlike = [run for run, value in theirs.items() if value != ours or value == UNTOLD]

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colo_lib.analysis import drift, loss, statistics, telemetry, thresholds, trial_metrics, two_devices, verdict
+from colo_lib.analysis import bound, drift, loss, statistics, telemetry, thresholds, trial_metrics, two_devices, verdict
 from colo_lib.analysis.capacity import Unit, units
-from colo_lib.analysis.published import all_points, conditions_of, differences, own_points
+from colo_lib.analysis.published import (
+    LATER_CONDITIONS,
+    all_points,
+    alone_by_load,
+    conditions_of,
+    differences,
+    later_points,
+    own_points,
+)
 from colo_lib.analysis.statistics import RATES, number, rates, with_interval
 from colo_lib.analysis.telemetry import Memory
 from colo_lib.analysis.thresholds import Thresholds
@@ -148,6 +156,25 @@ class RunAnalysis:
         """The table of steps as it is read: a row a measure, a column a step."""
         return shown(self.steps_table)
 
+    # What could at best be had.
+
+    @cached_property
+    def uses_alone(self) -> list[bound.Use]:
+        """What each workload takes of one GPU alone (`bound.uses_alone`)."""
+        machine = self.run.manifest.machine
+        clock = None if machine.gpu is None else machine.gpu.sm_clock_max_mhz
+        return bound.uses_alone(self.counted, self.samples, self.telemetry, machine.power_limit_w, clock)
+
+    @cached_property
+    def against_best(self) -> pd.DataFrame:
+        """What sharing could at best give beside what was reached (`bound.against_best`)."""
+        return bound.against_best(self.uses_alone, self.kept, self.mechanisms)
+
+    @property
+    def best_sentence(self) -> str:
+        """The same in a sentence (`bound.bound_sentence`)."""
+        return bound.bound_sentence(self.uses_alone, self.against_best)
+
     # What the devices did.
 
     @cached_property
@@ -256,6 +283,21 @@ class RunAnalysis:
     def unlike_published(self, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         """Conditions of the published runs and of this one, and where they differ (`published.differences`)."""
         return differences(conditions, conditions_of(self.run.manifest, self.run.trials))
+
+    def beside_later(self, figures: pd.DataFrame) -> pd.DataFrame:
+        """The later published runs' figures and this run's (`published.later_points`)."""
+        return later_points(figures, self.run.run_id, self.steps_table, self.kept, self.telemetry)
+
+    def alone_beside_later(self, figures: pd.DataFrame) -> pd.DataFrame:
+        """The LLM alone by requests in flight, theirs and here (`published.alone_by_load`)."""
+        mine = self.beside_later(figures)
+        mine = mine[mine["run"] == self.run.run_id]
+        return alone_by_load(figures, mine, self.run.params.gen_concurrency)
+
+    def unlike_later(self, conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+        """Conditions of the later runs with several steps and of this one, and where they differ."""
+        theirs = {run: facts for run, facts in conditions.items() if facts.get("mechanisms")}
+        return differences(theirs, conditions_of(self.run.manifest, self.run.trials), LATER_CONDITIONS)
 
 
 TABLE_COLUMNS = ["row", "unit", "step", "mean", "low", "high", "count", "starts", "text", "mechanism"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from colo_lib.analysis import operating_point, two_devices
+from colo_lib.analysis import bound, operating_point, two_devices
 from colo_lib.analysis.capacity import Unit
 from colo_lib.analysis.run_analysis import TOKEN_COLUMNS, RunAnalysis
 from colo_lib.analysis.sweep import SweepMeasures, collect
@@ -48,6 +48,16 @@ class SweepAnalysis:
         """A row a cell and shared step with what it keeps (`operating_point.settings`)."""
         bounds = (self.bounds.min_gen_kept, self.bounds.max_gap_growth)
         return operating_point.settings(self.measures, self.sweep.cells, *bounds, self.of)
+
+    @cached_property
+    def frontiers(self) -> dict[int, list[tuple[float, float]]]:
+        """Requests in flight -> what both could at best keep, by its first cell alone (`bound.frontier`)."""
+        frontiers: dict[int, list[tuple[float, float]]] = {}
+        for analysis in self.cells.values():
+            uses = bound.of_kinds(analysis.uses_alone, bound.AT_BEST)
+            if uses and analysis.run.params.gen_concurrency not in frontiers:
+                frontiers[analysis.run.params.gen_concurrency] = bound.frontier(uses)
+        return frontiers
 
     @cached_property
     def token_times(self) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -144,16 +144,20 @@ def _name(title: str, predicted: bool) -> str:
 
 SETTING_SHADES = ("#4D4D4D", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
+BEST_LINE = (0, (5, 1, 1, 1))
 EQUAL_WORK = (1.0, 1.35, 1.7)
 # Places of a number around its point.
 REACH_PX, TURNS = 13.0, np.arange(0, 2 * np.pi, np.pi / 8)
 
 
-def operating_points(settings: pd.DataFrame, min_gen_kept: float) -> Figure:
+def operating_points(
+    settings: pd.DataFrame, min_gen_kept: float, frontiers: Mapping[int, Sequence[tuple[float, float]]] | None = None
+) -> Figure:
     """Embed's kept fraction against gen's, a numbered point a setting with its 95 % interval; up and right is better.
 
     `settings`: `operating_point.settings`. Filled: no other setting of its concurrency keeps more of both. Dotted
-    from below: what gen keeps with embed idle.
+    from below: what gen keeps with embed idle. `frontiers`: requests in flight -> what both could at best keep
+    (`bound.frontier`), drawn as a line.
     """
     apply_style()
     figure = Figure(figsize=(WIDTH_IN, 5.0), layout="constrained")
@@ -162,6 +166,10 @@ def operating_points(settings: pd.DataFrame, min_gen_kept: float) -> Figure:
     colours = dict(zip(concurrencies, SETTING_SHADES * len(concurrencies), strict=False))
     _equal_work(axes)
     axes.axvline(min_gen_kept, color=BOUND_COLOUR, linestyle="--", linewidth=1.2)
+    best = {count: corners for count, corners in (frontiers or {}).items() if count in colours}
+    for count, corners in best.items():
+        axes.plot(*zip(*corners, (corners[-1][0], 0.0), strict=True), color=colours[count], linewidth=1.2, alpha=0.8,
+                  linestyle=BEST_LINE, zorder=1)  # fmt: skip
     for row in settings.itertuples():
         _point(axes, row, colours[row.concurrency])
     for concurrency, group in settings.groupby("concurrency"):
@@ -170,7 +178,7 @@ def operating_points(settings: pd.DataFrame, min_gen_kept: float) -> Figure:
             axes.plot([idle.iloc[0]] * 2, [0, 0.06], color=colours[concurrency], linestyle=":", linewidth=2)
     axes.set(title="What each setting leaves to both", xlabel="LLM: kept fraction of tokens/s",
              ylabel="embedder: kept fraction of sequences/s", xlim=(0, 1.05), ylim=(0, 1.05))  # fmt: skip
-    figure.legend(handles=_setting_legend(settings, colours), loc="outside lower center", ncols=3)
+    figure.legend(handles=_setting_legend(settings, colours, bool(best)), loc="outside lower center", ncols=3)
     figure.canvas.draw()  # the layout is settled by drawing: numbers are placed on it
     _numbers(axes, settings)
     return figure
@@ -207,7 +215,7 @@ def _point(axes: Axes, row: object, colour: str) -> None:
                   marker=marker, markerfacecolor=face, markersize=6, capsize=2, linewidth=1)  # fmt: skip
 
 
-def _setting_legend(settings: pd.DataFrame, colours: dict[int, str]) -> list[Line2D]:
+def _setting_legend(settings: pd.DataFrame, colours: dict[int, str], with_best: bool) -> list[Line2D]:
     def words(count: int) -> str:
         return "1 request in flight" if count == 1 else f"{count} requests in flight"
 
@@ -226,6 +234,9 @@ def _setting_legend(settings: pd.DataFrame, colours: dict[int, str]) -> list[Lin
     if settings["idle_neighbour"].notna().any():
         label = "LLM with the embedder idle"
         handles.append(Line2D([], [], color=GEN_COLOUR, linestyle=":", linewidth=2, label=label))
+    if with_best:
+        label = "at best, by what each takes alone"
+        handles.append(Line2D([], [], color=BOTH_COLOUR, linestyle=BEST_LINE, linewidth=1.2, label=label))
     return [*handles, Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="least kept of the LLM (verdict)")]
 
 

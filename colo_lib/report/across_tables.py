@@ -11,7 +11,7 @@ import pandas as pd
 from colo_lib.analysis import operating_point, two_devices
 from colo_lib.analysis.capacity import PREDICTED, Unit
 from colo_lib.analysis.loss import Loss, loss_sentence, waterfall
-from colo_lib.analysis.published import SHARED_METRICS, STEPS, UNTOLD
+from colo_lib.analysis.published import LATER_METRICS, LATER_STEPS, SHARED_METRICS, STEPS, UNTOLD
 from colo_lib.analysis.statistics import Estimate, number, with_interval, within_starts
 from colo_lib.analysis.sweep import SweepMeasures
 from colo_lib.analysis.sweep_analysis import SweepAnalysis
@@ -83,17 +83,48 @@ def explanations(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_axis(["Run", "Where", "It says", "Its own figures say"], axis=1)
 
 
-def runs_beside(points: pd.DataFrame) -> pd.DataFrame:
+def runs_beside(
+    points: pd.DataFrame, metrics: Mapping[str, tuple[str, str]] = SHARED_METRICS, steps: Sequence[str] = STEPS
+) -> pd.DataFrame:
     """Runs side by side: a row a metric and step, a column a run."""
     runs = list(dict.fromkeys(points["run"]))
     cells = {(row.metric, row.step, row.run): _cell(row) for row in points.itertuples()}
     rows = []
-    for metric, (label, unit) in SHARED_METRICS.items():
-        for step in STEPS:
+    for metric, (label, unit) in metrics.items():
+        for step in steps:
             values = [cells.get((metric, step, run), NONE) for run in runs]
             if any(value != NONE for value in values):
                 rows.append((f"{label}{f' ({unit})' if unit else ''}, {STEPS_BY_ID[step].name}", *values))
     return pd.DataFrame(rows, columns=["Metric and step", *runs])
+
+
+def later_beside(points: pd.DataFrame) -> pd.DataFrame:
+    """`published.later_points` as shown."""
+    return runs_beside(points, LATER_METRICS, LATER_STEPS)
+
+
+def later_sentence(points: pd.DataFrame, run_id: str) -> str:
+    """What the later runs say of the LLM beside the embedder, and that they are leads."""
+    kept = points[(points["metric"] == "gen_kept") & (points["run"] != run_id)].set_index("step")
+    words = []
+    for step in ("step2", "step3"):
+        mine = kept.loc[kept.index == step]
+        words.append(f"{STEPS_BY_ID[step].name} {mine['low'].min():.2f} to {mine['high'].max():.2f}")
+    head = "Published afterwards, at 512 and 1,024 requests in flight: the LLM is said to keep"
+    return f"{head} {', '.join(words)}. These are leads and no proof: see what stands against them."
+
+
+def alone_by_load(frame: pd.DataFrame) -> pd.DataFrame:
+    """`published.alone_by_load` as shown."""
+    heads = {name: f"{LATER_METRICS[name][0]} ({LATER_METRICS[name][1]})" for name in frame.columns[2:]}
+    shown = {heads[name]: [number(value) for value in frame[name].astype("float64")] for name in heads}
+    return pd.DataFrame({"Run": frame["run"], "In flight": [f"{many:,}" for many in frame["in_flight"]], **shown})
+
+
+def caveats(conditions: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """What each later run is, from which commit, and what stands against its figures."""
+    rows = [(run, facts["title"], facts["commit"], " ".join(facts["caveats"])) for run, facts in conditions.items()]
+    return pd.DataFrame(rows, columns=["Run", "What", "Commit", "What stands against it"])
 
 
 def kept_words(points: pd.DataFrame) -> str:

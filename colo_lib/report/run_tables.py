@@ -5,13 +5,14 @@ And the runs that there are to read, each with the line that a reader pastes int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from colo_lib import paths
+from colo_lib.analysis.bound import Use
 from colo_lib.analysis.run_analysis import RunAnalysis, step_columns
 from colo_lib.analysis.statistics import number, with_interval
 from colo_lib.analysis.trace.token_time import StepCollectives
@@ -57,6 +58,33 @@ def paying(frame: pd.DataFrame) -> pd.DataFrame:
         for row in frame.itertuples()
     ]
     columns = ["Step", "Work per device [95 % interval]", "Blocks / starts", "Against dedicated (1)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def uses(uses_alone: Sequence[Use]) -> pd.DataFrame:
+    """`bound.uses_alone` as shown: a row a resource, and what its line is worth."""
+    rows = [(capital(use.name), f"{use.gen:.0%}", f"{use.embed:.0%}", use.kind) for use in uses_alone]
+    return pd.DataFrame(rows, columns=["Resource", "LLM alone takes", "Embedder alone takes", "Worth"])
+
+
+def at_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """`bound.against_best` as shown: a row a shared step."""
+    names = names_in(frame[frame["step"] != ""])
+    rows = []
+    for row in frame.itertuples():
+        measured = row.reached == row.reached
+        rows.append((
+            capital(names.get(row.step, "not measured yet")),
+            number(row.sure),
+            f"{number(row.best)} ({row.binds or 'nothing used up'})",
+            f"{number(row.guess)} ({row.guess_binds or 'nothing used up'})",
+            with_interval(row.reached, row.low, row.high, row.starts) if measured else NONE,
+            f"{row.over:+.0%} / {row.guess_over:+.0%}" if measured else NONE,
+            f"{row.filled:.0%}" if measured else NONE,
+        ))  # fmt: skip
+    columns = ["Step", "At most, by DRAM and tensor cores", "At best, with power (used up)",
+               "Guess, with SMs (used up)", "Reached [95 % interval]", "Best / guess over reached",
+               "Fullest resource there"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
