@@ -11,7 +11,8 @@ import pytest
 from colo_lib import paths
 from colo_lib.analysis.capacity import units
 from colo_lib.analysis.loss import gen_loss
-from colo_lib.analysis.run_analysis import RunAnalysis, shown
+from colo_lib.analysis.run_analysis import RunAnalysis
+from colo_lib.analysis.steps_table import shown
 from colo_lib.analysis.sweep import collect
 from colo_lib.analysis.two_devices import ORDER, over_config_a
 from colo_lib.data.run import open_run

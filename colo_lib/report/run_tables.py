@@ -13,8 +13,9 @@ import pandas as pd
 
 from colo_lib import paths
 from colo_lib.analysis.bound import Use
-from colo_lib.analysis.run_analysis import RunAnalysis, step_columns
+from colo_lib.analysis.run_analysis import RunAnalysis
 from colo_lib.analysis.statistics import number, with_interval
+from colo_lib.analysis.steps_table import step_columns
 from colo_lib.analysis.trace.token_time import StepCollectives
 from colo_lib.analysis.two_devices import CHAIN
 from colo_lib.data.run import find_runs, open_run
