@@ -162,6 +162,15 @@ class Params(BaseModel):
     # --- embed -----------------------------------------------------------------------------------------
     embed_batch_size: int = _embed_load(8, "sequences a batch", ge=1, le=65536, notebooks=RECORDING)
     embed_sequence_tokens: int = _embed_load(128, "tokens a sequence", ge=1, le=1_000_000, notebooks=RECORDING)
+    embed_engine: Literal["transformers", "vllm", "url"] = _embed_engine(
+        "transformers", "transformers: a loop in its own process; vllm: a second vLLM server; url: one that runs"
+    )
+    embed_concurrency: int = _embed_load(16, "embed_engine vllm, url: requests in flight, closed loop", ge=1, le=4096)
+    embed_url: str = _embed_engine("", "embed_engine url: address of the server, before /v1/embeddings", text="address")
+    embed_url_model: str = _embed_engine(
+        "", "embed_engine url: what the server calls the model; empty: its name or hub id", text="address"
+    )
+    embed_enforce_eager: bool = _embed_engine(True, "embed_engine vllm: no CUDA graphs")
     embed_pooling: Literal["mean", "last"] = _embed_engine("mean", "how token states become one vector")
     embed_dtype: Literal["auto", "bfloat16", "float16", "float32"] = _embed_engine(
         "auto", "weights of embed; auto: as of gen"
@@ -268,6 +277,24 @@ class Params(BaseModel):
             raise ValueError(
                 f"gen_max_num_seqs = {self.gen_max_num_seqs} is less than gen_concurrency = {self.gen_concurrency}: "
                 "requests would queue; raise it, or leave it at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_an_embedding_server_can(self) -> Params:
+        if (self.embed_engine == "url") != bool(self.embed_url):
+            remedy = "give both, or neither: embed_engine: url drives the server that runs at embed_url"
+            raise ValueError(f"embed_engine = {self.embed_engine!r} and embed_url = {self.embed_url!r}: {remedy}")
+        if self.embed_url and not self.embed_url.startswith(("http://", "https://")):
+            raise ValueError(f"embed_url = {self.embed_url!r} is no address: it begins with http:// or https://")
+        if self.embed_engine != "transformers" and (self.embed_pacing != "none" or self.embed_micro_batch_size):
+            raise ValueError(
+                f"embed_pacing and embed_micro_batch_size hold the loop back, not a server (embed_engine = "
+                f"{self.embed_engine!r}): leave them out, or set embed_engine: transformers"
+            )
+        if self.embed_engine == "url" and self.capture_s:
+            raise ValueError(
+                "capture_s: nsys records only what it starts, and the server at embed_url runs: set it to 0"
             )
         return self
 

@@ -120,6 +120,7 @@ class Trial(MeasuredTrial):
     engine_starts: dict[str, str | None] | None = None
     latency_clock: str | None = None
     pacing: PacingFacts | None = None
+    embed_unproved: str | None = None
 
     @model_validator(mode="after")
     def _window(self) -> Trial:

@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from colo_lib.errors import InputError
-from colo_lib.models.catalog import GIB, Model, activation_bytes, kv_bytes_per_token, models_of, weight_bytes
+from colo_lib.models.catalog import (
+    DECODERS,
+    GIB,
+    Config,
+    Model,
+    activation_bytes,
+    kv_bytes_per_token,
+    models_of,
+    weight_bytes,
+)
 from colo_lib.params import Params, split_list
 from colo_lib.records import BUDGET_PARTS, BudgetRow
 from colo_lib.steps import SHARDED, STEPS, TWO_DEVICES
@@ -100,13 +109,21 @@ class EmbedDemand:
     dtype: str
     batch_size: int
     sequence_tokens: int
+    engine: str = "transformers"
+    kv_cache_gib: float = 0.0
+    """Of a vLLM server whose model wants one."""
 
-    def parts(self) -> dict[str, float]:
-        """GiB of its weights and activations."""
+    def parts(self, device: str) -> dict[str, float]:
+        """GiB of its weights and activations, a server's KV cache among these; none of a server that runs already."""
+        if self.engine == "url":
+            return {"embed weights": 0.0, "embed activations": 0.0}
         tokens, config = self.batch_size * self.sequence_tokens, self.model.config
+        if self.engine == "vllm":
+            # The server makes batches of its own.
+            tokens = max(BATCHED_TOKENS[device], self.sequence_tokens)
         return {
             "embed weights": weight_bytes(config, "embed", self.dtype) / GIB,
-            "embed activations": activation_bytes(config, tokens, self.dtype) / GIB,
+            "embed activations": activation_bytes(config, tokens, self.dtype) / GIB + self.kv_cache_gib,
         }
 
 
@@ -157,7 +174,7 @@ class Demand:
             parts["gen weights"], parts["gen activations"] = weights / GIB, working / GIB
             parts["gen KV cache"] = self._kv_gib(total_gib, (weights + working) / GIB)
         if has_embed:
-            parts |= self.embed.parts()
+            parts |= self.embed.parts(self.device)
         parts["reserve"] = self._reserve_gib(has_gen, has_embed)
         return parts
 
@@ -174,7 +191,8 @@ class Demand:
 
     def _reserve_gib(self, has_gen: bool, has_embed: bool) -> float:
         if self.device == "cpu":
-            return PROCESS_GIB * (2 + self.ranks_in_group() + 1) + MARGIN_GIB  # API server, core, workers, embed
+            embed = 3 if self.embed.engine == "vllm" else 1
+            return PROCESS_GIB * (2 + self.ranks_in_group() + embed) + MARGIN_GIB  # API server, core, workers, embed
         return CONTEXT_GIB * (has_gen + has_embed) + (MARGIN_GIB if has_gen or has_embed else 0.0)
 
 
@@ -195,11 +213,25 @@ def demand_of(params: Params) -> Demand:
         kv_cache_gib=params.gen_kv_cache_gib,
         gpu_memory_utilization=params.gen_gpu_memory_utilization,
     )
-    embed = EmbedDemand(embed_model, params.embed_dtype, params.embed_batch_size, params.embed_sequence_tokens)
+    embed = EmbedDemand(
+        embed_model, params.embed_dtype, params.embed_batch_size, params.embed_sequence_tokens, params.embed_engine,
+        embed_kv_cache_gib(embed_model.config, params) if params.embed_engine == "vllm" else 0.0,
+    )  # fmt: skip
     _check_lengths(gen, embed)
     devices, steps = tuple(split_list(params.devices)), tuple(split_list(params.steps))
     _check_two_devices(devices, steps)
     return Demand(params.device, devices, steps, gen, embed)
+
+
+def embed_kv_cache_gib(config: Config, params: Params) -> float:
+    """The KV cache that embed's vLLM server is given, GiB: of a decoder, two engine steps' tokens; else none.
+
+    A sequence is embedded in one step, and gives its room back; the next step is scheduled while one runs.
+    """
+    if config.get("model_type") not in DECODERS:
+        return 0.0
+    tokens = 2 * max(BATCHED_TOKENS[params.device], params.embed_sequence_tokens)
+    return tokens * kv_bytes_per_token(config, params.embed_dtype) / GIB
 
 
 def _check_lengths(gen: GenDemand, embed: EmbedDemand) -> None:

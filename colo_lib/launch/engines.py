@@ -22,6 +22,7 @@ import psutil
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import before_engines
 from colo_lib.launch.child import ProfilerLaunch, tail
+from colo_lib.launch.embed_over_http import EmbedServer, EmbedServerHandle, EmbedUrl
 from colo_lib.launch.embed_server import EmbedProcess
 from colo_lib.launch.mechanisms import check_mechanism, mechanism_facts, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
@@ -46,7 +47,7 @@ class Handles:
     key: str
     owner_pid: int
     gen: GenHandle | None
-    embeds: tuple[Handle, ...]
+    embeds: tuple[Handle | EmbedServerHandle, ...]
     tensor_parallel: int = 1
     mechanism: MechanismFacts | None = None
     """What the mechanism's `facts` say; None where cores stand in for GPUs."""
@@ -61,8 +62,13 @@ class Handles:
         }
 
     def pids(self) -> dict[str, list[int]]:
-        """Root pids of each workload."""
-        return {"gen": [self.gen.pid] if self.gen else [], "embed": [handle.pid for handle in self.embeds]}
+        """Root pids of each workload, as far as its processes can be seen."""
+        embeds = [handle.pid for handle in self.embeds if handle.pid is not None]
+        return {"gen": [self.gen.pid] if self.gen else [], "embed": embeds}
+
+    def unseen_embed(self) -> bool:
+        """Whether an embedding server works where no process of it can be seen."""
+        return any(handle.pid is None for handle in self.embeds)
 
     def starts(self) -> dict[str, str | None]:
         """A name for the start of each workload's engines: trials that carry the same one ran on the same processes.
@@ -79,8 +85,11 @@ class Handles:
         """Raises StepFailed, with the log's end, when an engine's root process or the mechanism is gone."""
         check_mechanism(self.mechanism)
         for name, handle in [("gen", self.gen), *(("embed", embed) for embed in self.embeds)]:
-            if handle is not None and not _running(handle.pid):
-                raise StepFailed(f"{name} (pid {handle.pid}) ended unasked; its last lines:\n{tail(Path(handle.log))}")
+            if handle is None or handle.pid is None or _running(handle.pid):
+                continue
+            if not handle.log:
+                raise StepFailed(f"{name}: the server at embed_url (pid {handle.pid}) ended: start it again")
+            raise StepFailed(f"{name} (pid {handle.pid}) ended unasked; its last lines:\n{tail(Path(handle.log))}")
 
 
 def _running(pid: int) -> bool:
@@ -116,7 +125,7 @@ class Engines:
         self.profilers = profilers  # by `gen` and `embed_name`
         self.needed_gib = needed_gib  # on each GPU, of all that the run puts there
         self.gen: GenServer | None = None
-        self.embeds: list[EmbedProcess] = []
+        self.embeds: list[EmbedProcess | EmbedServer | EmbedUrl] = []
         self.mechanism: Mechanism | None = None
         self.facts: MechanismFacts | None = None
         self.ready_s: dict[str, float] = {}
@@ -146,14 +155,24 @@ class Engines:
             self.ready_s["gen"] = self.gen.wait_ready(tick)
         if want_embed and not self.embeds:
             for number, devices in enumerate(spec.embed.devices):
-                log, socket = self.logs / f"embed-{name}-{number}.log", self.runtime / f"embed{number}.sock"
-                socket.unlink(missing_ok=True)
-                shared, held = self._shared("embed", number), self.mechanism.embed_job() if self.mechanism else {}
-                profiler = self.profilers.get(embed_name(number))
-                self.embeds.append(EmbedProcess(spec.embed, devices, log, socket, shared, held, profiler))
+                self.embeds.append(self._embed(number, devices))
                 self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
         self._attach()
         return self.handles()
+
+    def _embed(self, number: int, devices: tuple[str, ...]) -> EmbedProcess | EmbedServer | EmbedUrl:
+        """The `number`-th embedding engine, started or found, of the kind that the spec asks for."""
+        spec, profiler = self.spec.embed, self.profilers.get(embed_name(number))
+        if spec.server is not None and spec.server.url:
+            return EmbedUrl(spec)
+        log, shared = self.logs / f"embed-{self.placement.step}-{number}.log", self._shared("embed", number)
+        if spec.server is not None:
+            shared |= temporary_folder(self.runtime, profiled=profiler is not None)
+            return EmbedServer(spec, devices, log, self.runtime, shared, profiler)
+        socket = self.runtime / f"embed{number}.sock"
+        socket.unlink(missing_ok=True)
+        held = self.mechanism.embed_job() if self.mechanism else {}
+        return EmbedProcess(spec, devices, log, socket, shared, held, profiler)
 
     def change_embed(self, spec: EngineSpec, tick: Tick = silent) -> Handles:
         """The embedding processes anew, as `spec` says; gen and the mechanism, of which it says the same, stay up.
@@ -236,7 +255,7 @@ def published(placement: Placement) -> Handles | None:
 def from_plain(plain: dict[str, Any]) -> Handles:
     """Handles as they were before they became plain values."""
     gen = GenHandle(**plain["gen"]) if plain["gen"] else None
-    embeds = tuple(Handle(**embed) for embed in plain["embeds"])
+    embeds = tuple((EmbedServerHandle if "url" in embed else Handle)(**embed) for embed in plain["embeds"])
     mechanism = mechanism_facts(plain["mechanism"]) if plain.get("mechanism") else None
     return Handles(**(plain | {"gen": gen, "embeds": embeds, "mechanism": mechanism}))
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,8 @@ from colo_lib.child_environment import package_environment
 from colo_lib.errors import StepFailed
 from colo_lib.frames import PACING, write_frame
 from colo_lib.launch.child import Child, tail, wait_for
+from colo_lib.launch.embed_client import EmbedClientJob
+from colo_lib.launch.embed_over_http import KEY_NAME, EmbedServerHandle
 from colo_lib.launch.embed_server import read_rows
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.pacing import PacerJob, shares, start_order
@@ -127,6 +130,31 @@ def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, 
     return handle
 
 
+def start_embed_client(
+    load: LoadSpec, server: EmbedServerHandle, number: int, runtime: Path, folder: Path, stack: ExitStack
+) -> Handle:
+    """The load client of the `number`-th embedding server, ready for the orders that an embedding process takes."""
+    assert load.embed is not None
+    socket_path, log = runtime / f"embed-client{number}.sock", folder / "logs" / f"embed-client-{number}.log"
+    job = EmbedClientJob(
+        socket=str(socket_path),
+        url=server.url,
+        model=server.model,
+        encoding=server.encoding,
+        width=server.width,
+        seed=load.seed,
+        # Told by step and trial, so that no cache of a server can know the inputs from an earlier one.
+        load=zlib.crc32(f"{folder.parent.name}/{folder.name}/{number}".encode()),
+        **asdict(load.embed),
+    )
+    command = [sys.executable, "-m", "colo_lib.launch.embed_client", json.dumps(asdict(job))]
+    child = Child("embed client", command, log, env=package_environment({KEY_NAME: server.key}), grace_s=1.0)
+    stack.callback(child.stop)
+    handle = Handle(socket=str(socket_path), pid=child.pid, log=str(log))
+    wait_for(lambda: answers(handle), child, CLIENT_TIMEOUT_S, "the embedder's load client")
+    return handle
+
+
 def wait_steady(window: WindowSpec, loads: Loads, handles: Handles) -> None:
     """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
     began_ns = time.monotonic_ns()
@@ -191,7 +219,13 @@ def stop_quietly(handle: Handle, runtime: Path) -> None:
 
 def connect(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stack: ExitStack) -> Loads:
     """Everything that will be under load, ready for orders and at rest; the stack ends what was started for it."""
-    loads = Loads(None, tuple(handles.embeds[number] for number in spec.placement.embeds_at_work))
+    embeds = []
+    for number in spec.placement.embeds_at_work:
+        embed = handles.embeds[number]
+        if isinstance(embed, EmbedServerHandle):
+            embed = start_embed_client(spec.load, embed, number, runtime, folder, stack)
+        embeds.append(embed)
+    loads = Loads(None, tuple(embeds))
     if spec.placement.runs_gen:
         loads.client = start_client(spec.load, handles, runtime, folder, stack)
     return loads

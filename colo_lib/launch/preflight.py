@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.gpus import find_gpu
 from colo_lib.hardware.nvml import GpuLook, GpuRow
+from colo_lib.launch.embed_over_http import look_at_url
 from colo_lib.launch.mechanisms.base import MPS_REFUSES, PLAIN_REFUSES, device_uuids
 from colo_lib.launch.mechanisms.time_slicing import DEFAULT_PIPE
+from colo_lib.launch.specs import EngineSpec
 from colo_lib.placement import Placement
 from colo_lib.steps import MECHANISMS
 from colo_lib.telemetry.other_processes import process_in_words
@@ -52,6 +54,35 @@ def refuse_modes(placements: Sequence[Placement], look: GpuLook) -> None:
             device_uuids(placement, look, MPS_REFUSES if MECHANISMS[placement.mechanism].mps else PLAIN_REFUSES)
         except StepFailed as error:
             raise InputError(f"{placement.step}: {error}") from None
+
+
+def preflight_embed(engines: Sequence[EngineSpec]) -> None:
+    """Raises InputError, with the remedy, where an embedding server cannot do what a wanted step asks of it.
+
+    One at a URL is asked for a first vector: that it is not there, or serves another model, is told before all else.
+    """
+    for spec in engines:
+        server, partition, placement = spec.embed.server, spec.gen.mechanism.partition, spec.placement
+        if server is None or not placement.runs_embed:
+            continue
+        if partition is not None and partition.backend != "mps-static":
+            raise InputError(
+                f"{placement.step}: sm_partition_backend = {partition.backend!r} works inside the embedder's loop, and a "
+                "server has none: set sm_partition_backend: mps-static, or embed_engine: transformers"
+            )
+        if server.url and placement.embed_devices != (placement.gen_devices,):
+            raise InputError(
+                f"{placement.step}: embed_engine = 'url' drives one server, and this step wants the embedder on devices "
+                "of its own: leave the step out of steps, or set embed_engine: vllm"
+            )
+        if server.url and placement.mechanism == "cpu-alternating":
+            raise InputError(
+                f"{placement.step}: on cores the two take turns by being stopped, and the server at embed_url is not "
+                "ours to stop: leave the step out of steps, or set embed_engine: vllm"
+            )
+    at_url = [spec.embed for spec in engines if spec.embed.server is not None and spec.embed.server.url]
+    if at_url:
+        look_at_url(at_url[0])
 
 
 def about(gpu: GpuRow) -> list[str]:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from colo_lib.errors import InputError
+from colo_lib.hardware.budget import embed_kv_cache_gib
 from colo_lib.hardware.engine_python import EngineModels, resolve_models
 from colo_lib.params import Params
 from colo_lib.placement import Placement
 from colo_lib.steps import MECHANISMS, UNDER_MPS
 
+# vLLM's own default of max_num_seqs in its server on most GPUs.
+MOST_SEQUENCES = 256
 REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds")
 
 
@@ -78,6 +81,21 @@ class GenSpec:
 
 
 @dataclass(frozen=True)
+class EmbedServerSpec:
+    """A server of OpenAI's `/v1/embeddings`: vLLM's own, started for this run, or the one at `url`, which runs."""
+
+    url: str
+    """Empty: a server of our own."""
+    names: tuple[str, ...]
+    """By which of these the server at `url` may call the model."""
+    width: int
+    """Numbers a vector."""
+    max_num_seqs: int
+    enforce_eager: bool
+    kv_cache_gib: float
+
+
+@dataclass(frozen=True)
 class EmbedSpec:
     """The embedding processes, one on each entry of `devices`."""
 
@@ -93,6 +111,8 @@ class EmbedSpec:
     seed: int
     ready_timeout_s: float
     limits: Limits | None = None
+    server: EmbedServerSpec | None = None
+    """Where a server embeds; None: the loop of `embed_worker`."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,16 @@ class PacingSpec:
 
 
 @dataclass(frozen=True)
+class EmbedLoadSpec:
+    """The closed loop that drives an embedding server; what is drawn lies below `vocab_size`."""
+
+    concurrency: int
+    batch_size: int
+    sequence_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class LoadSpec:
     """What the workloads are told to do in a trial."""
 
@@ -127,6 +157,8 @@ class LoadSpec:
     seed: int
     slice_ms: float
     pacing: PacingSpec
+    embed: EmbedLoadSpec | None = None
+    """None where embed needs no client."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +281,34 @@ class _Wanted:
             seed=params.seed,
             ready_timeout_s=params.ready_timeout_s,
             limits=self.limits("embed"),
+            server=self.embed_server(),
+        )
+
+    def embed_server(self) -> EmbedServerSpec | None:
+        params, model = self.params, self.models.embed.model
+        if params.embed_engine == "transformers":
+            return None
+        own = params.embed_engine == "vllm"
+        named = params.embed_url_model
+        known = [model.hub_id, model.name, self.models.embed.source]
+        return EmbedServerSpec(
+            url="" if own else params.embed_url.rstrip("/").removesuffix("/embeddings").removesuffix("/v1"),
+            names=() if own else (named,) if named else tuple(name for name in known if name),
+            width=int(model.config["hidden_size"]),
+            max_num_seqs=min(params.embed_concurrency * params.embed_batch_size, MOST_SEQUENCES) if own else 0,
+            enforce_eager=params.embed_enforce_eager,
+            kv_cache_gib=embed_kv_cache_gib(model.config, params) if own else 0.0,
+        )
+
+    def embed_load(self) -> EmbedLoadSpec | None:
+        params = self.params
+        if params.embed_engine == "transformers":
+            return None
+        return EmbedLoadSpec(
+            concurrency=params.embed_concurrency,
+            batch_size=params.embed_batch_size,
+            sequence_tokens=params.embed_sequence_tokens,
+            vocab_size=int(self.models.embed.model.config["vocab_size"]),
         )
 
     def load(self) -> LoadSpec:
@@ -268,4 +328,5 @@ class _Wanted:
             seed=params.seed,
             slice_ms=params.slice_ms,
             pacing=pacing,
+            embed=self.embed_load(),
         )

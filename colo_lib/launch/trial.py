@@ -24,6 +24,7 @@ from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.frames import SCHEMA_VERSION, sequence_work, token_work
 from colo_lib.json_records import in_words
 from colo_lib.launch.child import Child
+from colo_lib.launch.embed_over_http import EmbedServerHandle
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import (
     begin_load,
@@ -34,7 +35,7 @@ from colo_lib.launch.load import (
     wait_steady,
     watch_window,
 )
-from colo_lib.launch.pacing import pacing_record
+from colo_lib.launch.pacing import pacing_record, shares
 from colo_lib.launch.rpc import call, runtime_folder
 from colo_lib.launch.specs import TrialSpec
 from colo_lib.launch.vllm_server import ServerCounters
@@ -88,6 +89,11 @@ def device_memory_parts(
         parts = gen_parts(Path(handles.gen.log), given_kv_cache_gib)
         by_workload["gen"] = with_rest(parts, held_gib.get("gen"), handles.tensor_parallel)
     for handle in handles.embeds[:1]:
+        if isinstance(handle, EmbedServerHandle):
+            # No KV cache is given where the model embeds without one: what vLLM says counts.
+            embed = gen_parts(Path(handle.log), 0.0) if handle.log else embed_parts({})
+            by_workload["embed"] = with_rest(embed, held_gib.get("embed"), len(handles.embeds))
+            continue
         with suppress(OSError, ValueError):
             memory = call(handle, "status", timeout_s=10.0).get("memory_gib", {})
             by_workload["embed"] = with_rest(embed_parts(memory), held_gib.get("embed"), len(handles.embeds))
@@ -115,7 +121,7 @@ def run_trial(spec: TrialSpec, handles: Handles, folder: Path, trial: int) -> Tr
         schema_version=SCHEMA_VERSION, step=placement.step, trial=trial, block=trial,
         mechanism=placement.mechanism, status="failed", reason=None, devices=placement.devices_record(),
         pids=handles.pids(), engine_starts=handles.starts(), latency_clock="client",
-        pacing=pacing_record(spec.load.pacing, placement),
+        pacing=pacing_record(spec.load.pacing, placement), embed_unproved=unproved(placement, handles),
     )  # fmt: skip
     try:
         check_disk(partial)
@@ -157,6 +163,7 @@ def _close(partial: Path, folder: Path, record: Trial) -> None:
 
 def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack) -> MeasuredTrial:
     handles.check_alive()
+    refuse_unproved(spec.placement, handles)
     runtime = stack.enter_context(runtime_folder())
     loads = connect(spec, handles, runtime, folder, stack)
     sampler = start_sampler(spec, handles, runtime, folder, stack)
@@ -190,6 +197,29 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
         telemetry_cost=telemetry.cost, telemetry=telemetry.record(),
         mechanism_evidence=None if before is None else TrialEvidence(before=before, after=after),
     )  # fmt: skip
+
+
+def unproved(placement: Placement, handles: Handles) -> str | None:
+    """What of the embedder cannot be proved, in words; None where nothing has to be told."""
+    if not placement.runs_embed or not any(
+        isinstance(handle, EmbedServerHandle) and not handle.log for handle in handles.embeds
+    ):
+        return None
+    if handles.unseen_embed():
+        return (
+            "the embedding server was not started here, and no process of it can be seen from here: on which device it "
+            "computes, and how that is shared, is not proved"
+        )
+    return "the embedding server was not started here: its settings, and its cache if it has one, are not known"
+
+
+def refuse_unproved(placement: Placement, handles: Handles) -> None:
+    """Raises StepFailed for a shared GPU where the embedder's process, of which the mechanism is proved, is unseen."""
+    if placement.device == "cuda" and shares(placement) and handles.unseen_embed():
+        raise StepFailed(
+            f"void: {placement.mechanism}: {unproved(placement, handles)}, so its attachment is not either. Run the "
+            "server on this machine as this user, or set embed_engine: vllm"
+        )
 
 
 def device_doubts(telemetry: Telemetry, start_ns: int, end_ns: int) -> list[str]:

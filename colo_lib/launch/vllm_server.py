@@ -1,4 +1,4 @@
-"""`gen`: vLLM's OpenAI server, unmodified, as a child process on a loopback port."""
+"""vLLM's OpenAI server, unmodified, as a child process on a loopback port; `gen`, and what `embed` shares with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from colo_lib.child_environment import engine_environment
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.child import Child, ProfilerLaunch
-from colo_lib.launch.specs import GenSpec
+from colo_lib.launch.specs import EmbedSpec, GenSpec
 
 SERVED_NAME = "gen"
 KEY_NAME = "COLO_GEN_KEY"
@@ -69,7 +69,19 @@ def server_command(spec: GenSpec, port: int) -> list[str]:
 
 
 def gen_environment(spec: GenSpec, key: str, shared: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """The server's environment with the mechanism's additions; the API key travels here, never in the command line."""
+    """gen's environment with the mechanism's additions; the API key travels here, never in the command line."""
+    return server_environment(spec, spec.devices, spec.tensor_parallel, spec.kv_cache_gib, key, shared)
+
+
+def server_environment(
+    spec: GenSpec | EmbedSpec,
+    devices: tuple[str, ...],
+    ranks: int,
+    kv_cache_gib: float,
+    key: str,
+    shared: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """The environment of a server of either role on `devices`; `kv_cache_gib` is each rank's."""
     additions = LOOPBACK | {
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
@@ -79,11 +91,11 @@ def gen_environment(spec: GenSpec, key: str, shared: Mapping[str, str] = Mapping
         additions["HF_HUB_OFFLINE"] = "1"
     if spec.device == "cpu":
         # One group of cores a tensor-parallel rank.
-        separator = "|" if spec.tensor_parallel > 1 else ","
+        separator = "|" if ranks > 1 else ","
         additions |= {
-            "VLLM_CPU_OMP_THREADS_BIND": separator.join(spec.devices),
+            "VLLM_CPU_OMP_THREADS_BIND": separator.join(devices),
             # Whole GiB, each rank's own, as on a GPU.
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(spec.kv_cache_gib))),
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(kv_cache_gib))),
             # Threads that spin while they wait would take the cores from the other workload and the client.
             "KMP_BLOCKTIME": "0",
             "OMP_WAIT_POLICY": "PASSIVE",
@@ -93,7 +105,7 @@ def gen_environment(spec: GenSpec, key: str, shared: Mapping[str, str] = Mapping
     else:
         # A forked engine core would be invisible to Nsight Systems.
         additions["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        additions["CUDA_VISIBLE_DEVICES"] = ",".join(spec.devices)
+        additions["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         # NVLink multicast (NVLS) has put shared hosts out of service; who wants it says so in the environment.
         additions["NCCL_NVLS_ENABLE"] = os.environ.get("NCCL_NVLS_ENABLE", "0")
         # vLLM's other way to it: torch's symmetric memory.
@@ -123,8 +135,64 @@ def run_key() -> str:
     return os.environ.get(KEY_NAME) or secrets.token_urlsafe(24)
 
 
-class GenServer:
-    """One vLLM server under guard."""
+class VllmServer:
+    """One vLLM server under guard, of either role: `name` is gen or embed."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: GenSpec | EmbedSpec,
+        devices: tuple[str, ...],
+        words: list[str],
+        env: dict[str, str],
+        log: Path,
+        shared: Mapping[str, str] = MappingProxyType({}),
+        profiler: ProfilerLaunch | None = None,
+    ) -> None:
+        self.name, self.ready_timeout_s, self.profiler = name, spec.ready_timeout_s, profiler
+        if profiler is not None:
+            words, env = profiler.around(words, env, shared)
+        self.child = Child(
+            name,
+            words,
+            log,
+            env=env,
+            cpus=[int(core) for core in devices] if spec.device == "cpu" else (),
+            nice=ENGINE_NICE if spec.device == "cpu" else 0,
+        )
+
+    def works(self) -> bool:
+        """Whether it does a first piece of real work."""
+        raise NotImplementedError
+
+    def wait_ready(self, tick: Callable[[str], None] = lambda _: None) -> float:
+        """Until it has done a first piece of work; seconds it took. Raises StepFailed with the log's end."""
+        start, name = time.monotonic(), self.name
+        while not self.works():
+            waited = time.monotonic() - start
+            if not self.child.running():
+                raise StepFailed(f"{name}: the vLLM server ended while starting; its last lines:\n{self.child.tail()}")
+            if waited > self.ready_timeout_s:
+                raise StepFailed(
+                    f"{name}: the vLLM server did not answer within ready_timeout_s = {self.ready_timeout_s:g} s; "
+                    f"its last lines:\n{self.child.tail()}"
+                )
+            tick(f"{name} starts, {waited:.0f} s")
+            time.sleep(READY_POLL_S)
+        self.child.note_shared_memory()
+        return time.monotonic() - start
+
+    def engine_pid(self) -> int:
+        """The server's own process, also where a profiler started it."""
+        return self.child.pid if self.profiler is None else self.profiler.engine_pid()
+
+    def stop(self) -> None:
+        """End the server and its whole tree."""
+        self.child.stop()
+
+
+class GenServer(VllmServer):
+    """gen's."""
 
     def __init__(
         self,
@@ -133,43 +201,20 @@ class GenServer:
         shared: Mapping[str, str] = MappingProxyType({}),
         profiler: ProfilerLaunch | None = None,
     ) -> None:
-        self.spec, self.profiler = spec, profiler
         key, port = run_key(), free_port(spec.port)
         words, env = server_command(spec, port), gen_environment(spec, key, shared)
-        if profiler is not None:
-            words, env = profiler.around(words, env, shared)
-        self.child = Child(
-            "gen",
-            words,
-            log,
-            env=env,
-            cpus=[int(core) for core in spec.devices] if spec.device == "cpu" else (),
-            nice=ENGINE_NICE if spec.device == "cpu" else 0,
-        )
+        super().__init__("gen", spec, spec.devices, words, env, log, shared, profiler)
         self.handle = GenHandle(port=port, key=key, pid=self.child.pid, log=str(log))
 
-    def wait_ready(self, tick: Callable[[str], None] = lambda _: None) -> float:
-        """Until a real one-token completion comes back; seconds it took. Raises StepFailed with the log's end."""
-        start = time.monotonic()
-        while not _completes(self.handle, 1.0):
-            waited = time.monotonic() - start
-            if not self.child.running():
-                raise StepFailed(f"gen: the vLLM server ended while starting; its last lines:\n{self.child.tail()}")
-            if waited > self.spec.ready_timeout_s:
-                raise StepFailed(
-                    f"gen: the vLLM server did not answer within ready_timeout_s = {self.spec.ready_timeout_s:g} s; "
-                    f"its last lines:\n{self.child.tail()}"
-                )
-            tick(f"gen starts, {waited:.0f} s")
-            time.sleep(READY_POLL_S)
-        self.child.note_shared_memory()
-        if self.profiler is not None:
-            self.handle = replace(self.handle, pid=self.profiler.engine_pid())
-        return time.monotonic() - start
+    def works(self) -> bool:
+        """A real one-token completion."""
+        return _completes(self.handle, 1.0)
 
-    def stop(self) -> None:
-        """End the server and its whole tree."""
-        self.child.stop()
+    def wait_ready(self, tick: Callable[[str], None] = lambda _: None) -> float:
+        """As every server's; the handle names the server's own process afterwards."""
+        took_s = super().wait_ready(tick)
+        self.handle = replace(self.handle, pid=self.engine_pid())
+        return took_s
 
 
 def _completes(handle: GenHandle, health_timeout_s: float) -> bool:

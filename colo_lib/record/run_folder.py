@@ -21,7 +21,7 @@ from colo_lib.hardware.machine import describe
 from colo_lib.hardware.memory import budget_here
 from colo_lib.hardware.nvml import look_at_gpus
 from colo_lib.json_records import now_utc
-from colo_lib.launch.preflight import preflight
+from colo_lib.launch.preflight import preflight, preflight_embed
 from colo_lib.launch.specs import Specs, specs_of
 from colo_lib.params import STEPS, Params, check_recorded
 from colo_lib.paths import (
@@ -86,6 +86,7 @@ def begin_run(params: Params, suffix: str = "", say: Say = print) -> OpenRun:
     notes = preflight(demand.devices, placements, gpus) if gpus else []
     for note in notes:
         say(f"note: {note}")
+    preflight_embed([specs_of(params, placement_of(step, params)).engines for step in params.step_names()])
     name = "-".join(part for part in (params.run_name, time.strftime("%Y%m%d-%H%M%S", time.gmtime()), suffix) if part)
     # A notebook of the checkout makes its runs where `colo run` does.
     root = from_checkout(params.runs_dir) if Path.cwd() == NOTEBOOKS else params.runs_dir

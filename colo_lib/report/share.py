@@ -120,7 +120,7 @@ ABSENT = "|".join([*TELEMETRY, "GPM", "all fields"])
 TRIAL_FIELDS: dict[str, Rule] = {
     "schema_version": number, "step": STEP, "trial": number, "block": number, "mechanism": text, "status": STATUS,
     "reason": text, "devices": DEVICES, "pids": PIDS, "engine_starts": STARTS,
-    "latency_clock": text, "pacing": PACING, "measured_in": CELL_NAME,
+    "latency_clock": text, "pacing": PACING, "embed_unproved": text, "measured_in": CELL_NAME,
     **dict.fromkeys(
         (
             "window_start_ns", "window_end_ns", "window_s", "gen_tokens", "gen_tokens_per_s", "gen_server_tokens_per_s",

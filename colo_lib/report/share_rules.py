@@ -286,6 +286,7 @@ def _run_name(scrub: Scrubber, value: str) -> str:
 TEXTS: dict[Text, Callable[[Scrubber, str], str] | None] = {
     "run name": _run_name,
     "path": None,
+    "address": None,
     "steps": _names_of_steps,
     "devices": _devices,
     "model": model,
