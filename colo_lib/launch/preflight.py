@@ -67,12 +67,12 @@ def preflight_embed(engines: Sequence[EngineSpec]) -> None:
             continue
         if partition is not None and partition.backend != "mps-static":
             raise InputError(
-                f"{placement.step}: sm_partition_backend = {partition.backend!r} works inside the embedder's loop, and a "
+                f"{placement.step}: sm_partition_backend = {partition.backend!r} works inside the loop, and a "
                 "server has none: set sm_partition_backend: mps-static, or embed_engine: transformers"
             )
         if server.url and placement.embed_devices != (placement.gen_devices,):
             raise InputError(
-                f"{placement.step}: embed_engine = 'url' drives one server, and this step wants the embedder on devices "
+                f"{placement.step}: embed_engine = 'url' drives one server, and this step wants embed on devices "
                 "of its own: leave the step out of steps, or set embed_engine: vllm"
             )
         if server.url and placement.mechanism == "cpu-alternating":
