@@ -195,11 +195,15 @@ def _nsys(params: Params) -> list[Row]:
 def _engines(params: Params, timeout_s: float) -> list[Row]:
     gen, embed = resolve_pythons(params.gen_python, params.embed_python, params.device)
     modules = ["torch", "transformers", "vllm", *([KERNELS] if params.device == "cpu" else [])]
-    if gen == embed:
+    if gen == embed or params.embed_engine == "url":
         return [_engine("engines", look_at_engine(gen, modules, timeout_s), params.device)]
     return [
         _engine("gen engine", look_at_engine(gen, modules, timeout_s), params.device),
-        _engine("embed engine", look_at_engine(embed, ["torch", "transformers"], timeout_s), params.device),
+        _engine(
+            "embed engine",
+            look_at_engine(embed, modules if params.embed_engine == "vllm" else modules[:2], timeout_s),
+            params.device,
+        ),
     ]
 
 

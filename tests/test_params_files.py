@@ -38,7 +38,7 @@ def test_each_params_file_loads_and_names_its_models(file: Path) -> None:
     assert params.run_name == file.stem
     assert params.embed_pooling == embed.pooling
     assert params.embed_sequence_tokens <= embed.config["max_position_embeddings"]
-    assert params.device == ("cpu" if file.stem == "cpu" else "cuda")
+    assert params.device == ("cpu" if file.stem.partition("-")[0] == "cpu" else "cuda")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -69,3 +69,10 @@ def test_the_published_settings_of_the_h200_run_are_there() -> None:
 def test_the_cpu_file_says_nothing_other_than_the_defaults() -> None:
     # `Run All` with the notebooks' defaults and `colo run params/cpu.yaml` are the same experiment.
     assert load(REPOSITORY / "params" / "cpu.yaml") == Params()
+
+
+def test_the_serving_file_differs_from_the_cpus_in_how_people_serve() -> None:
+    serve = load(REPOSITORY / "params" / "cpu-serve.yaml")
+    assert (serve.embed_engine, serve.embed_concurrency, serve.gen_concurrency) == ("vllm", 16, 16)
+    assert serve.step_names() == ["step1", "step2", "step3", "step4"]
+    assert (serve.gen_model, serve.embed_model) == ("tiny-gen", "tiny-embed")

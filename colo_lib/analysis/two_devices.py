@@ -101,8 +101,8 @@ def prediction(predicted: Unit | None, counted: pd.DataFrame) -> pd.DataFrame:
 def other_loads(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     """Parameters of the load in which two runs differ, in words: a prediction across them compares two things."""
     names = ("gen_model", "embed_model", "weights", "gen_concurrency", "gen_prompt_tokens", "gen_output_tokens",
-             "gen_quantization", "gen_enforce_eager", "embed_batch_size", "embed_sequence_tokens", "embed_pacing",
-             "embed_micro_batch_size", "mps_embed_thread_percentage")  # fmt: skip
+             "gen_quantization", "gen_enforce_eager", "embed_batch_size", "embed_sequence_tokens", "embed_engine",
+             "embed_concurrency", "embed_pacing", "embed_micro_batch_size", "mps_embed_thread_percentage")  # fmt: skip
     return [f"{name} {left.get(name)} against {right.get(name)}" for name in names if left.get(name) != right.get(name)]
 
 

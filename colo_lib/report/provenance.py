@@ -6,6 +6,7 @@ from typing import Any
 
 from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import Run
+from colo_lib.params import Params
 from colo_lib.records import ModelFacts
 from colo_lib.steps import STEPS, WORKLOADS
 
@@ -35,6 +36,18 @@ def weights_of(model: ModelFacts) -> str:
     return WEIGHTS_SHORT.get(str(model.weights), "weights not recorded")
 
 
+EMBED_ENGINES = {
+    "transformers": "one after the other in a transformers loop",
+    "vllm": "by a vLLM server of its own, {} requests in flight",
+    "url": "by a server that ran already, {} requests in flight",
+}
+
+
+def embed_engine_of(params: Params) -> str:
+    """What embeds, and how many requests it has at once, in words."""
+    return EMBED_ENGINES[params.embed_engine].format(params.embed_concurrency)
+
+
 def what_was_run(run: Run) -> list[tuple[str, object]]:
     """Name and value pairs for the first screen."""
     machine, versions = run.manifest.machine, run.manifest.machine.versions or {}
@@ -54,7 +67,8 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
         ),
         (
             "Load of the embedder",
-            f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens",
+            f"batches of {params.embed_batch_size} sequences of {params.embed_sequence_tokens} tokens, "
+            + embed_engine_of(params),
         ),
         (
             "Trials",
