@@ -7,6 +7,7 @@ each in config A, gen in shards beside a whole embed in config B.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -231,7 +232,8 @@ def embed_kv_cache_gib(config: Config, params: Params) -> float:
     if config.get("model_type") not in DECODERS:
         return 0.0
     tokens = 2 * max(BATCHED_TOKENS[params.device], params.embed_sequence_tokens)
-    return tokens * kv_bytes_per_token(config, params.embed_dtype) / GIB
+    wanted_gib = tokens * kv_bytes_per_token(config, params.embed_dtype) / GIB
+    return wanted_gib if params.device == "cuda" else float(math.ceil(wanted_gib))  # vLLM on a CPU takes whole GiB
 
 
 def _check_lengths(gen: GenDemand, embed: EmbedDemand) -> None:

@@ -34,7 +34,7 @@ KEY_NAME = "COLO_EMBED_KEY"
 FIRST_ANSWER_S = 60.0
 LIST_S = 10.0
 ENCODINGS = ("base64", "float")
-# vLLM wants a KV cache for a decoder that embeds; of what is free it takes nothing besides what it is given.
+# vLLM refuses to start where less than this share of the GPU is free; what it takes is the bytes that it is given.
 LEAST_MEMORY_SHARE = 0.01
 # Ids are sent, and vectors come back: of a tokenizer vLLM's front end for pooling only wants that there is one.
 WORDS = 1000
@@ -76,7 +76,8 @@ def embed_command(spec: EmbedSpec, port: int, tokenizer: Path) -> list[str]:
         words += ["--enforce-eager"]
     if spec.device == "cuda":
         words += ["--gpu-memory-utilization", str(LEAST_MEMORY_SHARE)]
-        words += ["--kv-cache-memory-bytes", str(int(server.kv_cache_gib * 2**30))]
+        if server.kv_cache_gib:
+            words += ["--kv-cache-memory-bytes", str(int(server.kv_cache_gib * 2**30))]
     return words
 
 

@@ -206,3 +206,20 @@ def test_gpus_are_found_by_index_or_uuid() -> None:
 def test_a_gpu_that_is_not_there_is_wrong_input(look: GpuLook, told: str) -> None:
     with pytest.raises(InputError, match=told):
         memory.group_memory("cuda", ["0", "1"], look)
+
+
+def test_an_embedding_server_of_ours_is_counted_and_one_that_runs_is_not() -> None:
+    wanted = {**ONE_GPU, "gen_kv_cache_gib": 4.0}
+    loop, served, running = (
+        plan(**wanted, **changes).groups[0].parts
+        for changes in ({}, {"embed_engine": "vllm"}, {"embed_engine": "url", "embed_url": "http://there"})
+    )
+    assert served["embed weights"] == loop["embed weights"]
+    # Two steps of 8192 tokens, 36 layers of 8 key-value heads of 128 numbers in two bytes, keys and values.
+    cache_gib = 2 * 8192 * 36 * 8 * 128 * 2 * 2 / 2**30
+    bert = plan(**wanted | {"embed_model": "e5-large-v2"}, embed_engine="vllm").groups[0].parts
+    assert served["embed activations"] > cache_gib > bert["embed activations"]
+    assert running["embed weights"] == running["embed activations"] == 0
+    assert running["gen weights"] == loop["gen weights"]
+    on_cores = [sum(plan(**changes).groups[0].parts.values()) for changes in ({}, {"embed_engine": "vllm"})]
+    assert on_cores[1] > on_cores[0]
