@@ -25,6 +25,7 @@ from colo_lib.frames import SCHEMA_VERSION, sequence_work, token_work
 from colo_lib.json_records import in_words
 from colo_lib.launch.child import Child
 from colo_lib.launch.embed_over_http import EmbedServerHandle
+from colo_lib.launch.embed_proof import refuse_unproved, unproved
 from colo_lib.launch.engines import Handles
 from colo_lib.launch.load import (
     begin_load,
@@ -35,7 +36,7 @@ from colo_lib.launch.load import (
     wait_steady,
     watch_window,
 )
-from colo_lib.launch.pacing import pacing_record, shares
+from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.rpc import call, runtime_folder
 from colo_lib.launch.specs import TrialSpec
 from colo_lib.launch.vllm_server import ServerCounters
@@ -197,29 +198,6 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
         telemetry_cost=telemetry.cost, telemetry=telemetry.record(),
         mechanism_evidence=None if before is None else TrialEvidence(before=before, after=after),
     )  # fmt: skip
-
-
-def unproved(placement: Placement, handles: Handles) -> str | None:
-    """What of the embedder cannot be proved, in words; None where nothing has to be told."""
-    if not placement.runs_embed or not any(
-        isinstance(handle, EmbedServerHandle) and not handle.log for handle in handles.embeds
-    ):
-        return None
-    if handles.unseen_embed():
-        return (
-            "the embedding server was not started here, and no process of it can be seen from here: on which device it "
-            "computes, and how that is shared, is not proved"
-        )
-    return "the embedding server was not started here: its settings, and its cache if it has one, are not known"
-
-
-def refuse_unproved(placement: Placement, handles: Handles) -> None:
-    """Raises StepFailed for a shared GPU where the embedder's process, of which the mechanism is proved, is unseen."""
-    if placement.device == "cuda" and shares(placement) and handles.unseen_embed():
-        raise StepFailed(
-            f"void: {placement.mechanism}: {unproved(placement, handles)}, so its attachment is not either. Run the "
-            "server on this machine as this user, or set embed_engine: vllm"
-        )
 
 
 def device_doubts(telemetry: Telemetry, start_ns: int, end_ns: int) -> list[str]:

@@ -16,11 +16,14 @@ import pytest
 
 from colo_lib.data.run import open_run
 from colo_lib.errors import InputError, StepFailed
+from colo_lib.hardware.nvml import GpuLook, GpuProcess, GpuRow
+from colo_lib.launch import embed_proof
 from colo_lib.launch.embed_over_http import KEY_NAME, local_pid, look_at_url
+from colo_lib.launch.embed_proof import refuse_unproved, unproved
 from colo_lib.launch.engines import Engines, Handles, from_plain
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.specs import Specs, specs_of
-from colo_lib.launch.trial import refuse_unproved, run_trial, unproved
+from colo_lib.launch.trial import run_trial
 from colo_lib.launch.vllm_server import free_port
 from colo_lib.params import Params, check
 from colo_lib.paths import REPOSITORY
@@ -231,6 +234,19 @@ def test_a_process_that_cannot_be_seen_is_told_and_proves_nothing(server: Foreig
             continue
         with pytest.raises(StepFailed, match=r"^void: .*is not proved.*embed_engine: vllm"):
             refuse_unproved(place, away)
+
+
+def test_a_process_on_another_gpu_shares_nothing(server: ForeignServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Handles("key", os.getpid(), None, (look_at_url(specs(at(server.url)).engines.embed),))
+    place = placement_of("step2", at(server.url, device="cuda", devices="0"))
+    for listed, refused in ((os.getpid(), False), (1, True)):
+        rows = [GpuRow(index=0, compute_processes=(GpuProcess(listed, None),))]
+        monkeypatch.setattr(embed_proof, "look_at_gpus", lambda rows=rows: GpuLook("ok", gpus=rows))
+        if refused:
+            with pytest.raises(StepFailed, match=r"^void: mps: NVML lists .* on none of the step's GPUs \(0\)"):
+                refuse_unproved(place, here)
+        else:
+            refuse_unproved(place, here)
 
 
 @pytest.mark.parametrize(
