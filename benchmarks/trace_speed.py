@@ -3,24 +3,30 @@
     python benchmarks/trace_speed.py --nsys /path/to/nsys          a million kernels, and ten million
     python benchmarks/trace_speed.py --sizes 1000000               without nsys: our own times alone
 
-For each size an export with two processes is planted; then, in turn, `nsys stats -r cuda_gpu_kern_sum` makes its one
-table and `colo trace --json` makes everything, as whole processes, without a cache. The best of `--repeats` counts for
-both; peak memory is that of `colo trace` and its readers.
+For each size an export with two processes is planted. Then, in pairs, each on a fresh copy of it: `nsys stats -r
+cuda_gpu_kern_sum` makes its one table, and `colo trace --json` makes everything, with a cache that is empty (first
+time) and with what that left (again). All are whole processes. The ratios are medians over the pairs, which a machine
+that others use shifts least; CPU seconds are those of the first time, with its readers'; peak memory is that of a first
+time without a cache, all its processes together, memory that they share once.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,34 +59,57 @@ def plant(file: Path, kernels: int) -> Path:
     return write_export(file, {"CUPTI_ACTIVITY_KIND_KERNEL": table}, strings, processes)
 
 
-def best(command: list[str], repeats: int, **options: Any) -> tuple[float, float]:
-    """Best wall and best CPU seconds of `repeats` runs of a whole process and its children."""
-    walls, cpus = [], []
-    for _ in range(repeats):
-        began, before = time.perf_counter(), os.times()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
-        after = os.times()
-        walls.append(time.perf_counter() - began)
-        cpus.append(after.children_user - before.children_user + after.children_system - before.children_system)
-    return min(walls), min(cpus)
+def timed(command: list[str], **options: Any) -> tuple[float, float]:
+    """Wall and CPU seconds of a whole process and its children."""
+    began, before = time.perf_counter(), os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    after = os.times()
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    return time.perf_counter() - began, cpu
 
 
-def trace(file: Path, repeats: int) -> tuple[float, float, float]:
-    """Best wall and CPU seconds of `colo trace --json`, and its peak resident memory in GB with all its readers'."""
+def trace_command(file: Path, cache: str) -> tuple[list[str], dict[str, str]]:
+    """`colo trace --json` and its environment."""
     command = [sys.executable, "-m", "colo_lib.cli", "trace", str(file), "--json"]
-    environment = os.environ | {"COLO_EXPORT_CACHE": "", "PYTHONPATH": str(ROOT)}
-    wall, cpu = best(command, repeats, env=environment)
-    code = f"import subprocess, resource; subprocess.run({command!r}, check=True, stdout=-3); "
-    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment).stdout)
-    readers = resource_of_a_reader() * len(os.sched_getaffinity(0))
-    return wall, cpu, (peak + readers) * 1024 / 1e9
+    return command, os.environ | {"COLO_EXPORT_CACHE": cache, "PYTHONPATH": str(ROOT)}
 
 
-def resource_of_a_reader() -> int:
-    """Peak kB of one reading process: an interpreter with the standard library's sqlite3 and some blocks of rows."""
-    code = "import json, sqlite3, array, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    return int(subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, check=True).stdout) + 4_000
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of one pair; `nsys` is None where there is none."""
+
+    nsys: float | None
+    first: float
+    again: float
+    cpu: float
+
+
+def pair(planted: Path, nsys: str | None) -> Pair:
+    """Time nsys and `colo trace`, twice, on copies that neither has seen."""
+    with tempfile.TemporaryDirectory(dir=planted.parent) as folder:
+        theirs, ours = Path(folder) / "theirs.sqlite", Path(folder) / "ours.sqlite"
+        seconds = None
+        if nsys:
+            shutil.copyfile(planted, theirs)
+            seconds = timed([nsys, "stats", "-r", "cuda_gpu_kern_sum", str(theirs)])[0]
+            theirs.unlink()
+        shutil.copyfile(planted, ours)
+        command, environment = trace_command(ours, str(Path(folder) / "cache"))
+        first, cpu = timed(command, env=environment)
+        return Pair(seconds, first, timed(command, env=environment)[0], cpu)
+
+
+def peak_gb(file: Path) -> float:
+    """Most memory of `colo trace` and its readers at any time, sampled; what they share counts once."""
+    command, environment = trace_command(file, "")
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    most = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            family = [process, *process.children(recursive=True)]
+            most = max(most, sum(member.memory_full_info().pss for member in family))
+        time.sleep(0.02)
+    return most / 1e9
 
 
 def main() -> int:
@@ -88,33 +117,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nsys", default=shutil.which("nsys"), help="Nsight Systems (default: the one on the PATH)")
     parser.add_argument("--sizes", default="1000000,10000000", help="numbers of kernels, by comma")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--plant", type=Path, metavar="FILE", help="only write an export of the (first) size")
     options = parser.parse_args()
     if options.plant:
         plant(options.plant, int(options.sizes.split(",")[0]))
         return 0
-    print(
-        f"{len(os.sched_getaffinity(0))} cores; best of {options.repeats}; load {os.getloadavg()[0]:.1f} at the start\n"
-    )
-    print(
-        "| kernels | export | nsys stats (1 table) | colo trace (everything) | ratio | CPU us a kernel | peak memory |"
-    )
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    load = os.getloadavg()[0]
+    print(f"{len(os.sched_getaffinity(0))} cores; median of {options.pairs} pairs; load {load:.1f} at the start\n")
+    print("| kernels | export | nsys stats | first time | ratio | again | ratio | CPU us a kernel | peak memory |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         for size in (int(word) for word in options.sizes.split(",")):
             file = Path(folder) / f"{size}.sqlite"
-            # In a process of its own: a child's peak memory begins with what its parent holds.
+            # In a process of its own: a child's memory begins with what its parent holds.
             subprocess.run([sys.executable, __file__, "--plant", str(file), "--sizes", str(size)], check=True)
-            seconds, cpu, peak = trace(file, options.repeats)
-            stats = [str(options.nsys), "stats", "-r", "cuda_gpu_kern_sum", str(file)]
-            theirs = best(stats, options.repeats)[0] if options.nsys else None
-            told = (f"{theirs:.2f} s", f"{seconds / theirs:.2f}") if theirs else ("no nsys here", "—")
-            size_mb = f"{file.stat().st_size / 1e6:,.0f} MB"
-            print(f"| {size:,} | {size_mb} | {told[0]} | {seconds:.2f} s | {told[1]} | {cpu / size * 1e6:.2f} | "
-                  f"{peak:.2f} GB |", flush=True)  # fmt: skip
+            print(row(size, file, [pair(file, options.nsys) for _ in range(options.pairs)]), flush=True)
             file.unlink()
     return 0
+
+
+def row(size: int, file: Path, pairs: list[Pair]) -> str:
+    """A row of the table; with several pairs the ratios' least and most stand behind their median."""
+
+    def seconds(name: str) -> str:
+        known = [getattr(item, name) for item in pairs if getattr(item, name) is not None]
+        return f"{statistics.median(known):.2f} s" if known else "no nsys here"
+
+    def ratio(name: str) -> str:
+        ratios = [getattr(item, name) / item.nsys for item in pairs if item.nsys]
+        return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "—"
+
+    cpu = statistics.median(item.cpu for item in pairs) / size * 1e6
+    told = [f"{size:,}", f"{file.stat().st_size / 1e6:,.0f} MB", seconds("nsys"), seconds("first"), ratio("first"),
+            seconds("again"), ratio("again"), f"{cpu:.2f}", f"{peak_gb(file):.2f} GB"]  # fmt: skip
+    return f"| {' | '.join(told)} |"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ Ordinal = Annotated[int, Field(ge=1, le=1_000_000)]
 class Record(BaseModel):
     """A record from outside: no type is made another, no number is infinite or none."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True, defer_build=True)
 
     @model_validator(mode="wrap")
     @classmethod

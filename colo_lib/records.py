@@ -12,11 +12,11 @@ from pydantic import Field, model_validator
 
 from colo_lib.json_records import Count, Ns, Number, Ordinal, Record, Signed
 from colo_lib.mechanism_records import AnyEvidence
-from colo_lib.params import STEPS
 from colo_lib.paths import RUN_ID
+from colo_lib.steps import STEP_IDS
 
 Status = Literal["done", "invalid", "skipped", "failed"]
-Step = Literal[STEPS]  # type: ignore[valid-type]
+Step = Literal[STEP_IDS]  # type: ignore[valid-type]
 Devices = list[str | int | list[str | int]]
 Value = bool | int | float | str
 """Of a parameter."""

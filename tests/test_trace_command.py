@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from colo_lib.cli import main
+from colo_lib.cli import trace as trace_cli
 from colo_lib.examples.captures import H100_PAIR, simulated_capture
 from colo_lib.paths import REPOSITORY
 from tests.corpus_files import MARKUP
@@ -254,12 +255,48 @@ def test_large_exports_are_read_the_same_in_parallel_and_from_the_cache(
     assert traced(capsys, *words) == alone
     monkeypatch.setattr(export, "read_export", lambda file: pytest.fail("it was in the cache"))
     assert traced(capsys, *words) == alone
+    for answer in (tmp_path / "cache").glob("*.answer"):
+        answer.unlink()
+    assert traced(capsys, *words) == alone, "from the columns that are kept"
     assert [item.name for item in file.parent.iterdir()] == ["e.sqlite"], "nothing beside the input"
     monkeypatch.undo()
     monkeypatch.setenv("COLO_EXPORT_CACHE", str(tmp_path / "cache"))
-    for broken in (tmp_path / "cache").rglob("*.npy"):
+    for broken in [*(tmp_path / "cache").rglob("*.npy"), *(tmp_path / "cache").rglob("*.answer")]:
         broken.write_bytes(b"x")
     assert traced(capsys, *words) == alone, "a damaged cache is read over"
+
+
+def test_an_answer_is_kept_until_anything_that_it_rests_on_changes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colo_lib.data import export, export_cache
+
+    monkeypatch.setenv("COLO_EXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(export, "WORTH_ROWS", 10)
+    kernels = [Kernel(GEN if k % 3 else EMBED, 100 * k, 100 * k + 150, k % 200 + 1) for k in range(60)]
+    (tmp_path / "in").mkdir()
+    file = write(tmp_path / "in" / "e.sqlite", kernels)
+    words = (file, "--gen", GEN, "--embed", EMBED)
+    first = traced(capsys, *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(trace_cli, "answer_of", lambda options: pytest.fail("it was kept"))
+        assert traced(capsys, *words) == first
+    assert main(["trace", *map(str, words)]) == 0
+    assert "{" not in capsys.readouterr().out[:1], "words where words are asked for"
+    assert traced(capsys, file, "--gen", EMBED, "--embed", GEN) != first
+    told = {"exports": ["e.sqlite"], "mechanism": "mps"}
+    (file.parent / "capture.json").write_text(json.dumps(told))
+    assert (first["mechanism"], traced(capsys, *words)["mechanism"]) == (None, "mps")
+    (file.parent / "capture.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(export_cache, "_program", lambda: [("another.py", 1, 1)])
+        patch.setattr(trace_cli, "answer_of", lambda options: ("{}", False))
+        assert traced(capsys, *words) == {}, "another program answers anew"
+    file.with_name("e.sqlite-journal").write_bytes(b"x")
+    assert main(["trace", *map(str, words)]) == 2, "a file that is being written to"
+    file.with_name("e.sqlite-journal").unlink()
+    write(file, kernels[:30])
+    assert traced(capsys, *words)["workloads"]["gen"]["kernel_count"] == 20
 
 
 def test_text_that_is_no_utf_8_stops_no_reader(

@@ -40,11 +40,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Print the answers; 0 done, 2 for exports that cannot be read or hold nothing."""
+    from colo_lib.data import export_cache
+
+    given = [options.gen, options.embed, options.window, options.device, options.mechanism, options.category]
+    key = None if options.perfetto else export_cache.answer_key(options.exports, [*given, options.json])
+    answer = export_cache.kept_answer(key) if key else None
+    if answer is None:
+        answer, large = answer_of(options)
+        if key and large and key == export_cache.answer_key(options.exports, [*given, options.json]):
+            export_cache.keep_answer(key, answer)
+    print(answer)
+    return 0
+
+
+def answer_of(options: argparse.Namespace) -> tuple[str, bool]:
+    """What there is to print, and whether it rests on so much that it should be kept."""
     import json
 
+    keep_freed_memory()
     from colo_lib.analysis.trace.summary import summary_of
     from colo_lib.analysis.trace.window import looked_at, window_of
     from colo_lib.data.capture import read_files
+    from colo_lib.data.export import worth_keeping
     from colo_lib.report import trace_text
 
     patterns, window = categories_of(options.category), window_of(options.window)
@@ -61,8 +78,20 @@ def carry_out(options: argparse.Namespace) -> int:
             print(sentence)
     summary = summary_of(view, patterns) | {"workloads_guessed": guessed}
     summary["notes"] += captured.doubts(mechanism)
-    print(json.dumps(summary, indent=1, allow_nan=False) if options.json else trace_text.text(summary))
-    return 0
+    answer = json.dumps(summary, indent=1, allow_nan=False) if options.json else trace_text.text(summary)
+    return answer, worth_keeping(captured.capture)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library reuse what arrays gave back: fetching it anew from the kernel is a third of the analysis."""
+    import contextlib
+    import ctypes
+
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h of glibc; other libraries have no mallopt
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_threshold, 32 << 20)
+        library.mallopt(trim_threshold, 512 << 20)
 
 
 def mechanism_of(text: str) -> str | None:

@@ -23,8 +23,8 @@ from colo_lib.data.export import NO_TIME, read_cached, read_launches
 from colo_lib.data.nsys_schema import find_table
 from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
-from colo_lib.params import STEPS
 from colo_lib.records import CaptureFacts
+from colo_lib.steps import STEP_IDS
 from colo_lib.trace import (
     Alignment,
     Capture,
@@ -140,7 +140,7 @@ def _facts_beside(files: Sequence[Path]) -> CaptureFacts:
 def captured_steps(run_folder: str | Path) -> list[str]:
     """Steps of a run folder that have a capture with kernels which can be read, in the order of the steps."""
     captured = []
-    for step in STEPS:
+    for step in STEP_IDS:
         folder = paths.capture_folder(run_folder, step)
         if not folder.is_dir():
             continue

@@ -1,18 +1,13 @@
 """One Nsight Systems SQLite export to a `trace.Capture`, read-only, few columns, once; large ones through a cache.
 
-Reading a million rows costs more than all the analysis. The cache is disposable: it lies under the user's cache folder,
-never beside the input. Its key is the file's size, time and samples of its bytes, and the version of reading.
-`COLO_EXPORT_CACHE` names another folder, or turns it off when empty.
+Reading a million rows costs as much as all the analysis.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from colo_lib.data import export_cache
 from colo_lib.data import nsys_schema as schema
 from colo_lib.data.nsys_pages import PagedTable, blocks_of, paged_tables
+from colo_lib.data.sqlite_file import DAMAGE, check_file
 from colo_lib.data.sqlite_pages import Pages, Unusual, opened_pages
 from colo_lib.data.sqlite_reader import (
-    DAMAGE,
     MISSING,
-    check_file,
     cores,
     looked_through,
     opened,
@@ -370,66 +365,27 @@ def _bounded(values: Ints, kind: Any) -> np.ndarray:
     return np.where(values == MISSING, 0, np.clip(values, limits.min, limits.max)).astype(kind)
 
 
-VERSION = 5  # of what reading makes; raise it when that changes
 WORTH_ROWS = 200_000
-KEPT_ENTRIES = 8
-SAMPLES, SAMPLE_BYTES = 32, 4096
 
 
 def read_cached(file: Path) -> Capture:
     """`read_export`, or what the cache has of the very same file; raises InputError as that does."""
-    folder = _folder()
+    folder = export_cache.folder()
     if folder is None:
         return read_export(file)
     check_file(file)
-    entry = folder / _key(file)
+    entry = folder / export_cache.key_of(file)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         capture = load_capture(entry)
         os.utime(entry)
         return replace(capture, exports=[replace(capture.exports[0], file=file.name, path=str(file))])
     capture = read_export(file)
-    if len(capture.kernels) + len(capture.copies) >= WORTH_ROWS:
+    if worth_keeping(capture):
         with contextlib.suppress(OSError):  # a full disk costs the next reader some seconds, no more
-            _store(entry, capture)
-            _forget_oldest(folder)
+            export_cache.store(entry, lambda made: save_capture(made, capture))
     return capture
 
 
-def _folder() -> Path | None:
-    given = os.environ.get("COLO_EXPORT_CACHE")
-    if given is not None:
-        return Path(given) if given else None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "colo" / "exports"
-
-
-def _key(file: Path) -> str:
-    digest = hashlib.sha256(f"{VERSION}".encode())
-    try:
-        status = file.stat()
-        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-        with file.open("rb") as stream:
-            for place in range(SAMPLES):
-                stream.seek(status.st_size * place // SAMPLES)
-                digest.update(stream.read(SAMPLE_BYTES))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()[:40]
-
-
-def _store(entry: Path, capture: Capture) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
-    try:
-        save_capture(made, capture)
-        if entry.exists():
-            shutil.rmtree(entry)
-        made.rename(entry)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _forget_oldest(folder: Path) -> None:
-    entries = sorted((item for item in folder.iterdir() if item.is_dir()), key=lambda item: item.stat().st_mtime)
-    for entry in entries[:-KEPT_ENTRIES]:
-        shutil.rmtree(entry, ignore_errors=True)
+def worth_keeping(capture: Capture) -> bool:
+    """Whether reading it took so long that the next reader should be spared it."""
+    return len(capture.kernels) + len(capture.copies) >= WORTH_ROWS

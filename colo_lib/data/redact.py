@@ -16,7 +16,8 @@ from typing import Any
 
 from colo_lib.data import nsys_schema as schema
 from colo_lib.data.scrub import HIDDEN, MACHINE, VALUES, Scrubber
-from colo_lib.data.sqlite_reader import check_file, opened, tables_of
+from colo_lib.data.sqlite_file import check_file
+from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 
 KEPT = re.compile(

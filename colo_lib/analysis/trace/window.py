@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from colo_lib.analysis.trace import residency
 from colo_lib.analysis.trace.processes import WORKLOADS, assign, launchers
 from colo_lib.analysis.trace.residency import RESIDENCY, Basis, decide_basis
 from colo_lib.errors import InputError
-from colo_lib.params import Params
-from colo_lib.records import CaptureFacts
 from colo_lib.trace import Bools, Capture, Copies, Device, Ints, Kernels, Union
+
+if TYPE_CHECKING:
+    from colo_lib.params import Params
+    from colo_lib.records import CaptureFacts
 
 LONGEST_S = 1e9
 
