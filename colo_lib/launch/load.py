@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -199,11 +200,13 @@ def read_counters(window: WindowSpec, loads: Loads, handles: Handles) -> ServerC
 
 
 def collect_frames(loads: Loads, runtime: Path, folder: Path) -> None:
-    """Stop every load and write the frames."""
-    parts = []
-    for number, (name, handle) in enumerate(loads.each()):
-        target = str(folder) if name == "gen" else str(runtime / f"rows{number}")
-        call(handle, "stop", to=target)
+    """Stop every load at once, for each finishes what it is at, and write the frames."""
+    parts, each = [], loads.each()
+    targets = [str(folder) if name == "gen" else str(runtime / f"rows{at}") for at, (name, _) in enumerate(each)]
+    with ThreadPoolExecutor(len(each)) as pool:
+        orders = [pool.submit(call, handle, "stop", to=to) for (_, handle), to in zip(each, targets, strict=True)]
+    for (name, _), order, target in zip(each, orders, targets, strict=True):
+        order.result()
         if name == "embed":
             parts += read_rows(Path(target)).tolist()
     if loads.embeds:
@@ -235,7 +238,13 @@ def begin_load(spec: TrialSpec, handles: Handles, loads: Loads, runtime: Path, f
     """Give every workload its work; the stack takes it away again."""
     placement = spec.placement
     for name, handle in loads.each():
-        call(handle, "start", **(asdict(start_order(spec.load.pacing, placement)) if name == "embed" else {}))
+        order = asdict(start_order(spec.load.pacing, placement)) if name == "embed" else {}
+        try:
+            call(handle, "start", **order)
+        except OSError as error:
+            loads.check_alive(handles)  # one that has ended is told by its name
+            end = tail(Path(handle.log))
+            raise StepFailed(f"{name} did not begin its work ({error}); its last lines:\n{end}") from None
         stack.callback(stop_quietly, handle, runtime)
     if placement.mechanism == "cpu-alternating":
         loads.mechanism.append(start_alternator(spec.load.slice_ms, handles, runtime, folder, stack))
