@@ -4,6 +4,8 @@
 
 An order is a `NotebookOrder` with `"do": "execute"`, one at a time; the answer holds papermill's complaint or null. Its
 word is not taken for success (a dead kernel and `sys.exit(0)` look like one): the step's own record is.
+
+One kernel serves all notebooks, each in a namespace of its own; one that failed a notebook is not used again.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ from colo_lib.paths import NOTEBOOKS
 LAST_WORDS = 4000
 HOST_TIMEOUT_S = 60.0
 BESIDE_A_CELL_S = 120.0  # a notebook takes longer than its longest cell
+ENGINE = "lasting-kernel"  # by this name papermill finds ours
+# What an earlier notebook named, drew or changed to is not there for the next one; imported modules are.
+FORGET = """
+import os, sys
+os.chdir({cwd!r})
+"matplotlib.pyplot" in sys.modules and sys.modules["matplotlib.pyplot"].close("all")
+get_ipython().reset(new_session=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,66 @@ class NotebookOrder:
     cwd: str
 
 
-def execute_notebook(order: NotebookOrder) -> str | None:
+class Kernel:
+    """The kernel in which notebooks run one after the other, started when the first one needs it."""
+
+    def __init__(self) -> None:
+        from papermill.engines import papermill_engines
+
+        self.manager: Any = None
+        papermill_engines.register(ENGINE, engine_on(self))
+
+    def lasting_manager(self, name: str) -> Any:
+        """The manager of the kernel that is there, or of one that its first notebook will start."""
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
+
+        if self.manager is not None and not (self.manager.kernel_name == name and run_sync(self.manager.is_alive)()):
+            self.end()
+        if self.manager is None:
+            self.manager = AsyncKernelManager(kernel_name=name)
+        return self.manager
+
+    def end(self) -> None:
+        """End the kernel; the next notebook gets a new one."""
+        from jupyter_core.utils import run_sync
+
+        manager, self.manager = self.manager, None
+        if manager is not None and manager.has_kernel:
+            run_sync(manager.shutdown_kernel)(now=True)
+
+
+def engine_on(kernel: Kernel) -> type:
+    """Papermill's way to execute a notebook, on a kernel that outlives it."""
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine
+
+    class Client(PapermillNotebookClient):
+        def papermill_execute_cells(self) -> None:
+            forget = FORGET.format(cwd=os.getcwd())
+            self.wait_for_reply(self.kc.execute(forget, silent=True, store_history=False))
+            super().papermill_execute_cells()
+
+    class LastingKernelEngine(Engine):
+        @classmethod
+        def execute_managed_notebook(
+            cls, nb_man: Any, kernel_name: str, *, start_timeout: int, execution_timeout: int,
+            extra_arguments: list[str], **_: Any,
+        ) -> None:  # fmt: skip
+            client = Client(
+                nb_man, km=kernel.lasting_manager(kernel_name), kernel_name=kernel_name,
+                timeout=execution_timeout, startup_timeout=start_timeout, extra_arguments=extra_arguments,
+            )  # fmt: skip
+            try:
+                client.execute()
+            finally:
+                if client.kc is not None:
+                    client.kc.stop_channels()
+
+    return LastingKernelEngine
+
+
+def execute_notebook(order: NotebookOrder, kernel: Kernel) -> str | None:
     """Run one notebook; None, or what went wrong in words. The executed copy appears whole or not at all."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -57,6 +126,7 @@ def execute_notebook(order: NotebookOrder) -> str | None:
             # Papermill takes an output path for a format string.
             str(temporary).replace("{", "{{").replace("}", "}}"),
             parameters=dict(order.params),
+            engine_name=ENGINE,
             progress_bar=False,
             execution_timeout=int(order.cell_timeout_s),
             cwd=order.cwd,
@@ -71,6 +141,8 @@ def execute_notebook(order: NotebookOrder) -> str | None:
         complaint = getattr(error, "evalue", None) or getattr(error, "ename", None) or str(error)
     except Exception as error:  # Papermill lets a full disk, a bad notebook and more through as they are.
         complaint = f"{type(error).__name__}: {error}"
+    if complaint is not None:
+        kernel.end()
     with contextlib.suppress(OSError, ValueError):
         json.loads(temporary.read_text())
         temporary.replace(out)
@@ -85,6 +157,7 @@ def main() -> None:
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     import papermill  # noqa: F401  (paid for once, here)
 
+    kernel = Kernel()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()
@@ -94,7 +167,7 @@ def main() -> None:
                 for line in stream:
                     order = json.loads(line)
                     wanted = order.pop("do") == "execute"
-                    answer = {"complaint": execute_notebook(NotebookOrder(**order))} if wanted else {}
+                    answer = {"complaint": execute_notebook(NotebookOrder(**order), kernel)} if wanted else {}
                     stream.write(json.dumps(answer) + "\n")
                     stream.flush()
 

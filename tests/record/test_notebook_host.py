@@ -39,6 +39,26 @@ def test_a_notebook_is_executed_with_its_parameters(host: NotebookHost, tmp_path
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells
 
 
+def test_a_notebook_sees_nothing_of_the_one_before_it(host: NotebookHost, tmp_path: Path) -> None:
+    seen, params = tmp_path / "seen", check({}, "test").model_dump()
+    look = (
+        f"import os; open({str(seen)!r}, 'a').write("
+        "f\"{os.getpid()} {os.getcwd()} {'mine' in globals()} {len(In)} {'window_s = 1.0' in In}\\n\")"
+    )
+    for _ in range(2):
+        name = notebook(tmp_path, "window_s = 1.0", look, "mine = 1; os.chdir('/')")
+        assert host.execute(name, tmp_path / "out.ipynb", params, 60.0) is None
+    first, second = seen.read_text().splitlines()
+    assert first == second  # the kernel as well
+    assert first.split()[2] == "False"
+    cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4]
+    # A kernel in which a notebook failed is not used again.
+    assert host.execute(notebook(tmp_path, "window_s = 1.0", "1 / 0"), tmp_path / "out.ipynb", params, 60.0) is not None
+    assert host.execute(notebook(tmp_path, "window_s = 1.0", look), tmp_path / "out.ipynb", params, 60.0) is None
+    assert seen.read_text().splitlines()[2].split()[0] != first.split()[0]
+
+
 @pytest.mark.parametrize(
     ("cell", "told"),
     [
