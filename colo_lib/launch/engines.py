@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,6 +23,7 @@ from colo_lib.hardware.memory import before_engines
 from colo_lib.launch.child import ProfilerLaunch, tail
 from colo_lib.launch.embed_over_http import EmbedServer, EmbedServerHandle, EmbedUrl
 from colo_lib.launch.embed_server import EmbedProcess
+from colo_lib.launch.engine_cache import cache_environment
 from colo_lib.launch.mechanisms import check_mechanism, mechanism_facts, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
 from colo_lib.launch.rpc import Handle, runtime_folder
@@ -149,7 +149,7 @@ class Engines:
             self.mechanism = start_mechanism(spec, self.runtime, self.logs)
         if want_gen and self.gen is None:
             profiler = self.profilers.get("gen")
-            shared = self._shared("gen") | temporary_folder(self.runtime, profiled=profiler is not None)
+            shared = self._shared("gen") | own_folders(self.runtime, profiled=profiler is not None)
             adjusted = self.mechanism.adjusted(spec.gen) if self.mechanism else spec.gen
             self.gen = GenServer(adjusted, self.logs / f"gen-{name}.log", shared, profiler)
             self.ready_s["gen"] = self.gen.wait_ready(tick)
@@ -167,7 +167,7 @@ class Engines:
             return EmbedUrl(spec)
         log, shared = self.logs / f"embed-{self.placement.step}-{number}.log", self._shared("embed", number)
         if spec.server is not None:
-            shared |= temporary_folder(self.runtime, profiled=profiler is not None)
+            shared |= own_folders(self.runtime, profiled=profiler is not None)
             return EmbedServer(spec, devices, log, self.runtime, shared, profiler)
         socket = self.runtime / f"embed{number}.sock"
         socket.unlink(missing_ok=True)
@@ -222,18 +222,16 @@ class Engines:
             mechanism.close()
 
 
-def temporary_folder(runtime: Path, profiled: bool) -> dict[str, str]:
-    """A temporary folder below the launcher's, as variables: what vLLM leaves there goes with it.
+def own_folders(runtime: Path, profiled: bool) -> dict[str, str]:
+    """Where vLLM leaves its files, as variables: a temporary folder below the launcher's, and a cache that is kept.
 
-    That is a rendezvous file a start, and its sockets when it is killed. What Inductor compiled stays
-    outside, for the next start. A profiler may look for its target in the temporary folder that both know:
-    then the sockets alone move.
+    What it leaves in the first goes with it: a rendezvous file a start, and its sockets when it is killed. A profiler
+    may look for its target in the temporary folder that both know: then the sockets alone move.
     """
     folder = runtime / "tmp"
     folder.mkdir(exist_ok=True)
-    # By number: a container's user may have no name.
-    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
-    return {"VLLM_RPC_BASE_PATH" if profiled else "TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": cache}
+    temporary = {"VLLM_RPC_BASE_PATH" if profiled else "TMPDIR": str(folder)}
+    return temporary | cache_environment(instead=runtime / "cache")
 
 
 def publish(handles: Handles, file: Path) -> None:

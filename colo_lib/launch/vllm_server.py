@@ -7,7 +7,6 @@ import http.client
 import json
 import math
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from types import MappingProxyType
 from colo_lib.child_environment import engine_environment
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.child import Child, ProfilerLaunch
+from colo_lib.launch.engine_cache import kept_key
 from colo_lib.launch.specs import EmbedSpec, GenSpec
 
 SERVED_NAME = "gen"
@@ -129,10 +129,9 @@ def free_port(wanted: int = 0) -> int:
 def run_key() -> str:
     """The API key of every server that this process starts.
 
-    One for all: vLLM's torch.compile cache is keyed by the environment, the key included, so that a fresh one would
-    have each start compile anew (35 s of a 70 s start on an H200). A capture's engines are handed the run's.
+    One for all, and for later runs (`kept_key`). A capture's engines are handed the run's.
     """
-    return os.environ.get(KEY_NAME) or secrets.token_urlsafe(24)
+    return os.environ.get(KEY_NAME) or kept_key()
 
 
 class VllmServer:

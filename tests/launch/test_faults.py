@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -232,7 +231,6 @@ def test_a_killed_server_leaves_no_engine_core_and_nothing_in_tmp(
     params, temporary = nano(), tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_root"))
     with runtime_folder() as runtime:
         engines = Engines(specs(params, "step1").engines, runtime, tmp_path)
         try:
