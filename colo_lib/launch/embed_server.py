@@ -37,6 +37,7 @@ class EmbedProcess:
     ) -> None:
         self.spec, self.profiler = spec, profiler
         on_cpu = spec.device == "cpu"
+        self.gate = Path(held["gate"]) if "gate" in held else None
         job = worker_job(spec, devices) | {"socket": str(socket_path)} | dict(held)
         words, env = [str(spec.python), str(WORKER), json.dumps(job)], embed_environment(spec, devices, shared)
         if profiler is not None:
@@ -52,8 +53,10 @@ class EmbedProcess:
         self.handle = Handle(socket=str(socket_path), pid=self.child.pid, log=str(log))
 
     def wait_ready(self, tick: Callable[[str], None] = lambda _: None) -> float:
-        """Until it answers; seconds it took. Raises StepFailed with the log's end."""
+        """Let it go to its device, until it answers; seconds it took. Raises StepFailed with the log's end."""
         start = time.monotonic()
+        if self.gate is not None:
+            self.gate.touch()
         while True:
             try:
                 call(self.handle, "status", timeout_s=5.0)

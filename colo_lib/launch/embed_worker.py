@@ -26,6 +26,7 @@ from typing import Any
 
 INPUT_VARIANTS = 8
 GIB = 2.0**30
+GATE_POLL_S = 0.05
 # Of the time that embed may go without a finished batch, how much is planned with: the rest is for what takes longer.
 STALL_SHARE = 0.8
 
@@ -254,9 +255,23 @@ def held(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
+def wait_for_turn(gate: str) -> None:
+    """Import what takes long and touches no device, then wait for the file that says: the device is free to go to."""
+    import torch
+    from transformers import AutoConfig, AutoModel  # noqa: F401
+
+    assert not torch.cuda.is_initialized()
+    print("embed: waits for its turn", flush=True)
+    while not os.path.exists(gate):
+        time.sleep(GATE_POLL_S)
+
+
 def main() -> None:
     """Load, warm once, then serve orders beside the loop."""
-    worker = Worker(json.loads(sys.argv[1]))
+    job = json.loads(sys.argv[1])
+    if "gate" in job:
+        wait_for_turn(job["gate"])
+    worker = Worker(job)
     with held(worker.job):
         worker.forward(worker.inputs[0])
         server = threading.Thread(target=worker.serve, args=(worker.job["socket"],), daemon=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from colo_lib.child_environment import INJECTION
 from colo_lib.errors import StepFailed
 from colo_lib.hardware.memory import before_engines
 from colo_lib.launch.child import ProfilerLaunch, tail
@@ -136,32 +137,53 @@ class Engines:
         return self.spec.placement
 
     def start(self, want_gen: bool, want_embed: bool, tick: Tick = silent) -> Handles:
-        """Start the mechanism on GPUs that have settled, then what is wanted and not there yet, one after the other.
+        """Start the mechanism on GPUs that have settled, then what is wanted and not there yet.
 
-        gen first: vLLM sizes its cache by what is free when it starts. Raises StepFailed when one cannot be started
-        or the engines do not share as they should.
+        On GPUs one engine after the other, gen first: vLLM sizes its cache by what is free when it starts. Embed does
+        no more beside it than import its libraries. Under a profiler, not even that. Raises StepFailed when one cannot
+        be started or the engines do not share as they should.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
-        name, spec = self.placement.step, self.spec
+        spec = self.spec
         if self.mechanism is None:
             if self.placement.device == "cuda":
                 before_engines(self.placement.all_devices, self.needed_gib)
             self.mechanism = start_mechanism(spec, self.runtime, self.logs)
         if want_gen and self.gen is None:
-            profiler = self.profilers.get("gen")
-            shared = self._shared("gen") | own_folders(self.runtime, profiled=profiler is not None)
-            adjusted = self.mechanism.adjusted(spec.gen) if self.mechanism else spec.gen
-            self.gen = GenServer(adjusted, self.logs / f"gen-{name}.log", shared, profiler)
-            self.ready_s["gen"] = self.gen.wait_ready(tick)
-        if want_embed and not self.embeds:
+            gen = self._gen()
+            if want_embed and not self.embeds and self._may_start_beside():
+                # On GPUs it waits: what is free there is gen's to look at first.
+                wait = self.placement.device == "cuda"
+                self.embeds = [self._embed(number, devices, wait) for number, devices in enumerate(spec.embed.devices)]
+            self.ready_s["gen"] = gen.wait_ready(tick)
+        if want_embed and "embed" not in self.ready_s:
+            self.ready_s["embed"] = 0.0
             for number, devices in enumerate(spec.embed.devices):
-                self.embeds.append(self._embed(number, devices))
-                self.ready_s["embed"] = self.ready_s.get("embed", 0.0) + self.embeds[-1].wait_ready(tick)
+                if number == len(self.embeds):
+                    self.embeds.append(self._embed(number, devices))
+                self.ready_s["embed"] += self.embeds[number].wait_ready(tick)
         self._attach()
         return self.handles()
 
-    def _embed(self, number: int, devices: tuple[str, ...]) -> EmbedProcess | EmbedServer | EmbedUrl:
-        """The `number`-th embedding engine, started or found, of the kind that the spec asks for."""
+    def _gen(self) -> GenServer:
+        """gen's server, started."""
+        profiler, spec = self.profilers.get("gen"), self.spec.gen
+        shared = self._shared("gen") | own_folders(self.runtime, profiled=profiler is not None)
+        adjusted = self.mechanism.adjusted(spec) if self.mechanism else spec
+        self.gen = GenServer(adjusted, self.logs / f"gen-{self.placement.step}.log", shared, profiler)
+        return self.gen
+
+    def _may_start_beside(self) -> bool:
+        """Whether embed is a process that can be told to wait, and no profiler looks at the order of starts."""
+        return self.spec.embed.server is None and not self.profilers and INJECTION not in os.environ
+
+    def _embed(
+        self, number: int, devices: tuple[str, ...], wait: bool = False
+    ) -> EmbedProcess | EmbedServer | EmbedUrl:
+        """The `number`-th embedding engine, started or found, of the kind that the spec asks for.
+
+        `wait`: it imports its libraries, and goes to its device when its `wait_ready` is called.
+        """
         spec, profiler = self.spec.embed, self.profilers.get(embed_name(number))
         if spec.server is not None and spec.server.url:
             return EmbedUrl(spec)
@@ -169,9 +191,10 @@ class Engines:
         if spec.server is not None:
             shared |= own_folders(self.runtime, profiled=profiler is not None)
             return EmbedServer(spec, devices, log, self.runtime, shared, profiler)
-        socket = self.runtime / f"embed{number}.sock"
-        socket.unlink(missing_ok=True)
-        held = self.mechanism.embed_job() if self.mechanism else {}
+        socket, gate = self.runtime / f"embed{number}.sock", self.runtime / f"embed{number}.go"
+        for left in (socket, gate):
+            left.unlink(missing_ok=True)
+        held = (self.mechanism.embed_job() if self.mechanism else {}) | ({"gate": str(gate)} if wait else {})
         return EmbedProcess(spec, devices, log, socket, shared, held, profiler)
 
     def change_embed(self, spec: EngineSpec, tick: Tick = silent) -> Handles:
