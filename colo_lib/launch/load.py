@@ -203,7 +203,7 @@ def collect_frames(loads: Loads, runtime: Path, folder: Path) -> None:
     """Stop every load at once, for each finishes what it is at, and write the frames."""
     parts, each = [], loads.each()
     targets = [str(folder) if name == "gen" else str(runtime / f"rows{at}") for at, (name, _) in enumerate(each)]
-    with ThreadPoolExecutor(len(each)) as pool:
+    with ThreadPoolExecutor(max(1, len(each))) as pool:
         orders = [pool.submit(call, handle, "stop", to=to) for (_, handle), to in zip(each, targets, strict=True)]
     for (name, _), order, target in zip(each, orders, targets, strict=True):
         order.result()
