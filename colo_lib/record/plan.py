@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from colo_lib.params import Params
 from colo_lib.placement import Placement, placement_of
 
-BESIDE_THE_WINDOW_S = 6.0  # a notebook's start and end, and the hand-over of the engines
+BESIDE_THE_WINDOW_S = 4.0  # the clients' start, the first delivery, the end of what is under way
 
 
 @dataclass(frozen=True)

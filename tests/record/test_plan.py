@@ -56,6 +56,6 @@ def test_rounds_are_even_and_hold_every_block_in_order(blocks: int, starts: int)
 def test_time_left_counts_engine_starts() -> None:
     params = check({"blocks": 2, "starts": 2, "warmup_s": 1.0, "window_s": 3.0}, "test")
     plan = plan_run(params)
-    assert plan.seconds_left(0, 30.0, None) == 12 * 10.0 + 6 * 30.0
-    assert plan.seconds_left(1, 30.0, (1, plan.trials[0].placement.engine_key())) == 11 * 10.0 + 5 * 30.0
+    assert plan.seconds_left(0, 30.0, None) == 12 * 8.0 + 6 * 30.0
+    assert plan.seconds_left(1, 30.0, (1, plan.trials[0].placement.engine_key())) == 11 * 8.0 + 5 * 30.0
     assert plan.seconds_left(len(plan.trials), 30.0, None) == 0
