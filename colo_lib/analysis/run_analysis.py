@@ -39,6 +39,18 @@ TOKEN_PARTS = ("window_ns", "busy_ns", "switched_out_ns", "waiting_ns", "host_ns
 TOKEN_COLUMNS = ["step", "concurrency", "tokens", "trials_ns", *TOKEN_PARTS]
 
 
+class of_run(cached_property[Any]):
+    """A property that depends on the run and its bounds alone: computed once for all analyses that hold the run."""
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        if instance is None:
+            return self
+        computed, key = instance.run.computed, (self.attrname, instance.bounds)
+        if key not in computed:
+            computed[key] = self.func(instance)
+        return computed[key]
+
+
 class RunAnalysis:
     """`bounds`: what the run is judged by; `params`: those of the notebook that asks, which may name a capture's
     processes and window and set bounds away from their defaults (`judged_by`). Without either the run's own.
@@ -52,7 +64,7 @@ class RunAnalysis:
 
     # What was measured.
 
-    @cached_property
+    @of_run
     def measured(self) -> Measured:
         """Every trial's numbers, and the latency samples behind them."""
         return measure_trials(self.run.trials, self.run.frame, self.bounds)
@@ -62,17 +74,17 @@ class RunAnalysis:
         """A row a trial with the columns of `trial_metrics.NUMBERS`; those that do not count too."""
         return self.measured.trials
 
-    @cached_property
+    @of_run
     def counted(self) -> pd.DataFrame:
         """The trials that count."""
         return self.measured.counted
 
-    @cached_property
+    @of_run
     def throughput(self) -> pd.DataFrame:
         """A row a workload and step: its rate with its interval (`statistics.rates`)."""
         return rates(self.counted)
 
-    @cached_property
+    @of_run
     def latency(self) -> pd.DataFrame:
         """A row a step and kind: count, p50_ms, p99_ms, max_ms (`trial_metrics.by_step`)."""
         return trial_metrics.by_step(self.measured.samples)
@@ -84,17 +96,17 @@ class RunAnalysis:
 
     # What each keeps, and the verdict.
 
-    @cached_property
+    @of_run
     def ratios(self) -> pd.DataFrame:
         """Kept fractions and aggregates by block (`statistics.block_ratios`)."""
         return statistics.block_ratios(self.counted)
 
-    @cached_property
+    @of_run
     def kept(self) -> pd.DataFrame:
         """Kept fractions and aggregates with their intervals (`statistics.kept_fractions`)."""
         return statistics.kept_fractions(self.ratios)
 
-    @cached_property
+    @of_run
     def null(self) -> dict[str, float]:
         """Step 1 against itself (`statistics.null_check`)."""
         return statistics.null_check(self.counted)
@@ -104,7 +116,7 @@ class RunAnalysis:
         """Whether a shared step does more work a device than dedicated ones (`verdict.pays`)."""
         return verdict.pays(self.kept)
 
-    @cached_property
+    @of_run
     def against_bounds(self) -> pd.DataFrame:
         """Worst stalls and latencies against the SLOs (`thresholds.against_bounds`)."""
         return thresholds.against_bounds(self.counted, self.bounds)
@@ -136,7 +148,7 @@ class RunAnalysis:
         sentences = thresholds.starved(self.against_bounds) + drift.unsteady(self.null)
         return sentences + self.drift + drift.disagreements(self.trials)
 
-    @cached_property
+    @of_run
     def steps_table(self) -> pd.DataFrame:
         """A row a measure and step, with the text of its cell (`TABLE_COLUMNS`)."""
         return steps_table(self.trials, self.throughput, self.kept, self.latency, self.telemetry)
@@ -167,12 +179,12 @@ class RunAnalysis:
 
     # What the devices did.
 
-    @cached_property
+    @of_run
     def samples(self) -> pd.DataFrame:
         """Every sample of telemetry (`telemetry_series`)."""
         return telemetry.telemetry_series(self.run.trials, self.run.frame)
 
-    @cached_property
+    @of_run
     def telemetry(self) -> pd.DataFrame:
         """Means inside the windows that count (`telemetry_summary`)."""
         return telemetry.telemetry_summary(self.samples)

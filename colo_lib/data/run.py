@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pyarrow import ArrowException
 from colo_lib import paths
 from colo_lib.data.capture import StepCapture, captured_steps, read_capture
 from colo_lib.data.checks import column_problems, contradictions, misplaced_frames, row_problems
+from colo_lib.data.unchanged import HeldFrames, State, state_of
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, SCHEMA_VERSION
 from colo_lib.json_records import checked, damaged, read_object
@@ -82,6 +84,9 @@ class Run:
     manifest: Manifest
     params: Params
     trials: pd.DataFrame
+    state: State = field(default=(), repr=False, compare=False)  # of its files when they were checked
+    # What was computed of it, by name: whoever analyses it again need not compute it again.
+    computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def run_id(self) -> str:
@@ -104,9 +109,8 @@ class Run:
         Raises InputError naming the file and the columns that are not as `frames` says.
         """
         file = frame_file(paths.trial_folder(self.folder, step, trial), name)
-        if file.relative_to(self.folder).as_posix() not in self.manifest.files:
-            return None
-        return read_frame(file, name)
+        entry = self.manifest.files.get(file.relative_to(self.folder).as_posix())
+        return None if entry is None else read_frame(file, name, sha256=entry.sha256)
 
     @property
     def captured_steps(self) -> list[str]:
@@ -118,19 +122,37 @@ class Run:
         return read_capture(self.folder, step)
 
 
+_OPENED: WeakValueDictionary[Path, Run] = WeakValueDictionary()
+_HELD = HeldFrames()
+_CHECKED: set[tuple[str, str, tuple[int, int] | None]] = set()  # contents that may stand in a window
+
+
 def open_run(folder: str | Path) -> Run:
-    """Check and open a finished run. Raises InputError for one that is unfinished, changed or of another layout."""
+    """Check and open a finished run. Raises InputError for one that is unfinished, changed or of another layout.
+
+    One that somebody has open already, and whose files are as they were, is given as it is.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"no run folder {root}; `colo list` names the runs")
     if root.name.endswith(paths.PARTIAL) or not (root / paths.MANIFEST).is_file():
         raise InputError(f"{root} is unfinished; colo run --resume {root} completes it")
     root = root.resolve()
+    opened = _OPENED.get(root)
+    if opened is not None and opened.state == _state(root, opened.manifest):
+        return opened
     manifest = _read_manifest(root / paths.MANIFEST)
+    state = _state(root, manifest)
     _check_files(root, manifest.files)
     _check_records(root, manifest.files)
     params = check_recorded(manifest.params, f"params of {root.name}")
-    return Run(root, manifest, params, trials_frame(_trial_records(root, manifest, params)))
+    run = Run(root, manifest, params, trials_frame(_trial_records(root, manifest, params)), state)
+    _OPENED[root] = run
+    return run
+
+
+def _state(root: Path, manifest: Manifest) -> State:
+    return state_of([root / paths.MANIFEST, *(root / name for name in manifest.files)])
 
 
 def find_runs(runs_dir: str | Path) -> list[Path]:
@@ -238,16 +260,17 @@ def _trial_record(root: Path, manifest: Manifest, row: ListedTrial) -> Trial:
     record = Trial.read(folder / paths.TRIAL)
     if (record.step, record.trial) != (row.step, row.trial):
         raise damaged(folder / paths.TRIAL, f"is the record of {record.step} trial {record.trial}")
-    _check_frames(folder, record, [name for name in FRAMES if f"{place}/{name}.parquet" in manifest.files])
+    listed = {name: manifest.files.get(f"{place}/{name}.parquet") for name in FRAMES}
+    _check_frames(folder, record, {name: entry.sha256 for name, entry in listed.items() if entry is not None})
     # The stricter of the two words holds: what either of them rules out does not count.
     status = row.status if record.status == "done" else record.status
     return record.joined(row, status=status, reason=row.reason or record.reason)
 
 
-def _check_frames(folder: Path, record: Trial, there: Collection[str]) -> None:
+def _check_frames(folder: Path, record: Trial, there: Mapping[str, str]) -> None:
     """Raises InputError for a frame that is missing or does not belong, is damaged, or differs from the record.
 
-    `there`: names of the frames that the trial's folder, or its manifest, holds.
+    `there`: the frames that the trial's folder, or its manifest, holds, with the digests that the manifest tells.
     """
     if not record.measured:
         return
@@ -256,36 +279,46 @@ def _check_frames(folder: Path, record: Trial, there: Collection[str]) -> None:
     assert record.window_start_ns is not None
     assert record.window_end_ns is not None
     window_ns = (record.window_start_ns, record.window_end_ns)
-    frames = {name: read_frame(frame_file(folder, name), name, window_ns) for name in there}
+    frames = {name: read_frame(frame_file(folder, name), name, window_ns, sha256) for name, sha256 in there.items()}
     if problems := contradictions(frames, record, window_ns):
         raise damaged(folder, "; ".join(problems))
 
 
-def read_frame(file: Path, name: str, window_ns: tuple[int, int] | None = None) -> pd.DataFrame:
+def read_frame(file: Path, name: str, window_ns: tuple[int, int] | None = None, sha256: str = "") -> pd.DataFrame:
     """A Parquet file as a frame, checked against `frames.FRAMES[name]` and `frames.ROWS[name]`.
 
-    Its times lie within `REACH_S` of `window_ns` where that is told. Raises InputError naming what differs.
+    Its times lie within `REACH_S` of `window_ns` where that is told. Content of a known `sha256` is read and checked
+    once. Raises InputError naming what differs.
     """
+    held = _HELD.get((sha256, name)) if sha256 else None
+    frame = _read_table(file, name) if held is None else held
+    if held is None or (window_ns is not None and (sha256, name, window_ns) not in _CHECKED):
+        if problems := row_problems(frame, name, window_ns):
+            raise damaged(file, "; ".join(problems))
+        if sha256:
+            _HELD.put((sha256, name), frame)
+            _CHECKED.add((sha256, name, window_ns))
+    return frame
+
+
+def _read_table(file: Path, name: str) -> pd.DataFrame:
     try:
-        # Not `read_table`: it would take a folder's name that holds '=' for a column.
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        # Not `read_table`: it would take a folder's name that holds '=' for a column. From memory and in this thread:
+        # a report's notebooks are forked from a process that has read, which must not have started Arrow's pools.
+        with pq.ParquetFile(pa.BufferReader(file.read_bytes()), page_checksum_verification=True) as parquet:
             if parquet.metadata.num_rows > MOST_ROWS:
                 raise ValueError(f"{parquet.metadata.num_rows} rows, which no trial has")
-            table = parquet.read()
+            table = parquet.read(use_threads=False)
         if problems := column_problems(table, name):
             raise damaged(file, "; ".join(problems))
         # Times are exact ns: a nullable integer column must not become a float on its way.
         # What pandas once noted of its own types is not asked: the file's types were.
         frame = table.replace_schema_metadata().to_pandas(
-            types_mapper={pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}.get
+            types_mapper={pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}.get, use_threads=False
         )
     except (ArrowException, OSError, ValueError, OverflowError) as error:
         raise damaged(file, f"not a readable parquet file: {error}") from None
-    frame = frame.astype({column: kind for column, kind in FRAMES[name].items() if kind in ("int32", "int64")})
-    problems = row_problems(frame, name, window_ns)
-    if problems:
-        raise damaged(file, "; ".join(problems))
-    return frame
+    return frame.astype({column: kind for column, kind in FRAMES[name].items() if kind in ("int32", "int64")})
 
 
 def trials_frame(records: Iterable[Trial]) -> pd.DataFrame:
@@ -363,4 +396,4 @@ def _check_trial(file: Path) -> None:
     record = Trial.read(file)
     if (record.step, f"trial-{record.trial}") != (file.parent.parent.name, file.parent.name):
         raise damaged(file, f"is the record of {record.step} trial {record.trial}")
-    _check_frames(file.parent, record, [name for name in FRAMES if frame_file(file.parent, name).is_file()])
+    _check_frames(file.parent, record, {name: "" for name in FRAMES if frame_file(file.parent, name).is_file()})

@@ -19,6 +19,7 @@ import pytest
 from colo_lib import paths, select
 from colo_lib.cli import main as colo
 from colo_lib.data.run import find_runs, find_unfinished, newest_run, open_run, planned_trials, trials_frame
+from colo_lib.data.unchanged import HeldFrames
 from colo_lib.errors import InputError
 from colo_lib.frames import FRAMES, arrow_schema
 from colo_lib.json_records import read_object
@@ -377,3 +378,44 @@ def test_a_run_of_the_same_models_is_found_also_among_the_recorded(tmp_path: Pat
     assert found.folder.is_relative_to(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
     other = run.params.model_copy(update={"gen_model": "qwen2.5-3b-instruct"})
     assert select.alike(nothing, dataclasses.replace(run, params=other), ("step1", "step2", "step4")) is None
+
+
+# --- what was read stays known while it is as it was -----------------------------------------------------
+
+
+def test_a_run_that_is_open_is_read_again_only_when_it_changed(run: Path) -> None:
+    opened = open_run(run)
+    assert open_run(run) is opened
+    change_manifest(run, created_utc="2026-01-01T00:00:00+00:00")
+    changed = open_run(run)
+    assert changed is not opened
+    assert changed.manifest.created_utc != opened.manifest.created_utc
+    file = run / "steps/step1/trial-1/gen.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="is not the file that was recorded"):
+        open_run(run)
+
+
+def test_what_a_reader_does_to_a_frame_the_next_one_does_not_see(run: Path) -> None:
+    opened = open_run(run)
+    first = opened.frame("step1", 1, "gen")
+    assert first is not None
+    first["mine"] = 1
+    del first["arrival_ns"]
+    again = opened.frame("step1", 1, "gen")
+    assert again is not None
+    assert list(again) == list(FRAMES["gen"])
+
+
+def test_frames_are_held_up_to_a_limit_and_the_oldest_go() -> None:
+    frame = pd.DataFrame({"a": range(1000)})
+    size = int(frame.memory_usage().sum())
+    held = HeldFrames(2 * size)
+    for name in "abac":
+        held.put(name, frame)
+        assert held.get(name) is not None
+        assert held.bytes <= 2 * size
+    assert held.get("b") is None
+    assert held.get("a") is not None
+    held.put("large", pd.concat([frame] * 3))
+    assert held.get("large") is None
