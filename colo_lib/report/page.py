@@ -2,7 +2,7 @@
 
 No outside address; style and script are the package's own files, allowed by their hashes alone, images are embedded.
 Every string that comes from a run is escaped by the templates, and the script shows it as text. A page appears whole or
-not at all. `document` and `execute_with` serve the page of a sweep and that of several runs too.
+not at all. `document` serves the page of a sweep and that of several runs too.
 
 index.html lists every page of a folder with its verdict, written again beside each report. A page tells about itself in
 one element of its head (`ABOUT`); the pages are all there is, so one that was deleted is gone from the index, and one
@@ -23,11 +23,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from colo_lib import __version__, paths
+from colo_lib import __version__
 from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import Run, open_run
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.report import notebook_output, provenance
+from colo_lib.report.execute import Notebook, execute_alone, preloaded
 from colo_lib.report.notebook_output import FIRST, RUN_PAGE, by_section, page_script, page_style, render_template
 from colo_lib.steps import DEVICES, TABLE
 
@@ -35,7 +36,6 @@ from colo_lib.steps import DEVICES, TABLE
 NOTEBOOKS = ("51-verdict", "53-published", "52-gen-loss", "54-capacity-plan", "46-telemetry", "47-memory")
 TRACE_NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
 MAX_PAGE_BYTES = 5_000_000
-FAILURE_LINES = 12
 
 ABOUT = "colo-report"  # name of the element that tells an index what a page says
 QUESTION = "Can an embedding model and a generative LLM share a GPU, and get more work out of it than dedicated GPUs?"
@@ -75,16 +75,16 @@ def make_report(run_folder: Path, reports_dir: Path, output: Path | None = None,
     Without `output` the page lies in `reports_dir`, whose index.html tells of it.
     A figure's files are named <question>--<gpu>--<pair>, as SVG and as PNG.
     """
-    run = open_run(run_folder)
-    if output is None and f"{run.run_id}.html" in RESERVED:
-        raise InputError(f"run {run.run_id}: its page would replace another in {reports_dir}; name it with -o FILE")
-    if figures is not None:
-        keep_figures(run, figures)
-    executed = reports_dir / run.run_id
-    executed.mkdir(parents=True, exist_ok=True)
-    html = run_html(
-        run, [part for name in notebooks_of(run) for part in execute(name, run, executed / f"{name}.ipynb")]
-    )
+    with preloaded(run_folder) as execute_all:
+        run = open_run(run_folder)
+        if output is None and f"{run.run_id}.html" in RESERVED:
+            raise InputError(f"run {run.run_id}: its page would replace another in {reports_dir}; name it with -o FILE")
+        if figures is not None:
+            keep_figures(run, figures)
+        executed = reports_dir / run.run_id
+        executed.mkdir(parents=True, exist_ok=True)
+        parts = execute_all([to_execute(name, run, executed / f"{name}.ipynb") for name in notebooks_of(run)])
+    html = run_html(run, parts)
     if len(html.encode("utf-8")) > MAX_PAGE_BYTES:
         raise StepFailed(f"the page of {run.run_id} is over {MAX_PAGE_BYTES} bytes; it is meant to be passed around")
     target = output or reports_dir / f"{run.run_id}.html"
@@ -125,57 +125,15 @@ def notebooks_of(run: Run) -> tuple[str, ...]:
     return NOTEBOOKS + (TRACE_NOTEBOOKS if captured_steps(run.folder) else ())
 
 
-def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
-    """`execute_with` on a run: its folder, and as long as its own parameters allow."""
+def to_execute(name: str, run: Run, target: Path) -> Notebook:
+    """A notebook on a run: its folder, and as long as its own parameters allow."""
     timeout_s = int(max(1, run.params.cell_timeout_s))
-    return execute_with(name, run.run_id, {"run": str(run.folder)}, timeout_s, target)
+    return Notebook(name, run.run_id, {"run": str(run.folder)}, timeout_s, target)
 
 
-def execute_with(name: str, run_id: str, values: dict[str, str], timeout_s: int, target: Path) -> list[dict[str, Any]]:
-    """Execute one notebook with the parameters `values` into `target`, give its parts; `run_id`: the run or sweep.
-
-    Papermill's own word is not taken: a dead kernel or `sys.exit(0)` look like success in the file it leaves. The
-    notebook's last cell must have said that it is done, for this run. Raises StepFailed with its last lines otherwise.
-    """
-    source = paths.NOTEBOOKS / f"{name}.ipynb"
-    if not source.is_file():
-        raise InputError(f"no notebook {source.name}: the report needs the checkout's notebooks/ beside the package")
-    target.unlink(missing_ok=True)
-    fresh = target.with_name(f".new-{target.name}")
-    failure = _papermill(source, fresh, values, timeout_s)
-    notebook = json.loads(fresh.read_text(encoding="utf-8")) if fresh.is_file() else {}
-    fresh.unlink(missing_ok=True)
-    write_page(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-    parts = notebook_output.lift(notebook)
-    last = parts[-1] if parts else {}
-    if failure or (last.get("kind"), last.get("notebook"), last.get("run_id")) != ("done", name, run_id):
-        raise StepFailed(
-            f"notebook {name} did not reach its end for {run_id}: {failure or 'no record of its last cell'}"
-        )
-    return parts
-
-
-def _papermill(source: Path, target: Path, values: dict[str, str], timeout_s: int) -> str:
-    """Why it failed, in the last lines of what it says; empty where it says nothing."""
-    import papermill
-
-    try:
-        papermill.execute_notebook(
-            str(source),
-            # Papermill takes an output path for a format string.
-            str(target.resolve()).replace("{", "{{").replace("}", "}}"),
-            parameters=values,
-            kernel_name="python3",
-            progress_bar=False,
-            start_timeout=120,
-            execution_timeout=timeout_s,
-            cwd=str(paths.REPOSITORY),
-            extra_arguments=["--log-level=50"],  # what it logs is about its own sockets and its own end
-        )
-    except Exception as error:
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-        return "\n".join(plain[-FAILURE_LINES:]) or type(error).__name__
-    return ""
+def execute(name: str, run: Run, target: Path) -> list[dict[str, Any]]:
+    """Execute one notebook on a run in a kernel of its own, and give its parts."""
+    return execute_alone(to_execute(name, run, target))
 
 
 def run_html(run: Run, parts: list[dict[str, Any]]) -> str:

@@ -15,8 +15,9 @@ from colo_lib.errors import InputError
 from colo_lib.params import PURPOSES
 from colo_lib.report import page, provenance
 from colo_lib.report.across_tables import states
+from colo_lib.report.execute import Notebook, preloaded
 from colo_lib.report.notebook_output import SWEEP_PAGE, by_section, table_part
-from colo_lib.report.page import execute_with, keep_figures, write_index, write_page
+from colo_lib.report.page import keep_figures, write_index, write_page
 
 # notebook -> (parameters of which the sweep varies one, steps of which it has one); the most telling first
 NOTEBOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -37,27 +38,29 @@ def make_sweep_report(folder: Path, reports_dir: Path, output: Path | None = Non
     `output` and `figures` as in `make_report`. Raises InputError for a sweep that cannot be read, or of which no
     notebook has anything to show.
     """
-    sweep = open_sweep(folder)
-    wanted = notebooks_of(sweep)
-    if not wanted:
-        raise InputError(f"{folder}: fewer than two cells of this sweep were measured in a step that a notebook reads")
-    first = next(iter(sweep.runs.values()))
-    if figures is not None:
-        keep_figures(first, figures, first_lever(sweep.names))
-    executed = reports_dir / sweep.sweep_id
-    executed.mkdir(parents=True, exist_ok=True)
-    timeout_s = int(max(1, sweep.params.cell_timeout_s))
-    values = {"sweep": str(sweep.folder.resolve())}
-    parts = [
-        part
-        for name in wanted
-        for part in execute_with(name, sweep.sweep_id, values, timeout_s, executed / f"{name}.ipynb")
-    ]
+    with preloaded(folder) as execute_all:
+        sweep = open_sweep(folder)
+        wanted = notebooks_of(sweep)
+        if not wanted:
+            few = "fewer than two cells of this sweep were measured in a step that a notebook reads"
+            raise InputError(f"{folder}: {few}")
+        first = next(iter(sweep.runs.values()))
+        if figures is not None:
+            keep_figures(first, figures, first_lever(sweep.names))
+        executed = reports_dir / sweep.sweep_id
+        executed.mkdir(parents=True, exist_ok=True)
+        parts = execute_all([to_execute(name, sweep, executed / f"{name}.ipynb") for name in wanted])
     target = output or reports_dir / f"{sweep.sweep_id}.html"
     write_page(target, sweep_html(sweep, first, parts))
     if output is None:
         write_index(reports_dir)
     return target
+
+
+def to_execute(name: str, sweep: Sweep, target: Path) -> Notebook:
+    """A notebook on a sweep: its folder, and as long as its own parameters allow."""
+    timeout_s = int(max(1, sweep.params.cell_timeout_s))
+    return Notebook(name, sweep.sweep_id, {"sweep": str(sweep.folder.resolve())}, timeout_s, target)
 
 
 def first_lever(names: Sequence[str]) -> str:

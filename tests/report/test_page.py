@@ -274,7 +274,7 @@ def carry_out(command: object, *arguments: str) -> int:
 def test_colo_report_prints_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "execute", lambda name, run, target: [])
+    monkeypatch.setattr(page, "preloaded", lambda folder: contextlib.nullcontext(lambda notebooks: []))
     write_run(tmp_path / "runs", Plan(blocks=1, window_s=1.0))
     places = ("--runs-dir", str(tmp_path / "runs"), "--reports-dir", str(tmp_path / "out"))
     assert carry_out(report_command, "simulated-run", *places) == 0

@@ -69,7 +69,12 @@ def test_a_notebook_that_stops_half_way_makes_no_page(tmp_path: Path, monkeypatc
 
     sweep = copied(LEVERS, tmp_path)
     monkeypatch.setattr(sweep_page, "notebooks_of", lambda _: ["37-operating-point"])
-    monkeypatch.setattr(page, "_papermill", lambda *_: "the kernel died")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    shutil.copytree(paths.REPOSITORY / "notebooks", paths.NOTEBOOKS)
+    file = paths.NOTEBOOKS / "37-operating-point.ipynb"
+    notebook = json.loads(file.read_text())
+    notebook["cells"][4]["source"] = ["import os\n", "os._exit(0)"]
+    file.write_text(json.dumps(notebook))
     with pytest.raises(StepFailed, match="37-operating-point did not reach its end"):
         sweep_page.make_sweep_report(sweep, tmp_path / "reports")
     assert not list((tmp_path / "reports").glob("*.html"))
