@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PRELOAD = "LD_PRELOAD"
-
 
 # What a child may inherit; everything else (limits of another mechanism, keys, proxies) stays behind.
 INHERITED = (
@@ -52,3 +52,12 @@ def package_environment(additions: Mapping[str, str]) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     return child_environment({**additions, "PYTHONPATH": path})
+
+
+def spare_grammars() -> None:
+    """Have papermill and nbformat imported without grammars of addresses that no notebook has; call it before.
+
+    jsonschema compiles them with lark wherever rfc3987-syntax is installed, 1.3 s of a core in every process, and does
+    without where it is not.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]

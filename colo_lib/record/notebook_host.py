@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colo_lib.child_environment import package_environment
+from colo_lib.child_environment import package_environment, spare_grammars
 from colo_lib.errors import StepFailed
 from colo_lib.launch.child import Child, wait_for
 from colo_lib.launch.rpc import Handle, call
@@ -155,6 +155,7 @@ def main() -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     # The kernel is an ordinary child; matplotlib must not look for a display in it.
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    spare_grammars()
     import papermill  # noqa: F401  (paid for once, here)
 
     kernel = Kernel()

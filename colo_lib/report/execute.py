@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from colo_lib import paths
-from colo_lib.child_environment import package_environment
+from colo_lib.child_environment import package_environment, spare_grammars
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.report import notebook_output
 
@@ -129,6 +129,7 @@ def with_papermill(source: str, target: str, values: dict[str, str], timeout_s: 
 
     `engine`: papermill's, None for a kernel.
     """
+    spare_grammars()
     import papermill
 
     # Writing after each cell costs more than most cells.

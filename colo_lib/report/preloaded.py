@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 import psutil
 
+from colo_lib.child_environment import spare_grammars
 from colo_lib.report.execute import READY, with_papermill
 
 ROOMS = ("analysis", "data", "plot", "report")
@@ -36,6 +37,7 @@ def main() -> None:
     """See the module's own words. Refuses by its exit code where a fork would not be safe."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what anybody prints is no answer
+    spare_grammars()
     _import_all()
     held = _read(Path(sys.argv[1]))
     threads = psutil.Process().num_threads()
