@@ -93,9 +93,17 @@ def other(name: str) -> Any:
 VARIED = [name for name in PURPOSES if name in OTHER or Params.model_fields[name].annotation in (bool, int, float)]
 
 
+# What else has to stand for a parameter to say anything: no room made beforehand; an embedding server.
+FREE: dict[str, dict[str, Any]] = {
+    "gen_concurrency": {"gen_max_num_seqs": 0},
+    "embed_concurrency": {"embed_engine": "vllm"},
+    "embed_enforce_eager": {"embed_engine": "vllm"},
+}
+
+
 @pytest.mark.parametrize("name", VARIED)
 def test_a_parameter_changes_engines_if_it_says_that_it_touches_them(name: str) -> None:
-    free = {"gen_max_num_seqs": 0} if name == "gen_concurrency" else {}
+    free = FREE.get(name, {})
     changed = {step: identities(step, free, **{name: other(name)}) for step in STEPS}
     assert any(one != two for one, two in changed.values()) == ("engine" in PURPOSES[name].touches)
     for step, (one, two) in changed.items():
