@@ -53,6 +53,7 @@ RESOURCES = {
     "utilization": ("the device's time", GUESS_IN_TURNS),
 }
 ALONE = {"gen": "step1", "embed": "step4"}
+NOTHING = 1e-12  # a part of a resource so small binds nobody, and its reciprocal is no number to reckon with
 COLUMNS = ["step", "mechanism", "sure", "best", "binds", "guess", "guess_binds", "reached", "low", "high", "starts",
            "over", "guess_over", "filled"]  # fmt: skip
 
@@ -92,7 +93,7 @@ class Best:
 
 def most_of_embed(uses: Iterable[Use], gen: float) -> float:
     """y(x): the most that the embedder can keep where the LLM keeps `gen` (0 to 1)."""
-    return max(0.0, min([1.0, *((1 - gen * use.gen) / use.embed for use in uses if use.embed > 0)]))
+    return max(0.0, min([1.0, *((1 - gen * use.gen) / use.embed for use in uses if use.embed > NOTHING)]))
 
 
 def frontier(uses: Sequence[Use]) -> list[tuple[float, float]]:

@@ -58,9 +58,9 @@ def test_costs_come_from_the_runs_own_time() -> None:
     (folder,) = RECORDED.glob("h200-*-20261124-204241")
     run = open_run(folder)
     costs = costs_of(run, run.params)
-    # 469 s in all, 15 trials of 12.5 s, two sets of engines.
-    assert costs.starts_s == pytest.approx(469.2 - 15 * 12.5, abs=1.0)
-    assert costs.block_s == pytest.approx(5 * 12.5)
+    # 469 s in all, 15 trials of 10.5 s, two sets of engines.
+    assert costs.starts_s == pytest.approx(469.2 - 15 * 10.5, abs=1.0)
+    assert costs.block_s == pytest.approx(5 * 10.5)
 
 
 def test_a_params_file_and_a_bound_of_ones_own_are_heeded() -> None:

@@ -11,7 +11,8 @@ from colo_lib.data.capture import captured_steps
 from colo_lib.data.run import find_runs, open_run
 from colo_lib.data.sweep import open_sweep
 from colo_lib.report import page, side_by_side, sweep_page
-from colo_lib.report.page import execute, execute_with
+from colo_lib.report.execute import execute_alone
+from colo_lib.report.page import execute
 from tests.report import chromium
 from tests.run_folders import Plan, write_run
 
@@ -47,8 +48,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = ("51-verdict", "47-memory", "41-kernel-overlap")
     found = [part for name in names for part in execute(name, run, root / f"{name}.ipynb")]
     levers = open_sweep(next(paths.RECORDED.glob("h100-llama-*[0-9]")))
-    told = {"sweep": str(levers.folder)}
-    shown = execute_with("37-operating-point", levers.sweep_id, told, 300, root / "37-operating-point.ipynb")
+    name = "37-operating-point"
+    shown = execute_alone(sweep_page.to_execute(name, levers, root / f"{name}.ipynb"))
     first = next(iter(levers.runs.values()))
     (root / "sweep.html").write_text(sweep_page.sweep_html(levers, first, shown), encoding="utf-8")
     (root / "run.html").write_text(page.run_html(run, found), encoding="utf-8")

@@ -242,12 +242,13 @@ def test_engines_start_one_after_the_other(
     told: list[str] = []
 
     class Engine:
-        """Notes when it is started and when it is ready."""
+        """Notes when it is started, whether it waits for its turn on the device, and when it is ready."""
 
         def __init__(self, *words: object) -> None:
             self.name = "embed" if isinstance(words[1], tuple) else "gen"
             self.handle = Handle("socket", 1, "log")
-            told.append(f"{self.name} starts")
+            waits = any(isinstance(word, dict) and "gate" in word for word in words)
+            told.append(f"{self.name} starts" + ", off the device" * waits)
 
         def wait_ready(self, _: object) -> float:
             told.append(f"{self.name} is ready")
@@ -263,4 +264,6 @@ def test_engines_start_one_after_the_other(
     both = engines.Engines(spec, runtime, tmp_path)
     both.start(want_gen=True, want_embed=True)
     both.stop()
-    assert told == ["gen starts", "gen is ready", "embed starts", "embed is ready", "embed ends", "gen ends"]
+    assert told == [
+        "gen starts", "embed starts, off the device", "gen is ready", "embed is ready", "embed ends", "gen ends",
+    ]  # fmt: skip
