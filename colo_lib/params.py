@@ -230,7 +230,6 @@ class Params(BaseModel):
     seed: int = parameters("measuring", "engine", "load", "judgement")(
         1, "of prompts and simulated data", ge=0, le=2**31
     )
-    # Nsight Systems
     capture_s: float = _captured(0.0, "length of each step's capture, seconds; 0: no capture", ge=0, le=600)
     capture_steps: str = _captured("", "steps that are captured, by comma; empty: every step of the run", text="steps")
     capture_graph_trace: Literal["node", "graph"] = _captured("node", "kernels of CUDA graphs, or graphs whole")
