@@ -31,4 +31,4 @@ def test_a_run_whose_capture_fails_is_finished_without_it(
     assert (capture["step"], capture["status"]) == ("step4", "failed")
     assert f"{capture['folder']}/capture.json" in manifest["files"]
     report = tmp_path / re.search(r"^report: (.+)$", output, re.M).group(1)  # type: ignore[union-attr]
-    assert "MISSING step4: the export trace.sqlite" in report.read_text()
+    assert "MISSING embedder alone: the export trace.sqlite" in report.read_text()
