@@ -75,7 +75,8 @@ def thread_frontier(measures: SweepMeasures, x: str, min_gen_kept: float) -> Fig
 
 def _kept_by_caps(axes: Axes, measures: SweepMeasures, bound: float) -> None:
     """Both caps vary: a place a pair of them, the loosest on the embedder last, and no line, for none lies between."""
-    pairs = measures.of("step2", "gen_kept").sort_values(list(reversed(CAPS)))[list(CAPS)].drop_duplicates()
+    measured = pd.concat([measures.of("step2", name) for name, _, _ in KEPT])  # a cell may lack one of them
+    pairs = measured.sort_values(list(reversed(CAPS)))[list(CAPS)].drop_duplicates()
     places = {tuple(pair): place for place, pair in enumerate(pairs.itertuples(index=False))}
     for name, _, colour in KEPT:
         rows = measures.of("step2", name)
