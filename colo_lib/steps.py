@@ -144,6 +144,10 @@ TABLE: tuple[Step, ...] = (
          "#AA4499", (0, (2, 1)), "sharded", mechanism_on_cores="none", name_on_cores="LLM alone, sharded, once more"),
     Step("tp2-alone", "LLM alone, sharded", "S", "25-sharded-alone", "none", "configA", None, "#661100", (0, (6, 2)),
          "sharded"),
+    # Config B without MPS: the ranks that exchange at every layer get their turns on each GPU apart.
+    Step("configB-sliced", "sharded and time-sliced", "Bt", "26-sharded-time-sliced", "time-sliced", "configA",
+         "configA", "#F0B000", (0, (6, 1, 1, 1)), "sharded", mechanism_on_cores="cpu-alternating",
+         name_on_cores="sharded, alternating"),
     # Cores have neither: skipped there, with the reason.
     Step("mig", "both on MIG instances", "g", "15-mig", "mig", "step1", "step4", "#882255", (0, (7, 2, 1, 2))),
     Step("sm-partition", "both with the embedder held to its SMs", "p", "16-sm-partition", "sm-partition", "step1",

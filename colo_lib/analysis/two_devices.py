@@ -20,6 +20,8 @@ CHAIN: Mapping[str, tuple[str, str]] = {
     "the embedder on one device leaves of that": ("configB-one", "tp2-mps-alone"),
     "the embedder on both devices leaves of that": ("configB", "tp2-mps-alone"),
     "in all: sharded and co-located against dedicated": ("configB", "configA"),
+    "the embedder in time slices on both devices leaves of sharding": ("configB-sliced", "tp2-alone"),
+    "in all: sharded and time-sliced against dedicated": ("configB-sliced", "configA"),
 }
 
 # Both at work over two devices.
