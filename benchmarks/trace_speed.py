@@ -2,6 +2,7 @@
 
     python benchmarks/trace_speed.py --nsys /path/to/nsys          a million kernels, and ten million
     python benchmarks/trace_speed.py --sizes 1000000               without nsys: our own times alone
+    python benchmarks/trace_speed.py --profile --sizes 1000000     where the time of one `colo trace` goes
 
 For each size an export with two processes is planted. Then, in pairs, each on a fresh copy of it: `nsys stats -r
 cuda_gpu_kern_sum` makes its one table, and `colo trace --json` makes everything, with a cache that is empty (first
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import pstats
 import shutil
 import statistics
 import subprocess
@@ -112,6 +114,27 @@ def peak_gb(file: Path) -> float:
     return most / 1e9
 
 
+def profile(file: Path, most: int = 20) -> None:
+    """Print where one process of `colo trace --json` spends its time, function by function, without a cache.
+
+    Own seconds are those in the function itself, seconds with those it calls. Readers are processes of their own: what
+    they do is waited for in `read`. The profiler itself slows small functions.
+    """
+    command, environment = trace_command(file, "")
+    with tempfile.TemporaryDirectory() as folder:
+        kept = str(Path(folder) / "profile")
+        profiled = [sys.executable, "-m", "cProfile", "-o", kept, *command[1:]]
+        subprocess.run(profiled, check=True, stdout=subprocess.DEVNULL, env=environment)
+        stats: dict[Any, Any] = vars(pstats.Stats(kept))["stats"]
+    whole = sum(own for _, _, own, _, _ in stats.values())
+    print(f"{whole:.2f} s of one process\n\n| function | calls | own s | share | with what it calls, s |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    rows = sorted(stats.items(), key=lambda item: -item[1][2])[:most]
+    for (source, line, name), (_, calls, own, cumulated, _) in rows:
+        place = f"{Path(source).name}:{line} {name}" if line else name
+        print(f"| `{place.replace('|', '/')}` | {calls:,} | {own:.3f} | {own / whole:.0%} | {cumulated:.3f} |")
+
+
 def main() -> int:
     """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,9 +142,14 @@ def main() -> int:
     parser.add_argument("--sizes", default="1000000,10000000", help="numbers of kernels, by comma")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--plant", type=Path, metavar="FILE", help="only write an export of the (first) size")
+    parser.add_argument("--profile", action="store_true", help="only tell where the time of one `colo trace` goes")
     options = parser.parse_args()
     if options.plant:
         plant(options.plant, int(options.sizes.split(",")[0]))
+        return 0
+    if options.profile:
+        with tempfile.TemporaryDirectory() as folder:
+            profile(plant(Path(folder) / "planted.sqlite", int(options.sizes.split(",")[0])))
         return 0
     load = os.getloadavg()[0]
     print(f"{len(os.sched_getaffinity(0))} cores; median of {options.pairs} pairs; load {load:.1f} at the start\n")

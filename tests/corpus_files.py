@@ -408,5 +408,10 @@ def fractions_where_sizes_belong(folder: Path) -> Path:
 
 
 @case
+def fractions_where_times_belong(folder: Path) -> Path:
+    return changed(folder, f"UPDATE {KERNEL} SET start = 999.5 WHERE gridX = 66")
+
+
+@case
 def too_many_threads(folder: Path) -> Path:
     return changed(folder, f"UPDATE {KERNEL} SET blockZ = 100000 WHERE gridX = 66")

@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from colo_lib.data import export_cache
 from colo_lib.data import nsys_schema as schema
-from colo_lib.data.nsys_pages import PagedTable, blocks_of, paged_tables
+from colo_lib.data.nsys_pages import PagedTable, blocks_of, paged_launches, paged_tables
 from colo_lib.data.sqlite_file import DAMAGE, check_file
 from colo_lib.data.sqlite_pages import Pages, Unusual, opened_pages
 from colo_lib.data.sqlite_reader import (
@@ -52,7 +52,6 @@ LONGEST_NS = 2**50  # 13 days
 PID_BITS, PID_MASK = 24, 0xFFFFFF
 UNNAMED = "(unnamed)"
 DENSE = 1_000_000
-NONE_PAGED: Mapping[str, PagedTable] = {}
 
 
 @dataclass
@@ -138,26 +137,32 @@ def read_export(file: Path) -> Capture:
 
     `exports[0]` holds the facts on which sessions are aligned. Raises InputError naming what is wrong with the file.
     """
+    return _by_pages_or_sqlite(file, _read, paged_tables)
+
+
+ReadT = TypeVar("ReadT")
+Paged = Mapping[str, PagedTable]
+
+
+def _by_pages_or_sqlite(
+    file: Path,
+    read: Callable[[Path, sqlite3.Connection, Pages | None, Paged], ReadT],
+    paged: Callable[[sqlite3.Connection, schema.Tables, Pages], Paged],
+) -> ReadT:
+    """`read` by the pages of tables that `paged` finds; of what is not plain, or damaged, SQLite has the last word."""
     check_file(file)
-    # Whatever is not plain there, or looks damaged, SQLite has the last word on.
     with (
         contextlib.suppress(Unusual, InputError, OSError, IndexError, *DAMAGE),
         opened(file) as connection,
         opened_pages(file) as pages,
     ):
-        return _read(file, connection, pages, paged_tables(connection, tables_of(connection), pages))
+        return read(file, connection, pages, paged(connection, tables_of(connection), pages))
     with opened(file) as connection:
-        return _read(file, connection)
+        return read(file, connection, None, {})
 
 
-def _read(
-    file: Path,
-    connection: sqlite3.Connection,
-    pages: Pages | None = None,
-    paged: Mapping[str, PagedTable] | None = None,
-) -> Capture:
+def _read(file: Path, connection: sqlite3.Connection, pages: Pages | None, paged: Paged) -> Capture:
     """`read_export` of an open file; the rows of `paged` tables come from its pages, which check them as well."""
-    paged = paged or {}
     with looked_through(file, partial(_odd_numbers, checked=paged), paged) as odd:
         tables = tables_of(connection)
         if not any(schema.find_table(tables, f"CUPTI_ACTIVITY_KIND_{kind}") for kind in schema.ACTIVITY):
@@ -184,15 +189,19 @@ def _read(
 
 def read_launches(file: Path) -> tuple[Launches, list[int]]:
     """CUDA API calls of an export, sorted by start, times as the file has them; and the pid of each process place."""
-    check_file(file)
-    with opened(file) as connection:
-        reader = Reader(file, connection, tables_of(connection), schema.DeviceMap([], {}))
+    return _by_pages_or_sqlite(file, _launches, paged_launches)
 
-        def make(c: schema.Columns) -> Launches:
-            return Launches(c["start_ns"], c["end_ns"], reader.processes(c["pid"]), c["correlation"])
 
-        made = reader.rows("RUNTIME", Launches, make)
-        return _joined(Launches, [made]), list(reader.pids)
+def _launches(
+    file: Path, connection: sqlite3.Connection, pages: Pages | None, paged: Paged
+) -> tuple[Launches, list[int]]:
+    reader = Reader(file, connection, tables_of(connection), schema.DeviceMap([], {}), pages, paged)
+
+    def make(c: schema.Columns) -> Launches:
+        return Launches(c["start_ns"], c["end_ns"], reader.processes(c["pid"]), c["correlation"])
+
+    made = reader.rows("RUNTIME", Launches, make)
+    return _joined(Launches, [made]), list(reader.pids)
 
 
 def _odd_numbers(connection: sqlite3.Connection, checked: Collection[str] = ()) -> list[str]:
@@ -281,7 +290,7 @@ def _read_overhead(reader: Reader) -> Overhead:
 
     def make(block: Ints) -> Overhead:
         c = schema.unpacked({name: block[:, place] for place, name in enumerate(source.columns)})
-        good = (np.abs(c["start_ns"]) < NO_TIME) & (np.abs(c["end_ns"]) < NO_TIME) & (c["end_ns"] >= c["start_ns"])
+        good = (c["start_ns"] > -NO_TIME) & (c["end_ns"] < NO_TIME) & (c["end_ns"] >= c["start_ns"])
         c = {name: column[good] for name, column in c.items()}
         process, name = reader.processes(c["pid"]), reader.names(c["name"])
         return Overhead(c["start_ns"], c["end_ns"], process, name)

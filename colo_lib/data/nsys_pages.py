@@ -71,15 +71,35 @@ def paged_tables(connection: sqlite3.Connection, tables: schema.Tables, pages: P
     for name, tree in trees.items():
         used.append(tree.pages)
         if name in wanted and name is not None and len(tree.leaves) >= LEAST_LEAVES:
-            if ODD_WORDS.search(texts[name]):
-                raise Unusual("a table with rules of its own")
-            found[name] = PagedTable(wanted[name], tree, _columns(connection, tables, name, wanted[name]))
+            found[name] = _plain_table(connection, tables, name, wanted[name], texts[name], tree)
         else:  # rows of a paged table that go on elsewhere are refused while they are decoded
             used.append(np.array(overflow_pages(pages, tree), np.int64))
     check_every_page_is_used_once(pages, used)
     if not found:
         raise Unusual("small tables")
     return found
+
+
+def paged_launches(connection: sqlite3.Connection, tables: schema.Tables, pages: Pages) -> dict[str, PagedTable]:
+    """The table of CUDA API calls, by its name; raises Unusual where it is small, absent, or other than plain.
+
+    Its own pages are seen to be sound; whether the rest of the file is, was seen when its activity was read.
+    """
+    name = schema.find_table(tables, "CUPTI_ACTIVITY_KIND_RUNTIME")
+    row = connection.execute("SELECT rootpage, sql FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+    root, sql = row.fetchone() or (0, "")
+    tree = walk(pages, root) if name else None
+    if name is None or tree is None or len(tree.leaves) < LEAST_LEAVES:
+        raise Unusual("a small table")
+    return {name: _plain_table(connection, tables, name, "RUNTIME", COMMENTS.sub(" ", str(sql)), tree)}
+
+
+def _plain_table(
+    connection: sqlite3.Connection, tables: schema.Tables, name: str, kind: str, sql: str, tree: Tree
+) -> PagedTable:
+    if ODD_WORDS.search(sql):
+        raise Unusual("a table with rules of its own")
+    return PagedTable(kind, tree, _columns(connection, tables, name, kind))
 
 
 def _columns(connection: sqlite3.Connection, tables: schema.Tables, table: str, kind: str) -> list[Column]:
@@ -124,8 +144,8 @@ def packed(kind: str, raw: Raw) -> list[Any]:
     for ours in schema.COLUMNS[kind]:
         if ours in ("start_ns", "end_ns"):
             made.append(raw[ours.removesuffix("_ns")])
-        elif ours in PACKED:
-            made.append(PACKED[ours](raw))
+        elif (formula := PACKED.get(f"{kind} {ours}", PACKED.get(ours))) is not None:
+            made.append(formula(raw))
         else:
             raise Unusual(f"no formula for {ours}")
     return made
@@ -188,6 +208,8 @@ PACKED: dict[str, Callable[[Raw], Any]] = {
     "shape": _shape,
     "kind": lambda raw: raw.get("copykind", 0),
     "size_bytes": lambda raw: raw.get("bytes", 0),
+    "RUNTIME owner": lambda raw: raw.get("globaltid", 0) & np.int64(-16777216),
+    "RUNTIME link": lambda raw: raw.get("correlationid", 0) & 0xFFFFFFFF,
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sqlite3
 import sys
 from array import array
@@ -113,7 +114,7 @@ WORTH_A_PROCESS = 60_000  # rows; fewer are read sooner than a process starts
 BLOCK_ROWS = 131_072
 LEAST_ROW_BYTES = 8  # no row of an export is shorter; more rowids than that have holes between them
 ColumnsT = TypeVar("ColumnsT", bound="Columns")
-MISSING = -(2**63)  # stands for NULL and for anything that is not a number
+MISSING = -(2**63)  # stands for NULL and for anything that is not a whole number
 LARGEST = 2**62
 ROWS = 1024
 
@@ -129,7 +130,7 @@ def read_table(
 ) -> ColumnsT:
     """`make` of every block of the table as one frame in rowid order; a block is int64 [rows, columns].
 
-    `columns` are SQL expressions over the table. What is not a number is `MISSING`. Blocks go straight to
+    `columns` are SQL expressions over the table. What is not a whole number is `MISSING`. Blocks go straight to
     their place in arrays as long as the table: ten million rows are never held twice. `make` is called by one thread at
     a time. `blocks` are the same rows, where they are not to be asked of SQLite. Raises InputError where the file is
     damaged.
@@ -241,8 +242,8 @@ def _careful(values: Iterable[Any]) -> Iterator[int]:
     for value in values:
         if isinstance(value, int):
             yield value
-        elif isinstance(value, float) and value == value:
-            # SQLite turns an integer product that does not fit into a float.
+        elif isinstance(value, float) and (value.is_integer() or math.isinf(value)):
+            # SQLite turns an integer product that does not fit into a float. A fraction is no time and nobody's id.
             yield int(min(max(value, -LARGEST), LARGEST))
         else:
             yield MISSING

@@ -18,9 +18,10 @@ from colo_lib.data import export, nsys_pages, sqlite_pages
 from colo_lib.data.sqlite_pages import ANY, INTEGER, TEXT, Column, Unusual, decoded, opened_pages, walk
 from colo_lib.examples.captures import H100_PAIR, global_pid, write_export
 from colo_lib.paths import RECORDED
-from colo_lib.trace import FRAMES, Capture
+from colo_lib.trace import FRAMES, Capture, Launches
 
 KERNEL = "CUPTI_ACTIVITY_KIND_KERNEL"
+RUNTIME = "CUPTI_ACTIVITY_KIND_RUNTIME"
 NEVER, ALWAYS = 10**9, 0
 # Values at the edges of every serial type of section 2.1.
 EDGES = sorted({sign * 2**bits + by for bits in (0, 7, 15, 23, 31, 47, 62) for sign in (1, -1) for by in (-1, 0, 1)})
@@ -145,8 +146,10 @@ def planted(file: Path, kernels: int = 3_000, **columns: Any) -> Path:
     }
     table |= columns
     copies = {"start": start[:500], "end": start[:500] + 5, "globalPid": table["globalPid"][:500], "bytes": start[:500]}
-    return write_export(file, {KERNEL: table, "CUPTI_ACTIVITY_KIND_MEMCPY": copies}, ["a", "b", "c", "d" * 6_000],
-                        {777: "VLLM::EngineCore", 774: "embed"})  # fmt: skip
+    calls = {"start": start[::-1] - 50, "end": start[::-1] - 9, "globalTid": table["globalPid"] + rng.integers(0, 999),
+             "correlationId": table["correlationId"], "nameId": table["demangledName"]}  # fmt: skip
+    return write_export(file, {KERNEL: table, "CUPTI_ACTIVITY_KIND_MEMCPY": copies, RUNTIME: calls},
+                        ["a", "b", "c", "d" * 6_000], {777: "VLLM::EngineCore", 774: "embed"})  # fmt: skip
 
 
 def both(file: Path) -> tuple[Capture, Capture]:
@@ -185,6 +188,7 @@ def test_a_worker_that_meets_something_unusual_leaves_the_file_to_sqlite(
 
 
 CHANGES = {
+    "a time in fractions": f"UPDATE {KERNEL} SET start = 1.5 WHERE rowid = 1500",
     "NULL": f"UPDATE {KERNEL} SET demangledName = NULL WHERE rowid = 1500",
     "a text": f"UPDATE {KERNEL} SET gridX = 'many' WHERE rowid = 1500",
     "a fraction": f"UPDATE {KERNEL} SET gridX = 1.5 WHERE rowid = 1500",
@@ -215,6 +219,57 @@ def test_what_is_unusual_is_read_as_sqlite_reads_it(words: str, tmp_path: Path) 
         same(paged, export.read_export(file))
 
 
+def launches_of(file: Path, least_leaves: int) -> tuple[Launches, list[int], list[str]]:
+    """The API calls of a file, their pids, and the kinds of tables that were read from pages."""
+    taken: list[str] = []
+
+    def noted(*given: Any) -> Any:
+        taken.append(given[1].kind)
+        return nsys_pages.blocks_of(*given)
+
+    with reader(least_leaves), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "blocks_of", noted)
+        return *export.read_launches(file), taken
+
+
+def same_launches(file: Path) -> list[str]:
+    """Assert that both readers find the same API calls; gives what was read from pages."""
+    paged, pids, taken = launches_of(file, ALWAYS)
+    plain, plain_pids, none = launches_of(file, NEVER)
+    assert pids == plain_pids
+    assert not none
+    for name in Launches.dtypes():
+        assert np.array_equal(getattr(paged, name), getattr(plain, name)), name
+    return taken
+
+
+def test_api_calls_are_the_same_by_pages_and_by_sqlite(tmp_path: Path) -> None:
+    file = planted(tmp_path / "trace.sqlite")
+    assert same_launches(file) == ["RUNTIME"]
+    assert len(launches_of(file, ALWAYS)[0]) == 3_000
+
+
+LAUNCH_CHANGES = {
+    "a fraction": f"UPDATE {RUNTIME} SET start = 1.5 WHERE rowid = 1500",
+    "no time": f"UPDATE {RUNTIME} SET end = NULL WHERE rowid = 1500",
+    "no thread": f"UPDATE {RUNTIME} SET globalTid = NULL WHERE rowid = 1500",
+    "a text": f"UPDATE {RUNTIME} SET correlationId = 'one' WHERE rowid = 1500",
+    "no column of threads": f"ALTER TABLE {RUNTIME} DROP COLUMN globalTid",
+    "no rows": f"DELETE FROM {RUNTIME}",
+    "no table": f"DROP TABLE {RUNTIME}",
+    "an index": f"CREATE INDEX by_start ON {RUNTIME} (start)",
+}
+
+
+@pytest.mark.parametrize("words", sorted(LAUNCH_CHANGES))
+def test_unusual_api_calls_are_read_as_sqlite_reads_them(words: str, tmp_path: Path) -> None:
+    file = planted(tmp_path / "trace.sqlite")
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.executescript(LAUNCH_CHANGES[words])
+    connection.close()
+    same_launches(file)
+
+
 CAPTURES = [*sorted(RECORDED.glob("**/*.sqlite")), *H100_PAIR]
 
 
@@ -224,6 +279,7 @@ def test_real_captures_are_told_the_same_by_pages_and_by_sqlite(
 ) -> None:
     monkeypatch.setenv("COLO_EXPORT_CACHE", "")
     same(*both(file))
+    assert same_launches(file) == ["RUNTIME"]
     told = []
     for least_leaves in (ALWAYS, NEVER):
         with reader(least_leaves):
