@@ -225,6 +225,35 @@ def _submitted(requests: Table) -> dict[int, int]:
     return dict(zip(map(int, ids), map(int, times_ns), strict=True))
 
 
+# Moments of a window at which the ages of running requests are looked at.
+AGES_AT = 16
+
+
+def age_spread(gen: Table, requests: Table, start_ns: int, end_ns: int) -> float | None:
+    """How evenly the ages of running requests are spread over [start, end): about 1 evenly, 0 all in lockstep.
+
+    A request's age at a moment is how many tokens it has, between its first and its last; evenly spread from none to
+    the longest output L they vary by L^2 / 12. The root of the mean of their variance at `AGES_AT` moments over that.
+    None where no two requests run at once.
+    """
+    ids, lengths = (np.asarray(requests[name].to_numpy()) for name in ("request_id", "output_tokens"))
+    if not len(ids):
+        return None
+    whole = ~np.isnan(np.asarray(requests["done_ns"].to_numpy(), dtype="float64"))
+    arrival = np.asarray(gen["arrival_ns"].to_numpy())
+    order, by_id = np.argsort(arrival, kind="stable"), np.argsort(ids)
+    place = by_id[np.searchsorted(ids[by_id], np.asarray(gen["request_id"].to_numpy())[order])]
+    moments = np.linspace(start_ns, end_ns, AGES_AT, endpoint=False)
+    variances = []
+    for upto in np.searchsorted(arrival[order], moments):
+        ages = np.bincount(place[:upto], minlength=len(ids))
+        running = ages[(ages > 0) & ~(whole & (ages >= lengths))]
+        if len(running) > 1:
+            variances.append(float(running.var(ddof=1)))
+    longest = float(lengths.max(initial=0))
+    return float(np.sqrt(np.mean(variances) * 12) / longest) if variances and longest else None
+
+
 def sequence_work(embed: Table) -> Work:
     """Each batch of `EMBED` as work of so many sequences."""
     return Work(*(np.asarray(embed[name].to_numpy()) for name in ("started_ns", "done_ns", "sequences")))

@@ -142,6 +142,9 @@ class Params(BaseModel):
     gen_concurrency: int = parameters("gen load", "engine", "load", at_work="gen")(
         2, "requests in flight, closed loop", ge=1, le=4096, notebooks=RECORDING
     )
+    gen_client_processes: int = _gen_load(
+        0, "processes of gen's load client; 0: one for every 64 in flight, as cores allow", ge=0, le=64
+    )
     gen_max_num_seqs: int = _gen_engine(
         0, "vLLM max_num_seqs; 0: gen_concurrency. Set, engines serve several concurrencies", ge=0, le=4096
     )

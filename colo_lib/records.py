@@ -69,6 +69,22 @@ class MemoryParts(Record):
     rest: Signed | None = None
 
 
+class GenLoad(Record):
+    """`gen_load` of a trial: how gen's load stood in the window (`launch/gen_load.py`, `frames.age_spread`)."""
+
+    processes: Count | None = None
+    """Of the load client."""
+    client_busiest_cores: Number | None = None
+    """The most of a core that one of them used over a second."""
+    age_spread: Number | None = None
+    """1: the ages of running requests are spread evenly; 0: all in lockstep."""
+    preemptions: Count | None = None
+    waiting: Number | None = None
+    """Requests in vLLM's queue on average."""
+    kv_tokens: Count | None = None
+    """What vLLM's KV cache holds."""
+
+
 class TrialEvidence(Record):
     """`mechanism_evidence` of a trial: proof of how the GPU was shared, before the window and after it."""
 
@@ -94,6 +110,9 @@ class WindowFacts(Record):
     drift_fraction: dict[str, Number | None] | None = None
     neighbour: str | None = None
     stranger_cores: Number | None = None
+    gen_load: GenLoad | None = None
+    marks: list[str] | None = None
+    """What is worth knowing of a trial and makes it no less right."""
 
 
 class MeasuredTrial(WindowFacts):

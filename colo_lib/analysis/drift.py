@@ -6,6 +6,8 @@ beside the verdict, so that a reader can look.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -167,6 +169,20 @@ def disagreements(trials: pd.DataFrame, tolerance: float = 0.001) -> list[str]:
             "the rows are used"
             for row in trials[off].itertuples()
         ]
+    return sentences
+
+
+def marked(trials: pd.DataFrame) -> list[str]:
+    """A sentence a step for each kind of mark on its trials that count, the first in full."""
+    sentences, names = [], names_in(trials)
+    for step, group in trials[trials["status"] == "done"].groupby("step", sort=False):
+        kinds: dict[str, list[tuple[str, int]]] = {}
+        for marks, trial in zip(group["marks"], group["trial"], strict=True):
+            for mark in marks if isinstance(marks, list) else ():
+                kinds.setdefault(re.sub(r"[\d.,]+", "#", mark), []).append((mark, int(trial)))
+        for (mark, trial), *others in kinds.values():
+            more = f" (the like in {len(others)} more of its trials)" if others else ""
+            sentences.append(f"{names[step]}, trial {trial}: {mark}{more}")
     return sentences
 
 

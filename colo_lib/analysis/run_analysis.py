@@ -146,7 +146,7 @@ class RunAnalysis:
     def warnings(self) -> list[str]:
         """Sentences that a reader of the verdict must not overlook."""
         sentences = thresholds.starved(self.against_bounds) + drift.unsteady(self.null)
-        return sentences + self.drift + drift.disagreements(self.trials)
+        return sentences + self.drift + drift.disagreements(self.trials) + drift.marked(self.trials)
 
     @of_run
     def steps_table(self) -> pd.DataFrame:

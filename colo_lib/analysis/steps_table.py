@@ -46,7 +46,7 @@ def steps_table(
     """
     counted = trials[trials["status"] == "done"]
     rows = _trial_rows(trials) + _rate_rows(throughput) + _kept_rows(kept) + _latency_rows(latencies)
-    rows += _stall_rows(counted) + _telemetry_rows(telemetry)
+    rows += _stall_rows(counted) + _load_rows(counted) + _telemetry_rows(telemetry)
     table = pd.DataFrame(rows, columns=TABLE_COLUMNS[:-1])
     return table.assign(mechanism=table["step"].map(mechanisms_in(trials)))
 
@@ -134,6 +134,21 @@ def _stall_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
             worst = values.max()
             if np.isfinite(worst):
                 rows.append(_row(label, "ms", step, (worst,), values.notna().sum(), number(worst)))
+    return rows
+
+
+def _load_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
+    """How the LLM's load stood: where requests run side by side, how their ages lay; how busy the client was."""
+    rows = []
+    for column, label, unit in (
+        ("gen_age_spread", "Spread of running requests' ages (1: even, 0: in lockstep)", ""),
+        ("gen_waiting", "Requests in vLLM's queue, mean", ""),
+        ("gen_client_cores", "Load client: most of a core that a process used", "cores"),
+    ):
+        for step, values in counted.groupby("step")[column] if column in counted else ():
+            worst = values.mean() if column != "gen_client_cores" else values.max()
+            if np.isfinite(worst):
+                rows.append(_row(label, unit, step, (worst,), values.notna().sum(), number(worst)))
     return rows
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.thresholds import Thresholds
-from colo_lib.frames import NS_PER_S, sequence_work, token_work
+from colo_lib.frames import NS_PER_S, age_spread, sequence_work, token_work
 from colo_lib.steps import mechanisms_in
 
 
@@ -161,6 +161,7 @@ NUMBERS = [
     "requests_within",
     "requests_failed",
     "batches_within",
+    "gen_age_spread",
 ]
 
 
@@ -229,6 +230,8 @@ def _measure_gen(
     if requests is not None:
         bounds = (slos.slo_gen_ttft_ms, slos.slo_gen_stall_ms)
         within, alive = requests_within(requests, gen, *window, *bounds)
+        spread = age_spread(gen, requests, *window)
+        measured["gen_age_spread"] = np.nan if spread is None else spread
         measured |= {"requests": alive, "requests_within": within / alive if alive else np.nan}
         measured["requests_failed"] = int((requests["error"].notna() & (requests["submitted_ns"] < window[1])).sum())
     return measured

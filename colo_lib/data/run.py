@@ -69,8 +69,13 @@ TRIAL_COLUMNS = {
     "telemetry_absent": "telemetry.absent",
     "telemetry_gaps": "telemetry.gaps",
     "pacing": "pacing.kind",
+    "marks": "marks",
+    "gen_client_cores": "gen_load.client_busiest_cores",
+    "gen_waiting": "gen_load.waiting",
+    "gen_preemptions": "gen_load.preemptions",
 }
 TRIAL_NUMBERS = [name for name in TRIAL_COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
+TRIAL_NUMBERS += ["gen_client_cores", "gen_waiting", "gen_preemptions"]
 
 
 @dataclass(frozen=True)

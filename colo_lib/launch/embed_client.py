@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from colo_lib.launch.client_orders import run_ahead, serve_orders
 from colo_lib.launch.embed_answer import EmbedAnswerWrong, check_answer, http_sentence, request_body
 from colo_lib.launch.gen_client import RESERVED_TOKEN_IDS
 
@@ -127,6 +127,14 @@ class EmbedLoad:
         self.slots = []
         Path(to).write_bytes(self.rows.tobytes())
 
+    async def answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one order."""
+        if order["do"] == "start":
+            await self.start()
+        elif order["do"] == "stop":
+            await self.stop(order["to"])
+        return self.status()
+
     def status(self) -> dict[str, Any]:
         """How far the load is, as `embed_worker` tells it."""
         done = len(self.rows) // 4
@@ -134,34 +142,12 @@ class EmbedLoad:
         return {"batches": done, "last_done_ns": last_ns, "error": self.error, "pid": os.getpid()}
 
 
-async def serve(load: EmbedLoad, path: str) -> None:
-    """Answer orders on a Unix socket until told to quit."""
-    over = asyncio.Event()
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            order = json.loads(line)
-            if order["do"] == "start":
-                await load.start()
-            elif order["do"] == "stop":
-                await load.stop(order["to"])
-            elif order["do"] == "quit":
-                over.set()
-            writer.write((json.dumps(load.status()) + "\n").encode())
-            with contextlib.suppress(ConnectionError):  # who asked gave up
-                await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_unix_server(converse, path):
-        await over.wait()
-
-
 def main() -> None:
-    """Serve orders; runs ahead of the engines where the system lets it, so that answers are timed when they come."""
-    with contextlib.suppress(PermissionError):
-        os.nice(-5)
+    """Serve orders."""
+    run_ahead()
     job = EmbedClientJob(**json.loads(sys.argv[1]))
-    asyncio.run(serve(EmbedLoad(job, os.environ.get("COLO_EMBED_KEY", "")), job.socket))
+    load = EmbedLoad(job, os.environ.get("COLO_EMBED_KEY", ""))
+    asyncio.run(serve_orders(load.answer, job.socket))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,49 @@
-"""The load on `gen`: a closed loop at a set concurrency, in a process of its own, a time for every token.
+"""The load on `gen`: requests in a process of its own, a time for every token.
 
     python -m colo_lib.launch.gen_client '{"socket": …, "port": …, "concurrency": …, …}'
 
+A closed loop (`concurrency` slots, each with one request in flight) or requests that are due at a rate, however many
+are in flight then (`arrivals`). Where one process would not keep up, several share the load (`gen_team`): this one has
+every `processes`-th slot or request.
+
 The API key comes in `COLO_GEN_KEY`. Orders, answers and times are those of `embed_worker`:
-start, status, stop (`to` is the folder that receives gen.parquet and requests.parquet), quit; and `gaps` (`since`: how
-many the asker has seen): the inter-token gaps that came after those, for whoever paces the other workload.
+start (`began_ns`: from when requests are due), status, stop (`to` is the folder that receives gen.parquet and
+requests.parquet), quit; and `gaps` (`since`: how many the asker has seen): the inter-token gaps that came after those,
+for whoever paces the other workload.
 A request that fails is recorded with its error and never tried again: a retry would hide a failure.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
-import contextlib
 import json
 import os
 import random
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from colo_lib.frames import write_frame
+from colo_lib.launch.arrivals import CLOSED, due_times
+from colo_lib.launch.client_orders import cpu_reading, run_ahead, serve_orders, until
 from colo_lib.launch.rpc import ClientJob, Gaps
 
 PAUSE_AFTER_ERROR_S = 0.2
 RESERVED_TOKEN_IDS = 8
+LEAST_FIRST_TOKENS = 2  # a request of one token has no gap
+PREPARE_S = 0.02  # a request is made ready so long before it is due
 
 
 @dataclass
 class Request:
-    """A row of the frame `requests`."""
+    """A row of the frame `requests`. Under a demand `submitted_ns` is when it was due."""
 
     request_id: int
     prompt_tokens: int
@@ -44,30 +55,45 @@ class Request:
 
 
 class Load:
-    """Closed loop of streaming completions; every slot has one request in flight."""
+    """Streaming completions, in slots that never rest or at the times at which they are due."""
 
     def __init__(self, job: ClientJob, key: str) -> None:
         self.job = job
         self.headers = {"Authorization": f"Bearer {key}"}
         self.url = f"http://127.0.0.1:{job.port}/v1/completions"
-        self.tokens: list[tuple[int, int, int]] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.session: aiohttp.ClientSession | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty records."""
+        self.request_ids, self.numbers, self.arrivals_ns = array.array("q"), array.array("q"), array.array("q")
         self.requests: list[Request] = []
-        self.gaps_ms: list[float] = []
+        self.gaps_ms = array.array("d")
         self.streaming: dict[int, int] = {}  # request -> when its last token came
-        self.slots: list[asyncio.Task[None]] = []
+        self.silent_slots: set[int] = set()
+        self.most_lag_ns = self.failed = 0
         self.last_error: str | None = None
 
     def prompt(self, request_id: int) -> list[int]:
         """Random token ids, different for every request, the same in every run with this seed."""
-        draw = random.Random(self.job.seed * 1_000_003 + request_id)
-        return [draw.randrange(RESERVED_TOKEN_IDS, self.job.vocab_size) for _ in range(self.job.prompt_tokens)]
+        draw = np.random.default_rng((self.job.seed, request_id))
+        ids: list[int] = draw.integers(RESERVED_TOKEN_IDS, self.job.vocab_size, self.job.prompt_tokens).tolist()
+        return ids
 
-    def body(self, request_id: int) -> dict[str, Any]:
+    def first_tokens(self, slot: int) -> int:
+        """How long a slot's first output is: a random part of a whole one, or requests would end all at once."""
+        if not self.job.stagger:
+            return self.job.output_tokens
+        draw = random.Random(f"{self.job.seed}/first/{slot}")
+        return draw.randint(min(LEAST_FIRST_TOKENS, self.job.output_tokens), self.job.output_tokens)
+
+    def body(self, request_id: int, output_tokens: int) -> dict[str, Any]:
         """One request: token ids in, token ids out, exactly `output_tokens` of them."""
         return {
             "model": self.job.model,
             "prompt": self.prompt(request_id),
-            "max_tokens": self.job.output_tokens,
+            "max_tokens": output_tokens,
             "ignore_eos": True,
             "detokenize": False,
             "stream": True,
@@ -75,114 +101,146 @@ class Load:
             "temperature": 0.0,
         }
 
-    async def send_request(self, session: aiohttp.ClientSession) -> None:
-        """Send one request and note the arrival of every token; errors go into its row."""
-        request_id = len(self.requests)
-        body = self.body(request_id)
-        row = Request(request_id, self.job.prompt_tokens, submitted_ns=time.monotonic_ns())
+    async def send_request(
+        self, request_id: int, output_tokens: int, slot: int | None = None, due_ns: int | None = None
+    ) -> None:
+        """Send one request, at once or when it is due, and note the arrival of every token; errors go into its row."""
+        body = json.dumps(self.body(request_id, output_tokens)).encode()
+        if due_ns is not None:
+            await until(due_ns)
+            self.most_lag_ns = max(self.most_lag_ns, time.monotonic_ns() - due_ns)
+        row = Request(request_id, self.job.prompt_tokens, submitted_ns=due_ns or time.monotonic_ns())
         self.requests.append(row)
+        headers = self.headers | {"Content-Type": "application/json"}
+        assert self.session is not None
         try:
-            async with session.post(self.url, json=body, headers=self.headers) as response:
+            async with self.session.post(self.url, data=body, headers=headers) as response:
                 if response.status != 200:
                     raise OSError(f"HTTP {response.status}: {(await response.text())[:300]}")
-                await self.read_stream(response, row)
-            if row.output_tokens != self.job.output_tokens:
-                raise OSError(f"stream ended after {row.output_tokens} of {self.job.output_tokens} tokens")
+                await self.read_stream(response, row, slot)
+            if row.output_tokens != output_tokens:
+                raise OSError(f"stream ended after {row.output_tokens} of {output_tokens} tokens")
             row.done_ns = time.monotonic_ns()
-            self.streaming.pop(request_id, None)
         except (OSError, aiohttp.ClientError, ValueError) as error:
             row.error = self.last_error = f"{type(error).__name__}: {error}"
+            self.failed += 1
+        finally:
             self.streaming.pop(request_id, None)
+        if row.error:
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
-    async def read_stream(self, response: aiohttp.ClientResponse, row: Request) -> None:
-        """Server-sent events to token rows; the time is taken before the line is parsed."""
-        async for line in response.content:
+    async def read_stream(self, response: aiohttp.ClientResponse, row: Request, slot: int | None) -> None:
+        """Server-sent events to token rows; what came together came at one time, taken before it is parsed."""
+        rest = b""
+        async for part in response.content.iter_any():
             now = time.monotonic_ns()
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise OSError(str(event["error"])[:300])
-            for choice in event.get("choices", []):
-                for _ in choice.get("token_ids") or []:
-                    if row.first_token_ns is None:
-                        row.first_token_ns = now
-                    else:
-                        self.gaps_ms.append((now - self.streaming[row.request_id]) / 1e6)
-                    self.streaming[row.request_id] = now
-                    self.tokens.append((row.request_id, row.output_tokens, now))
-                    row.output_tokens += 1
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    self.note(json.loads(line[6:]), row, now)
+            if slot in self.silent_slots and row.output_tokens:
+                self.silent_slots.remove(slot)
 
-    async def slot(self, session: aiohttp.ClientSession) -> None:
+    def note(self, event: dict[str, Any], row: Request, now: int) -> None:
+        """The tokens of one event; raises OSError for one that tells an error."""
+        if "error" in event:
+            raise OSError(str(event["error"])[:300])
+        for choice in event.get("choices", []):
+            for _ in choice.get("token_ids") or []:
+                if row.first_token_ns is None:
+                    row.first_token_ns = now
+                else:
+                    self.gaps_ms.append((now - self.streaming[row.request_id]) / 1e6)
+                self.streaming[row.request_id] = now
+                self.request_ids.append(row.request_id)
+                self.numbers.append(row.output_tokens)
+                self.arrivals_ns.append(now)
+                row.output_tokens += 1
+
+    async def slot(self, number: int) -> None:
         """One request after the other, for ever."""
+        output_tokens = self.first_tokens(number)
         while True:
-            await self.send_request(session)
+            await self.send_request(self.next_id(), output_tokens, number)
+            output_tokens = self.job.output_tokens
 
-    async def start(self) -> None:
+    def next_id(self) -> int:
+        """A number that no other request of this load has, of any process."""
+        return self.job.process + self.job.processes * len(self.requests)
+
+    async def arrive(self, began_ns: int) -> None:
+        """Send this process's share of the requests, each when it is due; none waits for another."""
+        job, send = self.job, self.send_request
+        for number, due_s in enumerate(due_times(job.arrivals, job.rate, job.draw)):
+            if number % job.processes == job.process:
+                due_ns = began_ns + int(due_s * 1e9)
+                await until(due_ns - int(PREPARE_S * 1e9))
+                self.begin(send(number, job.output_tokens, due_ns=due_ns))
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a coroutine run until it ends or the load does."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def start(self, began_ns: int) -> None:
         """Begin the load with empty records."""
-        self.tokens, self.requests, self.last_error = [], [], None
-        self.gaps_ms, self.streaming = [], {}
+        self.forget()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
-        self.slots = [asyncio.create_task(self.slot(self.session)) for _ in range(self.job.concurrency)]
+        if self.job.arrivals != CLOSED:
+            self.begin(self.arrive(began_ns))
+            return
+        self.silent_slots = set(range(self.job.process, self.job.concurrency, self.job.processes))
+        for number in sorted(self.silent_slots):
+            self.begin(self.slot(number))
 
     async def stop(self, folder: str) -> None:
         """End the load (requests in flight are dropped: their tokens stay) and write the frames."""
-        for task in self.slots:
-            task.cancel()
-        await asyncio.gather(*self.slots, return_exceptions=True)
-        if self.slots:
+        while self.tasks:
+            for task in list(self.tasks):
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        if self.session is not None:
             await self.session.close()
-        self.slots = []
-        columns = zip(*self.tokens, strict=True) if self.tokens else ((), (), ())
+        columns = (self.request_ids, self.numbers, self.arrivals_ns)
         names = ("request_id", "sequence_number", "arrival_ns")
-        write_frame(Path(folder), "gen", dict(zip(names, map(list, columns), strict=True)))
+        write_frame(Path(folder), "gen", dict(zip(names, columns, strict=True)))
+        rows = sorted(self.requests, key=lambda row: row.submitted_ns)
         kept = [field.name for field in fields(Request)]
-        write_frame(Path(folder), "requests", {name: [getattr(row, name) for row in self.requests] for name in kept})
+        write_frame(Path(folder), "requests", {name: [getattr(row, name) for row in rows] for name in kept})
 
     def status(self) -> dict[str, Any]:
-        """How far the load is."""
-        last = self.tokens[-1][2] if self.tokens else None
-        failed = sum(row.error is not None for row in self.requests)
-        return {"tokens": len(self.tokens), "last_ns": last, "failed_requests": failed, "error": self.last_error}
+        """How far the load is. `silent`: slots that have had no token yet; `cpu`: a reading a process."""
+        last = self.arrivals_ns[-1] if self.arrivals_ns else None
+        return {
+            "tokens": len(self.arrivals_ns), "last_ns": last, "failed_requests": self.failed, "error": self.last_error,
+            "silent": len(self.silent_slots), "cpu": [cpu_reading()], "lag_ms": self.most_lag_ns / 1e6,
+        }  # fmt: skip
 
     def gaps(self, since: int) -> Gaps:
         """The gaps after the first `since`, ms, and for how long the slowest stream has waited for its next token."""
         now = time.monotonic_ns()
         open_ms = max(((now - last) / 1e6 for last in self.streaming.values()), default=0.0)
-        return Gaps(len(self.gaps_ms), self.gaps_ms[since:], open_ms)
+        return Gaps(len(self.gaps_ms), self.gaps_ms[since:].tolist(), open_ms)
 
-
-async def serve(load: Load, path: str) -> None:
-    """Answer orders on a Unix socket until told to quit."""
-    over = asyncio.Event()
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            order = json.loads(line)
-            if order["do"] == "start":
-                await load.start()
-            elif order["do"] == "stop":
-                await load.stop(order["to"])
-            elif order["do"] == "quit":
-                over.set()
-            reply = asdict(load.gaps(order["since"])) if order["do"] == "gaps" else load.status()
-            writer.write((json.dumps(reply) + "\n").encode())
-            with contextlib.suppress(ConnectionError):  # who asked gave up
-                await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_unix_server(converse, path):
-        await over.wait()
+    async def answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one order."""
+        if order["do"] == "start":
+            await self.start(order.get("began_ns") or time.monotonic_ns())
+        elif order["do"] == "stop":
+            await self.stop(order["to"])
+        elif order["do"] == "gaps":
+            return asdict(self.gaps(order["since"]))
+        return self.status()
 
 
 def main() -> None:
-    """Serve orders; runs ahead of the engines where the system lets it, so that arrivals are timed when they come."""
-    with contextlib.suppress(PermissionError):
-        os.nice(-5)
+    """Serve orders."""
+    run_ahead()
     job = ClientJob(**json.loads(sys.argv[1]))
-    asyncio.run(serve(Load(job, os.environ["COLO_GEN_KEY"]), job.socket))
+    load = Load(job, os.environ["COLO_GEN_KEY"])
+    asyncio.run(serve_orders(load.answer, job.socket))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ from colo_lib.child_environment import package_environment
 from colo_lib.errors import StepFailed
 from colo_lib.frames import PACING, write_frame
 from colo_lib.launch.child import Child, tail, wait_for
+from colo_lib.launch.client_cpu import Reading, busiest
 from colo_lib.launch.embed_client import EmbedClientJob
 from colo_lib.launch.embed_over_http import KEY_NAME, EmbedServerHandle
 from colo_lib.launch.embed_server import read_rows
 from colo_lib.launch.engines import Handles
+from colo_lib.launch.gen_load import ClientUse
+from colo_lib.launch.gen_team import processes_for
 from colo_lib.launch.pacing import PacerJob, shares, start_order
 from colo_lib.launch.rpc import ClientJob, Handle, answers, call
 from colo_lib.launch.specs import LoadSpec, TrialSpec, WindowSpec
@@ -50,6 +53,8 @@ class Delivered:
 
     events: int = 0
     last_ns: int | None = None
+    silent: int = 0
+    """Slots of gen's closed loop that have had no token yet."""
 
 
 @dataclass
@@ -59,6 +64,16 @@ class Loads:
     client: Handle | None
     embeds: tuple[Handle, ...]
     mechanism: list[Child] = field(default_factory=list)  # processes without which the step is not what it says
+    client_cpu: list[list[Reading]] = field(default_factory=list)
+    """One reading a process of gen's load client, each time that it was asked."""
+    lag_ms: float = 0.0
+    """How late it sent what was due, at the most."""
+
+    def client_use(self, start_ns: int, end_ns: int) -> ClientUse:
+        """How busy gen's load client was in [start, end)."""
+        most = max((len(readings) for readings in self.client_cpu), default=1)
+        # Of several the last reading is that of the process that asks the others.
+        return ClientUse(most - (most > 1), busiest(self.client_cpu, start_ns, end_ns), self.lag_ms)
 
     def each(self) -> list[tuple[str, Handle]]:
         """(workload, handle) of every source of load."""
@@ -105,7 +120,11 @@ class Loads:
             last_ns = status["last_ns"] if name == "gen" else status["last_done_ns"]
             before = delivered.get(name, Delivered())
             stamps = [stamp for stamp in (before.last_ns, last_ns) if stamp is not None]
-            delivered[name] = Delivered(before.events + events, max(stamps, default=None))
+            if name == "gen":
+                self.client_cpu.append([(int(t_ns), int(cpu_ns)) for t_ns, cpu_ns in status.get("cpu", ())])
+                self.lag_ms = max(self.lag_ms, status.get("lag_ms", 0.0))
+            silent = before.silent + status.get("silent", 0)
+            delivered[name] = Delivered(before.events + events, max(stamps, default=None), silent)
         return delivered
 
 
@@ -113,6 +132,7 @@ def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, 
     """The load client of gen, ready for orders."""
     assert handles.gen is not None
     socket_path, log = runtime / "client.sock", folder / "logs" / "client.log"
+    processes = processes_for(load.processes, load.concurrency)
     job = ClientJob(
         socket=str(socket_path),
         port=handles.gen.port,
@@ -122,8 +142,11 @@ def start_client(load: LoadSpec, handles: Handles, runtime: Path, folder: Path, 
         output_tokens=load.output_tokens,
         vocab_size=load.vocab_size,
         seed=load.seed,
+        stagger=load.stagger,
+        processes=processes,
     )
-    command = [sys.executable, "-m", "colo_lib.launch.gen_client", json.dumps(asdict(job))]
+    client = "gen_team" if processes > 1 else "gen_client"
+    command = [sys.executable, "-m", f"colo_lib.launch.{client}", json.dumps(asdict(job))]
     child = Child("client", command, log, env=package_environment({"COLO_GEN_KEY": handles.gen.key}), grace_s=1.0)
     stack.callback(child.stop)
     handle = Handle(socket=str(socket_path), pid=child.pid, log=str(log))
@@ -157,9 +180,15 @@ def start_embed_client(
 
 
 def wait_steady(window: WindowSpec, loads: Loads, handles: Handles) -> None:
-    """Until every workload has delivered and the warm-up is over; raises StepFailed for one that stays silent."""
+    """Until every workload has delivered, gen in every slot, and the warm-up is over.
+
+    Raises StepFailed for one that stays silent.
+    """
     began_ns = time.monotonic_ns()
-    while any(not delivered.events for delivered in check_progress(window, loads, handles, began_ns).values()):
+    while any(
+        delivered.silent or not delivered.events
+        for delivered in check_progress(window, loads, handles, began_ns).values()
+    ):
         time.sleep(POLL_S)
     watch_window(window, loads, handles, time.monotonic_ns() + int(window.warmup_s * 1e9))
 

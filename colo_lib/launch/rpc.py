@@ -91,6 +91,16 @@ class ClientJob:
     output_tokens: int
     vocab_size: int
     seed: int
+    stagger: bool = False
+    """Whether the first output of every slot has a random length, so that requests do not end all at once."""
+    processes: int = 1
+    process: int = 0
+    """This one, of so many that share the load."""
+    arrivals: str = "closed"
+    rate: float = 0.0
+    """Requests a second, where they are not a closed loop."""
+    draw: str = ""
+    """Seed of the times at which requests are due."""
 
 
 @dataclass(frozen=True)

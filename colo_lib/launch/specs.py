@@ -19,7 +19,7 @@ from colo_lib.steps import MECHANISMS, UNDER_MPS
 
 # vLLM's own default of max_num_seqs in its server on most GPUs.
 MOST_SEQUENCES = 256
-REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds")
+REFUSED_ARGS = ("--host", "--port", "--api-key", "--model", "--uds", "--max-num-seqs")
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,13 @@ class LoadSpec:
     pacing: PacingSpec
     embed: EmbedLoadSpec | None = None
     """None where embed needs no client."""
+    processes: int = 0
+    """Of gen's load client; 0: as many as the load needs."""
+    stagger: bool = True
+    """Whether every slot of gen begins with an output of a random length, so that they do not end all at once."""
+    arrivals: str = "closed"
+    rate: float = 0.0
+    """Of gen, requests a second; without effect on a closed loop."""
 
 
 @dataclass(frozen=True)
@@ -329,4 +336,5 @@ class _Wanted:
             slice_ms=params.slice_ms,
             pacing=pacing,
             embed=self.embed_load(),
+            processes=params.gen_client_processes,
         )

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from pydantic import ValidationError
 
 from colo_lib.child_environment import package_environment
 from colo_lib.errors import ColoError, InputError, StepFailed
-from colo_lib.frames import SCHEMA_VERSION, sequence_work, token_work
+from colo_lib.frames import SCHEMA_VERSION, age_spread, sequence_work, token_work
 from colo_lib.json_records import in_words
 from colo_lib.launch.child import Child
 from colo_lib.launch.embed_over_http import EmbedServerHandle
 from colo_lib.launch.embed_proof import refuse_unproved, unproved
 from colo_lib.launch.engines import Handles
+from colo_lib.launch.gen_load import ClientUse, look_at_load
 from colo_lib.launch.load import (
     begin_load,
     collect_frames,
@@ -38,11 +39,11 @@ from colo_lib.launch.load import (
 )
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.rpc import call, runtime_folder
-from colo_lib.launch.specs import TrialSpec
+from colo_lib.launch.specs import LoadSpec, TrialSpec
 from colo_lib.launch.vllm_server import ServerCounters
 from colo_lib.paths import PARTIAL, TRIAL, frame_file
 from colo_lib.placement import Placement
-from colo_lib.records import MeasuredTrial, MemoryParts, Trial, TrialEvidence, WindowFacts
+from colo_lib.records import GenLoad, MeasuredTrial, MemoryParts, Trial, TrialEvidence, WindowFacts
 from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
 from colo_lib.telemetry.readings import Telemetry, convert
 from colo_lib.telemetry.watchdog import SamplerJob
@@ -189,7 +190,7 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
     if spec.placement.device == "cuda":
         memory = telemetry.memory_gib(start_ns, end_ns)
         parts = device_memory_parts(spec.kv_cache_gib, handles, memory)
-    window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores)
+    window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores, loads.client_use(start_ns, end_ns))
     facts = measure_window(spec, folder, window)
     if against := device_doubts(telemetry, start_ns, end_ns):
         facts = facts.joined(status="invalid", reason="; ".join(filter(None, [facts.reason, *against])))
@@ -249,6 +250,7 @@ class Window:
     before: ServerCounters | None
     after: ServerCounters | None
     stranger_cores: float
+    client: ClientUse = field(default_factory=lambda: ClientUse(1))
 
     @property
     def seconds(self) -> float:
@@ -266,6 +268,8 @@ class _Gen:
     server_gap_ms: float | None = None
     disagreement: float | None = None
     drift: float | None = None
+    load: GenLoad | None = None
+    marks: list[str] = field(default_factory=list)
 
 
 def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts:
@@ -275,7 +279,7 @@ def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts
     embed_per_s: float | None = None
     drift: dict[str, float | None] = {"gen": None, "embed": None}
     if placement.runs_gen:
-        gen = _measure_gen(folder, window, reasons)
+        gen = _measure_gen(spec.load, folder, window, reasons)
         drift["gen"] = gen.drift
     if placement.runs_embed:
         work, span = sequence_work(pq.read_table(frame_file(folder, "embed"))), (window.start_ns, window.end_ns)
@@ -287,13 +291,14 @@ def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts
         gen_tokens=gen.tokens, gen_tokens_per_s=gen.per_s, gen_server_tokens_per_s=gen.server_per_s,
         gen_server_mean_gap_ms=gen.server_gap_ms, clock_disagreement=gen.disagreement,
         embed_sequences=sequences, embed_sequences_per_s=embed_per_s, drift_fraction=drift,
-        neighbour=neighbour(placement), stranger_cores=window.stranger_cores, status="done", reason=None,
+        neighbour=neighbour(placement), stranger_cores=window.stranger_cores, gen_load=gen.load, marks=gen.marks,
+        status="done", reason=None,
     )  # fmt: skip
     reasons += doubts(spec, facts)
     return facts.joined(status="invalid", reason="; ".join(reasons)) if reasons else facts
 
 
-def _measure_gen(folder: Path, window: Window, reasons: list[str]) -> _Gen:
+def _measure_gen(load: LoadSpec, folder: Path, window: Window, reasons: list[str]) -> _Gen:
     """Token rate by the client's clock and by vLLM's own counter; what speaks against the trial goes to `reasons`."""
     tokens, requests = (pq.read_table(frame_file(folder, name)) for name in ("gen", "requests"))
     work, span = token_work(tokens, requests), (window.start_ns, window.end_ns)
@@ -315,6 +320,9 @@ def _measure_gen(folder: Path, window: Window, reasons: list[str]) -> _Gen:
             gen.server_gap_ms = (after.gap_sum_s - before.gap_sum_s) / gaps * 1e3
         if after.cached_tokens > before.cached_tokens:
             reasons.append("vLLM's prefix cache served part of a prompt")
+    found = look_at_load(load, window.before, window.after, window.client)
+    reasons += found.reasons
+    gen.load, gen.marks = found.facts.joined(age_spread=age_spread(tokens, requests, *span)), found.marks
     return gen
 
 

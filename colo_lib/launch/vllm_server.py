@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -252,6 +253,18 @@ class ServerCounters:
     gap_sum_s: float
     gap_count: float
     cached_tokens: float
+    preemptions: float = 0.0
+    queue_s: float = 0.0
+    """Time that the requests which are done spent in the queue, all together."""
+    waiting: float = 0.0
+    """Requests in the queue at `t_ns`."""
+    kv_tokens: float = 0.0
+    """What the KV cache holds; 0 where the server does not tell."""
+    kv_block: float = 0.0
+    """Tokens a block of it."""
+
+
+CACHE = re.compile(r'vllm:cache_config_info\{(?=.*?[{,]block_size="(\d+)")(?=.*?[{,]num_gpu_blocks="(\d+)")')
 
 
 def server_counters(handle: GenHandle, timeout_s: float) -> ServerCounters:
@@ -264,12 +277,19 @@ def server_counters(handle: GenHandle, timeout_s: float) -> ServerCounters:
         "vllm:inter_token_latency_seconds_sum": "gap_sum_s",
         "vllm:inter_token_latency_seconds_count": "gap_count",
         "vllm:prompt_tokens_cached_total": "cached_tokens",
+        "vllm:num_preemptions_total": "preemptions",
+        "vllm:request_queue_time_seconds_sum": "queue_s",
+        "vllm:num_requests_waiting": "waiting",
     }
     before = time.monotonic_ns()
     _, text = request(handle, "GET", "/metrics", timeout_s=timeout_s)
     totals = dict.fromkeys(wanted.values(), 0.0)
+    block = tokens = 0.0
     for line in text.decode(errors="replace").splitlines():
         name, _, rest = line.partition("{")
         if name in wanted and rest:
             totals[wanted[name]] += float(rest.rpartition(" ")[2])
-    return ServerCounters(t_ns=(before + time.monotonic_ns()) / 2, **totals)
+        elif config := CACHE.match(line):
+            block = float(config[1])
+            tokens += block * float(config[2])
+    return ServerCounters(t_ns=(before + time.monotonic_ns()) / 2, kv_tokens=tokens, kv_block=block, **totals)

@@ -130,6 +130,12 @@ TRIAL_FIELDS: dict[str, Rule] = {
         number,
     ),
     "drift_fraction": record(BY_WORKLOAD), "neighbour": text, "memory_gib": record(BY_WORKLOAD | {"free": number}),
+    "gen_load": record(
+        dict.fromkeys(
+            ("processes", "client_busiest_cores", "age_spread", "preemptions", "waiting", "kv_tokens"), number
+        )
+    ),
+    "marks": listed(text),
     "memory_parts_gib": record({"gen": PARTS, "embed": PARTS}),
     "telemetry_cost": record(dict.fromkeys(("cpu_fraction", "samples", "hz", "longest_sample_ms"), number)),
     "telemetry": record(

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from colo_lib.child_environment import package_environment
+from colo_lib.launch.arrivals import due_times
 from colo_lib.launch.child import Child
 from colo_lib.launch.rpc import ClientJob, Handle, answers, call
 from tests.processes import wait_until
 
 TOKENS = 6
 GAP_S = 0.01
+SLOW_S = 0.3
 
 
 class Server(ThreadingHTTPServer):
@@ -57,7 +63,7 @@ class Answer(BaseHTTPRequestHandler):
             event = {"choices": [{"text": "", "token_ids": [number, number + 1]}]}
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
-            time.sleep(GAP_S)
+            time.sleep(SLOW_S if self.server.behaviour == "slow" else GAP_S)
         if self.server.behaviour != "cut":
             self.wfile.write(b"data: [DONE]\n\n")
 
@@ -156,3 +162,96 @@ def test_starting_again_starts_clean(server: Server, client: Handle, tmp_path: P
         gen, requests = frames(client, tmp_path)
         assert requests["request_id"].tolist() == list(range(len(requests)))
         assert len(gen) == requests["output_tokens"].sum()
+
+
+@contextmanager
+def team(server: Server, tmp_path: Path, **changes: Any) -> Iterator[Handle]:
+    job = ClientJob(
+        socket=str(Path("/tmp") / f"colo-test-{time.monotonic_ns()}.sock"), port=server.server_port, model="gen",
+        concurrency=5, prompt_tokens=5, output_tokens=TOKENS, vocab_size=1000, seed=1, **changes,
+    )  # fmt: skip
+    module = "gen_team" if job.processes > 1 else "gen_client"
+    command = [sys.executable, "-m", f"colo_lib.launch.{module}", json.dumps(asdict(job))]
+    child = Child("client", command, tmp_path / "client.log", env=package_environment({"COLO_GEN_KEY": "k"}))
+    handle = Handle(job.socket, child.pid, str(child.log))
+    try:
+        assert wait_until(lambda: answers(handle)), child.tail()
+        yield handle
+    finally:
+        child.stop()
+        for left in Path("/tmp").glob(f"{Path(job.socket).name}*"):
+            left.unlink(missing_ok=True)
+
+
+def test_several_processes_load_as_one(server: Server, tmp_path: Path) -> None:
+    with team(server, tmp_path, processes=2) as handle:
+        members = psutil.Process(handle.pid).children(recursive=True)
+        call(handle, "start")
+        assert wait_until(lambda: call(handle, "status")["tokens"] >= 150)
+        status = call(handle, "status")
+        assert status["silent"] == 0
+        assert len(status["cpu"]) == 3  # two that load, and the one that asks them
+        gaps = call(handle, "gaps", since=0)
+        assert gaps["seen"] == len(gaps["gaps_ms"]) > 50
+        news = call(handle, "gaps", since=gaps["seen"])
+        assert news["seen"] - gaps["seen"] == len(news["gaps_ms"])
+        gen, requests = frames(handle, tmp_path)
+        assert list(tmp_path.glob("client-*")) == []
+    assert wait_until(lambda: not any(member.is_running() for member in members))
+    # Every slot of the five was loaded, and both processes' requests have numbers and prompts of their own.
+    assert {number % 2 for number in requests["request_id"]} == {0, 1}
+    assert requests["request_id"].is_unique
+    prompts = [tuple(body["prompt"]) for body in server.asked]
+    assert len(set(prompts)) == len(prompts) >= requests["done_ns"].notna().sum() > 10
+    begun = [(t, 1) for t in requests["submitted_ns"]]
+    flight = [change for _, change in sorted(begun + [(t, -1) for t in requests["done_ns"].dropna()])]
+    assert max(itertools.accumulate(flight)) == 5
+    assert gen["arrival_ns"].is_monotonic_increasing
+    assert requests["submitted_ns"].is_monotonic_increasing
+    told = requests.set_index("request_id")["output_tokens"]
+    assert gen.groupby("request_id").size().to_dict() == told[told > 0].to_dict()
+
+
+def test_a_process_that_is_gone_fails_the_load(server: Server, tmp_path: Path) -> None:
+    with team(server, tmp_path, processes=2) as handle:
+        call(handle, "start")
+        assert wait_until(lambda: call(handle, "status")["tokens"] >= 20)
+        psutil.Process(handle.pid).children()[0].kill()
+        assert wait_until(lambda: call(handle, "status")["error"] is not None)
+        assert "a process of the load client does not answer" in call(handle, "status")["error"]
+
+
+def test_first_outputs_have_random_lengths_the_same_for_the_same_seed(server: Server, tmp_path: Path) -> None:
+    firsts = []
+    for number, processes in enumerate((1, 2, 1)):
+        server.asked.clear()
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with team(server, folder, stagger=True, processes=processes) as handle:
+            call(handle, "start")
+            assert wait_until(lambda: call(handle, "status")["tokens"] >= 60)
+            frames(handle, folder)
+        firsts.append(sorted(body["max_tokens"] for body in server.asked[:5]))
+        assert {body["max_tokens"] for body in server.asked[5:]} == {TOKENS}
+    assert firsts[0] == firsts[1] == firsts[2]
+    assert all(2 <= length <= TOKENS for length in firsts[0])
+    assert len(set(firsts[0])) > 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_requests_that_are_due_do_not_wait_for_each_other(server: Server, tmp_path: Path, processes: int) -> None:
+    server.behaviour = "slow"
+    demand = {"arrivals": "poisson", "rate": 40.0, "draw": "1/gen/trial-1", "processes": processes}
+    with team(server, tmp_path, **demand) as handle:
+        call(handle, "start")
+        assert wait_until(lambda: len(server.asked) >= 40)
+        _, requests = frames(handle, tmp_path)
+    due = np.array(list(itertools.islice(due_times("poisson", 40.0, "1/gen/trial-1"), len(requests))))
+    # Each request's time is the one at which it was due, whoever sent it and however busy the server was.
+    requests = requests.iloc[:35]  # the processes do not stop at one moment
+    apart = np.diff(requests["submitted_ns"]) / 1e9
+    assert apart == pytest.approx(np.diff(due)[:34], abs=1e-6)
+    assert requests["request_id"].tolist() == list(range(35))
+    ends = requests["done_ns"].fillna(2**62)
+    flight = [((requests["submitted_ns"] <= at) & (ends > at)).sum() for at in requests["submitted_ns"]]
+    assert max(flight) > 5  # more at once than a closed loop's five

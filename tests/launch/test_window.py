@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_lib.frames import token_work, write_frame
+from colo_lib.frames import age_spread, token_work, write_frame
+from colo_lib.launch.client_cpu import busiest
+from colo_lib.launch.gen_load import ClientUse
 from colo_lib.launch.specs import specs_of
 from colo_lib.launch.trial import Window, measure_window
 from colo_lib.launch.vllm_server import ServerCounters
@@ -84,6 +86,81 @@ def test_cached_prompts_void_a_trial(tmp_path: Path) -> None:
     told = record(tmp_path, EVEN, window(after=replace(win.after, cached_tokens=64.0)))
     assert told.status == "invalid"
     assert "prefix cache" in str(told.reason)
+
+
+def after(**changes: Any) -> ServerCounters:
+    last = window().after
+    assert last is not None
+    return replace(last, **changes)
+
+
+def test_preempted_requests_void_a_trial(tmp_path: Path) -> None:
+    told = record(tmp_path, EVEN, window(after=after(preemptions=3.0)))
+    assert told.status == "invalid"
+    assert "vLLM preempted requests 3 times, its KV cache was full: raise gen_kv_cache_gib" in str(told.reason)
+    assert told.gen_load is not None
+    assert told.gen_load.preemptions == 3
+
+
+def test_requests_that_wait_void_a_closed_loop(tmp_path: Path) -> None:
+    # 80 s of waiting in 10 s: eight of sixteen requests are in the queue on average.
+    shape = {"gen_concurrency": 16, "gen_output_tokens": 200, "gen_max_model_len": 1024, "max_clock_disagreement": 9.0}
+    told = record(tmp_path, EVEN, window(after=after(queue_s=80.0)), **shape)
+    assert told.status == "invalid"
+    assert "8.0 of 16 requests in flight waited in vLLM's queue" in str(told.reason)
+    # Few of them ended: what both readings saw waiting, waited.
+    before = replace(after(waiting=5.0), t_ns=0.0, tokens=0.0, gap_sum_s=0.0, gap_count=0.0)
+    told = record(tmp_path, EVEN, window(before=before, after=after(waiting=7.0)), **shape)
+    assert "5.0 of 16" in str(told.reason)
+    # Each waits for the engine step under way: that is no queue.
+    assert record(tmp_path, EVEN, window(after=after(queue_s=8.0)), **shape).status == "done"
+
+
+def test_what_is_worth_knowing_is_a_mark_and_no_doubt(tmp_path: Path) -> None:
+    small = after(kv_tokens=640.0, kv_block=16.0)
+    shape = {"gen_concurrency": 16, "gen_prompt_tokens": 20, "gen_output_tokens": 21, "max_clock_disagreement": 9.0}
+    told = record(tmp_path, EVEN, window(after=small, client=ClientUse(2, 0.91, 80.0)), **shape)
+    assert told.status == "done"
+    busy, late, tight = told.marks or []
+    assert "used 0.91 of its core" in busy
+    assert "gen_client_processes above 2" in busy
+    assert "80 ms after it was due" in late
+    assert "holds 640 tokens, 16 whole requests take 768" in tight  # 41 tokens take three blocks of 16
+    assert not record(tmp_path, EVEN, window(client=ClientUse(2, 0.79))).marks
+
+
+def test_the_busiest_process_is_found_within_the_window() -> None:
+    second = 1_000_000_000
+    # Two processes, asked each half second; the second one is busy from 4 s to 6 s, and before the window wholly.
+    times = range(0, 20)
+    busy = [second // 2 if at < 2 or 8 <= at < 12 else second // 10 for at in times]
+    asked = [[(at * second // 2, at * 10_000_000), (at * second // 2, sum(busy[:at]))] for at in times]
+    assert busiest(asked, 2 * second, 9 * second) == pytest.approx(1.0)
+    assert busiest(asked, 7 * second, 9 * second) == pytest.approx(0.2)
+    assert busiest(asked[:1], 0, second) is None
+    assert busiest([], 0, second) is None
+
+
+def ages(lengths: list[int], first_ns: list[int], gap_ns: int) -> tuple[pa.Table, pa.Table]:
+    """Requests of so many tokens, one each `gap_ns` from its first on."""
+    rows = [
+        (number, at, first + at * gap_ns)
+        for number, (length, first) in enumerate(zip(lengths, first_ns, strict=True))
+        for at in range(length)
+    ]
+    numbers, _, arrivals = (list(column) for column in zip(*rows, strict=True))
+    done = [first + (length - 1) * gap_ns for length, first in zip(lengths, first_ns, strict=True)]
+    requests = {"request_id": list(range(len(lengths))), "output_tokens": lengths, "done_ns": done}
+    return pa.table({"request_id": numbers, "arrival_ns": arrivals}), pa.table(requests)
+
+
+def test_ages_in_lockstep_and_spread_evenly_are_told_apart() -> None:
+    lockstep = ages([100] * 64, [32 * (number // 32) * 100 for number in range(64)], 100)
+    assert age_spread(*lockstep, 0, 3_000) == pytest.approx(0.0)
+    spread = ages([100] * 64, [100 * 100 * number // 64 for number in range(64)], 100)
+    assert age_spread(*spread, 6_400, 10_000) == pytest.approx(1.0, abs=0.35)
+    one = ages([100], [0], 100)
+    assert age_spread(*one, 0, 3_000) is None
 
 
 def test_silence_is_no_rate(tmp_path: Path) -> None:
