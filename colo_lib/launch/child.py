@@ -45,8 +45,9 @@ START = Path(__file__).with_name("exec_under_profiler.py")
 class Child:
     """One guarded command.
 
-    `pid` is the command's own; it leads its own session and process group, which `SIGSTOP` and `SIGCONT`
-    address through `group`. The output goes to `log`.
+    `pid` is the command's own; it leads its own process group, which `SIGSTOP` and `SIGCONT` address through `group`,
+    and a session of its own, unless it is a `peer` of others: peers stay in the session of who starts them. The output
+    goes to `log`.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class Child:
         cpus: Sequence[int] = (),
         nice: int = 0,
         grace_s: float = 5.0,
+        peer: bool = False,
     ) -> None:
         self.name, self.log, self.grace_s = name, Path(log), grace_s
         self.token, self.began_s = secrets.token_hex(12), time.time()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.touch()
         guardian = [sys.executable, "-I", str(GUARDIAN), "--log", str(self.log), "--grace", str(grace_s)]
-        guardian += ["--cpus", ",".join(map(str, cpus)), "--nice", str(nice), "--", *command]
+        guardian += ["--cpus", ",".join(map(str, cpus)), "--nice", str(nice)]
+        guardian += [*(["--same-session"] if peer else []), "--", *command]
         with open(self.log, "ab") as complaints:
             self._guardian = subprocess.Popen(
                 guardian,
@@ -72,7 +75,8 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 env=dict(child_environment({}) if env is None else env) | {TOKEN_NAME: self.token} | KEEP_ENVIRONMENT,
-                start_new_session=True,
+                start_new_session=not peer,
+                process_group=0 if peer else None,
             )
         assert self._guardian.stdout is not None
         first = self._guardian.stdout.readline().decode().split()

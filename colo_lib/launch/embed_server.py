@@ -49,6 +49,7 @@ class EmbedProcess:
             env=env,
             cpus=[int(core) for core in devices] if on_cpu else (),
             nice=ENGINE_NICE if on_cpu else 0,
+            peer=on_cpu,
         )
         self.handle = Handle(socket=str(socket_path), pid=self.child.pid, log=str(log))
 

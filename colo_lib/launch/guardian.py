@@ -2,7 +2,7 @@
 
 Standard library only, run as a file by any Python 3.11+:
 
-    python guardian.py --log FILE [--cpus 0,1] [--nice N] [--grace S] -- COMMAND …
+    python guardian.py --log FILE [--cpus 0,1] [--nice N] [--grace S] [--same-session] -- COMMAND …
 
 Its standard input is the tie to its owner: when that pipe closes, for whatever reason (the owner said so,
 ended, or was killed with SIGKILL), the command's whole tree is ended. It is a child subreaper, so children
@@ -157,6 +157,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cpus", default="")
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--grace", type=float, default=5.0)
+    parser.add_argument("--same-session", action="store_true", help="give the command a process group alone")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -169,7 +170,8 @@ def main(argv: list[str]) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=not options.same_session,
+            process_group=0 if options.same_session else None,
             preexec_fn=lambda: prepare_child(cpus, options.nice),
         )
     print(f"pid {child.pid}", flush=True)

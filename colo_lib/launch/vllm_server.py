@@ -159,6 +159,7 @@ class VllmServer:
             env=env,
             cpus=[int(core) for core in devices] if spec.device == "cpu" else (),
             nice=ENGINE_NICE if spec.device == "cpu" else 0,
+            peer=spec.device == "cpu",
         )
 
     def works(self) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from multiprocessing import shared_memory
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from colo_lib.child_environment import child_environment
 from colo_lib.errors import StepFailed
+from colo_lib.launch.alternate import stat
 from colo_lib.launch.child import Child, carriers
 from tests.processes import token_carriers, wait_until
 
@@ -20,46 +22,68 @@ from tests.processes import token_carriers, wait_until
 TREE = ["bash", "-c", "sleep 300 & setsid sleep 301 & bash -c \"trap '' TERM; sleep 302; sleep 303\" & echo up; wait"]
 
 
-def tree(tmp_path: Path, grace_s: float = 0.5) -> Child:
-    child = Child("tree", TREE, tmp_path / "tree.log", grace_s=grace_s)
+def tree(tmp_path: Path, grace_s: float = 0.5, peer: bool = False) -> Child:
+    child = Child("tree", TREE, tmp_path / "tree.log", grace_s=grace_s, peer=peer)
     assert wait_until(lambda: len(carriers(child.token)) >= 6), child.tail()
     return child
 
 
-def test_stop_ends_the_whole_tree(tmp_path: Path) -> None:
-    child = tree(tmp_path)
+@pytest.mark.parametrize("peer", [False, True], ids=["own session", "peer"])
+def test_stop_ends_the_whole_tree(tmp_path: Path, peer: bool) -> None:
+    child = tree(tmp_path, peer=peer)
     child.stop()
     assert carriers(child.token) == []
 
 
-def test_stop_ends_a_stopped_tree(tmp_path: Path) -> None:
-    child = tree(tmp_path)
+@pytest.mark.parametrize("peer", [False, True], ids=["own session", "peer"])
+def test_stop_ends_a_stopped_tree(tmp_path: Path, peer: bool) -> None:
+    child = tree(tmp_path, peer=peer)
     os.killpg(child.group, signal.SIGSTOP)
     child.stop()
     assert carriers(child.token) == []
 
 
-def test_killed_leader_takes_its_orphans_along(tmp_path: Path) -> None:
-    child = tree(tmp_path)
+def test_peers_share_a_session_and_are_stopped_one_by_one(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        peers = [Child(name, ["sleep", "300"], tmp_path / name, grace_s=0.5, peer=True) for name in ("gen", "embed")]
+        for peer in peers:
+            stack.callback(peer.stop)
+        # The scheduler shares cores between sessions first (sched(7), autogroup): within one they are equals.
+        assert {os.getsid(peer.pid) for peer in peers} == {os.getsid(0)}
+        assert [os.getpgid(peer.pid) for peer in peers] == [peer.group for peer in peers]
+        assert os.getpgid(0) not in {peer.group for peer in peers}, "a signal to them would meet us"
+        os.killpg(peers[0].group, signal.SIGSTOP)
+        assert wait_until(lambda: stat(peers[0].pid)[0] == "T")
+        assert stat(peers[1].pid)[0] == "S"
+        alone = Child("alone", ["sleep", "300"], tmp_path / "alone", grace_s=0.5)
+        stack.callback(alone.stop)
+        assert os.getsid(alone.pid) == alone.pid
+
+
+@pytest.mark.parametrize("peer", [False, True], ids=["own session", "peer"])
+def test_killed_leader_takes_its_orphans_along(tmp_path: Path, peer: bool) -> None:
+    child = tree(tmp_path, peer=peer)
     os.kill(child.pid, signal.SIGKILL)
     assert wait_until(lambda: carriers(child.token) == [])
-    assert not child.running()
+    assert wait_until(lambda: not child.running())  # a process that ends has no environment before it has ended
     child.stop()
 
 
-def test_killed_guardian_is_made_up_for(tmp_path: Path) -> None:
-    child = tree(tmp_path)
+@pytest.mark.parametrize("peer", [False, True], ids=["own session", "peer"])
+def test_killed_guardian_is_made_up_for(tmp_path: Path, peer: bool) -> None:
+    child = tree(tmp_path, peer=peer)
     os.kill(child.guardian_pid, signal.SIGKILL)
     assert wait_until(lambda: not child.running())
     child.stop()
     assert carriers(child.token) == []
 
 
-def test_killed_owner_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("peer", [False, True], ids=["own session", "peer"])
+def test_killed_owner_leaves_nothing(tmp_path: Path, peer: bool) -> None:
     script = (
         "import sys, time; from pathlib import Path; from colo_lib.launch.child import Child\n"
-        f"Child('tree', {TREE!r}, Path({str(tmp_path / 'tree.log')!r}), grace_s=0.5); print('up', flush=True)\n"
-        "time.sleep(300)"
+        f"Child('tree', {TREE!r}, Path({str(tmp_path / 'tree.log')!r}), grace_s=0.5, peer={peer})\n"
+        "print('up', flush=True); time.sleep(300)"
     )
     before = set(token_carriers())
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
