@@ -78,6 +78,56 @@ class MigFacts(MechanismFacts):
     instances: dict[str, MigInstance]
 
 
+class InProcessFacts(MechanismFacts):
+    """Sockets of the embedding threads by rank, and what they were asked to be."""
+
+    sockets: list[str]
+    on_cuda: bool
+    empty_pipe: str
+    sizes: list[int]
+    gen_priority: str
+
+
+class Lane(Record):
+    """Where passes of an embedder in the LLM's worker run, for one wanted size: SMs (cores, where they stand in).
+
+    `wanted` 0: all. `backend`: green context, low priority, threads. The slowdowns are those of `Partition`.
+    """
+
+    wanted: Count
+    held_sms: Count
+    all_sms: Count
+    backend: str
+    graphs: bool | None = None
+    """Whether passes are CUDA graphs, and why not."""
+    why_eager: str = ""
+    slowdown_demanded: Number | None = None
+    slowdown_measured: Number | None = None
+
+
+class HostedEmbed(Record):
+    """An embedder in a thread of a rank's worker; what its policy did since it was given work.
+
+    `passes`: [wanted size, passes on it]. `steps`, `prefill_steps`: of the engine since it began. `gaps`, `late_gaps`:
+    between engine steps beside the embedder's passes, and those past the SLO.
+    """
+
+    rank: Count
+    pid: Count
+    tid: Count
+    gen_priority: str
+    lanes: list[Lane]
+    policy: str | None = None
+    size: Count | None = None
+    passes: list[list[int]] = Field(default_factory=list)
+    phase_waits: Count | None = None
+    phase_waited_s: Number | None = None
+    steps: Count | None = None
+    prefill_steps: Count | None = None
+    gaps: Count | None = None
+    late_gaps: Count | None = None
+
+
 class Evidence(Record):
     """`mechanism_evidence`: proof of how the GPU was shared. Nothing is computed from it: any shape is kept."""
 
@@ -117,7 +167,17 @@ class MigEvidence(Evidence):
     listed_by_nvml: dict[str, list[int]]
 
 
-EVIDENCE: tuple[type[Evidence], ...] = (MpsEvidence, TimeSlicedEvidence, MigEvidence)
+class InProcessEvidence(Evidence):
+    """The embedder was a thread of the LLM's worker on SMs of its own, and nothing was an MPS client."""
+
+    mechanism: str
+    hosts: list[HostedEmbed]
+    mps_variables: dict[str, dict[str, str]]
+    mps_clients_by_nvml: list[int] | str
+    processes: Count
+
+
+EVIDENCE: tuple[type[Evidence], ...] = (MpsEvidence, InProcessEvidence, TimeSlicedEvidence, MigEvidence)
 
 
 def _by_shape(value: Any, check: ValidatorFunctionWrapHandler) -> Any:

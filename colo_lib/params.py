@@ -47,6 +47,9 @@ _mps_gen = parameters("mechanism", "engine", at_work="gen", mechanisms=UNDER_MPS
 _mps_embed = parameters("mechanism", "engine", at_work="embed", mechanisms=UNDER_MPS)
 _sm_partition = parameters("mechanism", "engine", mechanisms=("sm-partition",))
 _mig = parameters("mechanism", "engine", mechanisms=("mig",))
+_inproc_gen = parameters("mechanism", "engine", at_work="gen", mechanisms=("in-process",))
+_inproc_embed = parameters("mechanism", "engine", at_work="embed", mechanisms=("in-process",))
+_inproc_load = parameters("mechanism", "load", at_work="both", mechanisms=("in-process",))
 _pacing = parameters("mechanism", "load", at_work="both")
 _planned = parameters("measuring", "plan")
 _timed = parameters("measuring", "trial")
@@ -204,6 +207,14 @@ class Params(BaseModel):
     mig_embed_uuid: str = _mig(
         "", "mig: instance of embed, MIG-UUID; empty: the largest other one", text="devices", notebooks=RECORDING
     )
+    inproc_embed_sms: str = _inproc_embed(
+        "0", "in-process: SMs that embed may use, by comma; 0: all", text="counts", notebooks=RECORDING
+    )
+    inproc_policy: Literal["fixed", "phase", "slo"] = _inproc_load(
+        "fixed",
+        "in-process: fixed: on the first size; phase: no pass beside prefill; slo: the size that gen's gap SLO leaves",
+    )
+    inproc_gen_priority: Literal["high", "normal"] = _inproc_gen("high", "in-process: CUDA priority of gen's streams")
     embed_pacing: Literal["none", "duty", "slo"] = _pacing(
         "none", "none: flat out; duty: a share of the time; slo: as much as gen's gap SLO leaves"
     )
@@ -273,6 +284,12 @@ class Params(BaseModel):
             raise ValueError("no step named; give at least one of " + ", ".join(STEPS))
         return value
 
+    @field_validator("inproc_embed_sms")
+    @classmethod
+    def _sizes(cls, value: str) -> str:
+        sm_sizes(value)
+        return value
+
     @model_validator(mode="after")
     def _room_for_every_request(self) -> Params:
         if 0 < self.gen_max_num_seqs < self.gen_concurrency:
@@ -318,6 +335,16 @@ def names_touching(*touches: Touch) -> tuple[str, ...]:
 def split_list(value: str) -> list[str]:
     """The parts of a comma-separated value, stripped, empty ones left out."""
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def sm_sizes(text: str) -> tuple[int, ...]:
+    """'96,64,32' to numbers, 0 for all SMs; raises ValueError for anything else, and for a size given twice."""
+    words = split_list(text)
+    if not words or not all(word.isdecimal() and int(word) <= 1024 for word in words):
+        raise ValueError(f"{text!r} is no list of SM counts: give whole numbers by comma, 0 for all SMs")
+    if len(set(words)) != len(words):
+        raise ValueError(f"{text!r} names a size twice")
+    return tuple(int(word) for word in words)
 
 
 def check_recorded(values: dict[str, Any], source: str) -> Params:

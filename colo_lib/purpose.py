@@ -49,7 +49,8 @@ Touch = Literal["engine", "load", "trial", "capture", "plan", "hosting", "judgem
 Workload = Literal["", "gen", "embed", "both"]
 # What a text stands for: it decides how the text may be shared.
 Text = Literal[
-    "", "run name", "path", "steps", "devices", "model", "interpreter", "process", "seconds", "arguments", "address"
+    "", "run name", "path", "steps", "devices", "model", "interpreter", "process", "seconds", "arguments", "address",
+    "counts",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class Mechanism:
     `concurrent`: no context is switched out for the other workload's. `own_engines`: engines need an environment of
     their own. `mps`: engines are clients of an MPS server, and heed its limits. `may_be_absent`: a machine that does
     not offer it skips its step with the reason. `holds_embed`: what embed is held to decides how both are started.
+    `in_gen`: embed is a thread of gen's worker, so that both are up whenever one is; cores do it too.
     `cores`: it is what cores do instead. Which parameters it reads, each parameter says (`params.PURPOSES`).
     """
 
@@ -37,6 +38,7 @@ class Mechanism:
     mps: bool = False
     may_be_absent: bool = False
     holds_embed: bool = False
+    in_gen: bool = False
     cores: bool = False
 
 
@@ -49,6 +51,8 @@ MECHANISMS: Mapping[str, Mechanism] = {
         Mechanism("mig", "MIG instances", "xxx", "D", "mig", concurrent=True, own_engines=True, may_be_absent=True),
         Mechanism("sm-partition", "SM partition", "+++", "P", "sm_partition", concurrent=True, own_engines=True,
                   mps=True, may_be_absent=True, holds_embed=True),
+        Mechanism("in-process", "one process", "\\\\\\", "X", "in_process", concurrent=True, own_engines=True,
+                  in_gen=True),
         Mechanism("cpu-shared", "both at once, on cores", "///", "s", "", cores=True),
         Mechanism("cpu-alternating", "in turns, on cores", "...", "^", "", cores=True),
     )
@@ -152,6 +156,11 @@ TABLE: tuple[Step, ...] = (
     Step("mig", "both on MIG instances", "g", "15-mig", "mig", "step1", "step4", "#882255", (0, (7, 2, 1, 2))),
     Step("sm-partition", "both with the embedder held to its SMs", "p", "16-sm-partition", "sm-partition", "step1",
          "step4", "#999933", (0, (2, 3))),
+    Step("inproc", "both in one process", "i", "18-in-process", "in-process", "step1", "step4", "#332288",
+         (0, (4, 1, 2, 1))),
+    # What the embedder's presence costs, idle: one interpreter runs both.
+    Step("inproc-alone", "LLM alone, the embedder idle in its process", "1i", "19-in-process-alone", "in-process",
+         "step1", None, "#6699CC", (0, (1, 2, 1, 2, 3, 2))),
 )  # fmt: skip
 
 STEPS: Mapping[str, Step] = {row.id: row for row in TABLE}

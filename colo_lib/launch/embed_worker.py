@@ -126,6 +126,7 @@ class Worker:
         parts = batch.split(self.pacing.micro_batch_size or len(batch))
         started = time.monotonic_ns()
         for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            self.wait_turn()
             began_s = time.monotonic()
             self.forward(part)
             busy_s = time.monotonic() - began_s
@@ -142,6 +143,9 @@ class Worker:
             mask = self.mask[: len(inputs)].to(device)
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             return pool(states, mask, self.job["pooling"]).cpu()
+
+    def wait_turn(self) -> None:
+        """Until the next pass may begin: at once, in a process of its own."""
 
     def rest(self, busy_s: float, passes_left: int) -> None:
         """Rest after a pass, by the duty as it is now, not as it was when the rest began; an order to stop ends it."""

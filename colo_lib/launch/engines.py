@@ -24,6 +24,7 @@ from colo_lib.hardware.memory import before_engines
 from colo_lib.launch.child import ProfilerLaunch, tail
 from colo_lib.launch.embed_over_http import EmbedServer, EmbedServerHandle, EmbedUrl
 from colo_lib.launch.embed_server import EmbedProcess
+from colo_lib.launch.embed_thread import EmbedThread, ThreadHandle
 from colo_lib.launch.engine_cache import cache_environment
 from colo_lib.launch.mechanisms import check_mechanism, mechanism_facts, start_mechanism, verify
 from colo_lib.launch.mechanisms.base import EngineProcesses, Mechanism
@@ -32,6 +33,7 @@ from colo_lib.launch.specs import EngineSpec
 from colo_lib.launch.vllm_server import GenHandle, GenServer
 from colo_lib.mechanism_records import Evidence, MechanismFacts, MpsEvidence, MpsFacts
 from colo_lib.placement import Placement
+from colo_lib.steps import MECHANISMS
 
 ENGINES_FILE = "COLO_ENGINES"
 Tick = Callable[[str], None]
@@ -66,6 +68,16 @@ class Handles:
         """Root pids of each workload, as far as its processes can be seen."""
         embeds = [handle.pid for handle in self.embeds if handle.pid is not None]
         return {"gen": [self.gen.pid] if self.gen else [], "embed": embeds}
+
+    def own_pids(self) -> dict[str, list[int]]:
+        """`pids`, those of embed's threads in gen's processes left out: what is counted by process counts once."""
+        embeds = [handle.pid for handle in self.embeds if not isinstance(handle, ThreadHandle)]
+        return self.pids() | {"embed": [pid for pid in embeds if pid is not None]}
+
+    def threads(self) -> dict[str, list[list[int]]]:
+        """[pid, thread] of each embedder in a process of gen's, by workload."""
+        embeds = [[handle.pid, handle.tid] for handle in self.embeds if isinstance(handle, ThreadHandle)]
+        return {"embed": embeds} if embeds else {}
 
     def unseen_embed(self) -> bool:
         """Whether an embedding server works where no process of it can be seen."""
@@ -126,7 +138,7 @@ class Engines:
         self.profilers = profilers  # by `gen` and `embed_name`
         self.needed_gib = needed_gib  # on each GPU, of all that the run puts there
         self.gen: GenServer | None = None
-        self.embeds: list[EmbedProcess | EmbedServer | EmbedUrl] = []
+        self.embeds: list[EmbedProcess | EmbedServer | EmbedUrl | EmbedThread] = []
         self.mechanism: Mechanism | None = None
         self.facts: MechanismFacts | None = None
         self.ready_s: dict[str, float] = {}
@@ -145,6 +157,8 @@ class Engines:
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         spec = self.spec
+        if self._in_gen():
+            want_gen = want_embed = True
         if self.mechanism is None:
             if self.placement.device == "cuda":
                 before_engines(self.placement.all_devices, self.needed_gib)
@@ -175,16 +189,27 @@ class Engines:
 
     def _may_start_beside(self) -> bool:
         """Whether embed is a process that can be told to wait, and no profiler looks at the order of starts."""
-        return self.spec.embed.server is None and not self.profilers and INJECTION not in os.environ
+        return (
+            not self._in_gen() and self.spec.embed.server is None and not self.profilers and INJECTION not in os.environ
+        )
+
+    def _in_gen(self) -> bool:
+        """Whether embed is a thread of gen's worker: without gen it is nowhere, and beside gen always there."""
+        return MECHANISMS[self.placement.mechanism].in_gen
 
     def _embed(
         self, number: int, devices: tuple[str, ...], wait: bool = False
-    ) -> EmbedProcess | EmbedServer | EmbedUrl:
+    ) -> EmbedProcess | EmbedServer | EmbedUrl | EmbedThread:
         """The `number`-th embedding engine, started or found, of the kind that the spec asks for.
 
         `wait`: it imports its libraries, and goes to its device when its `wait_ready` is called.
         """
         spec, profiler = self.spec.embed, self.profilers.get(embed_name(number))
+        if self._in_gen():
+            assert self.gen is not None
+            assert self.mechanism is not None
+            log, told, runs = Path(self.gen.handle.log), self.mechanism.embed_job(), self.gen.child.running
+            return EmbedThread(spec, devices, number, self.runtime, log, told, runs)
         if spec.server is not None and spec.server.url:
             return EmbedUrl(spec)
         log, shared = self.logs / f"embed-{self.placement.step}-{number}.log", self._shared("embed", number)
@@ -276,9 +301,14 @@ def published(placement: Placement) -> Handles | None:
 def from_plain(plain: dict[str, Any]) -> Handles:
     """Handles as they were before they became plain values."""
     gen = GenHandle(**plain["gen"]) if plain["gen"] else None
-    embeds = tuple((EmbedServerHandle if "url" in embed else Handle)(**embed) for embed in plain["embeds"])
+    embeds = tuple(_embed_handle(embed) for embed in plain["embeds"])
     mechanism = mechanism_facts(plain["mechanism"]) if plain.get("mechanism") else None
     return Handles(**(plain | {"gen": gen, "embeds": embeds, "mechanism": mechanism}))
+
+
+def _embed_handle(plain: dict[str, Any]) -> Handle | EmbedServerHandle:
+    kind = EmbedServerHandle if "url" in plain else ThreadHandle if "tid" in plain else Handle
+    return kind(**plain)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from colo_lib.launch.rpc import Gaps, Handle, call
 from colo_lib.launch.specs import PacingSpec
 from colo_lib.placement import Placement
 from colo_lib.records import PacingFacts
+from colo_lib.steps import MECHANISMS
 
 # Aimed at are half of the late gaps that a p99 allows, so that the p99 itself is kept with room to spare.
 LATE_FRACTION = 0.005
@@ -45,6 +46,9 @@ class StartOrder:
     duty: float
     micro_batch_size: int
     stall_s: float
+    policy: str = "fixed"
+    """Of an embedder in gen's process, which alone heeds it, and its bound."""
+    slo_gap_ms: float = 0.0
 
 
 def start_order(pacing: PacingSpec, placement: Placement) -> StartOrder:
@@ -56,7 +60,8 @@ def start_order(pacing: PacingSpec, placement: Placement) -> StartOrder:
         return StartOrder(duty=1.0, micro_batch_size=0, stall_s=0.0)
     duty = pacing.duty if pacing.kind == "duty" else 1.0
     stall_s = pacing.embed_stall_ms / 1e3 if pacing.kind != "none" else 0.0
-    return StartOrder(duty, pacing.micro_batch_size, stall_s)
+    policy = pacing.policy if MECHANISMS[placement.mechanism].in_gen else "fixed"
+    return StartOrder(duty, pacing.micro_batch_size, stall_s, policy, pacing.gen_gap_ms)
 
 
 def shares(placement: Placement) -> bool:

@@ -9,6 +9,7 @@ from colo_lib.gpus import find_gpu
 from colo_lib.hardware.nvml import GpuLook, GpuRow
 from colo_lib.launch.embed_over_http import look_at_url
 from colo_lib.launch.mechanisms.base import MPS_REFUSES, PLAIN_REFUSES, device_uuids
+from colo_lib.launch.mechanisms.in_process import refuse_settings
 from colo_lib.launch.mechanisms.time_slicing import DEFAULT_PIPE
 from colo_lib.launch.specs import EngineSpec
 from colo_lib.placement import Placement
@@ -62,6 +63,8 @@ def preflight_embed(engines: Sequence[EngineSpec]) -> None:
     One at a URL is asked for a first vector: that it is not there, or serves another model, is told before all else.
     """
     for spec in engines:
+        if MECHANISMS[spec.placement.mechanism].in_gen:
+            refuse_settings(spec)
         server, partition, placement = spec.embed.server, spec.gen.mechanism.partition, spec.placement
         if server is None or not placement.runs_embed:
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from colo_lib.errors import InputError
 from colo_lib.hardware.budget import embed_kv_cache_gib
 from colo_lib.hardware.engine_python import EngineModels, resolve_models
-from colo_lib.params import Params
+from colo_lib.params import Params, sm_sizes
 from colo_lib.placement import Placement
 from colo_lib.steps import MECHANISMS, UNDER_MPS
 
@@ -50,6 +50,8 @@ class MechanismSpec:
     partition: PartitionSpec | None = None
     instances: tuple[str, str] | None = None
     """MIG instances wanted for gen and for embed; empty: the largest."""
+    gen_priority: str = ""
+    """In one process: CUDA priority of gen's streams."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class EmbedSpec:
     seed: int
     ready_timeout_s: float
     limits: Limits | None = None
+    sizes: tuple[int, ...] = ()
+    """In gen's process: how many SMs it may use, 0 for all; the first unless a policy chooses."""
     server: EmbedServerSpec | None = None
     """Where a server embeds; None: the loop of `embed_worker`."""
 
@@ -134,6 +138,8 @@ class PacingSpec:
     micro_batch_size: int
     gen_gap_ms: float
     embed_stall_ms: float
+    policy: str = "fixed"
+    """In gen's process: when a pass may begin, and on which size."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +253,8 @@ class _Wanted:
         if MECHANISMS[self.placement.mechanism].holds_embed and (held := self.limits("embed")) is not None:
             partition = PartitionSpec(params.sm_partition_backend, params.sm_partition_embed_sms, held)
         instances = (params.mig_gen_uuid, params.mig_embed_uuid) if name == "mig" else None
-        return MechanismSpec(name, self.limits("gen"), partition, instances)
+        priority = params.inproc_gen_priority if MECHANISMS[self.placement.mechanism].in_gen else ""
+        return MechanismSpec(name, self.limits("gen"), partition, instances, priority)
 
     def gen(self) -> GenSpec:
         params, placement = self.params, self.placement
@@ -288,6 +295,7 @@ class _Wanted:
             seed=params.seed,
             ready_timeout_s=params.ready_timeout_s,
             limits=self.limits("embed"),
+            sizes=sm_sizes(params.inproc_embed_sms) if MECHANISMS[self.placement.mechanism].in_gen else (),
             server=self.embed_server(),
         )
 
@@ -326,6 +334,7 @@ class _Wanted:
             micro_batch_size=params.embed_micro_batch_size,
             gen_gap_ms=params.slo_gen_gap_ms,
             embed_stall_ms=params.slo_embed_stall_ms,
+            policy=params.inproc_policy,
         )
         return LoadSpec(
             concurrency=params.gen_concurrency,

@@ -172,7 +172,10 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
     begin_load(spec, handles, loads, runtime, folder, stack)
     wait_steady(spec.window, loads, handles)
     before = handles.evidence()
-    meter, counters = OtherProcessesMeter([handles.owner_pid, *handles.pids()["gen"], *handles.pids()["embed"]]), []
+    meter, counters = (
+        OtherProcessesMeter([handles.owner_pid, *handles.own_pids()["gen"], *handles.own_pids()["embed"]]),
+        [],
+    )
     start_ns = time.monotonic_ns()
     meter.start(start_ns / 1e9)
     counters.append(read_counters(spec.window, loads, handles))
@@ -217,7 +220,7 @@ def start_sampler(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path
         hz=spec.window.telemetry_hz,
         device=spec.placement.device,
         devices=spec.placement.all_devices,
-        workloads=handles.pids(),
+        workloads=handles.own_pids(),
         owner_pid=handles.owner_pid,
     )
     command = [sys.executable, "-m", "colo_lib.telemetry.watchdog", json.dumps(asdict(job))]
@@ -231,7 +234,7 @@ def memory_gib(handles: Handles) -> dict[str, float | None]:
     import psutil
 
     held: dict[str, float | None] = {}
-    for name, roots in handles.pids().items():
+    for name, roots in handles.own_pids().items():
         total = 0
         for root in roots:
             with suppress(psutil.Error):

@@ -99,6 +99,25 @@ LIMITS = record(
 INSTANCE = record(
     {"uuid": device, "profile": matching(r"\d{1,3}g\.\d{1,4}gb(?:\+\w{1,5})?"), "gib": number, "sms": number}
 )
+LANE = record(
+    {
+        "wanted": number, "held_sms": number, "all_sms": number, "backend": text, "graphs": number, "why_eager": text,
+        "slowdown_demanded": number, "slowdown_measured": number,
+    }
+)  # fmt: skip
+HOSTED = record(
+    {
+        "gen_priority": one_of("high", "normal"), "policy": one_of("fixed", "phase", "slo"), "lanes": listed(LANE),
+        "passes": listed(listed(number)),
+        **dict.fromkeys(
+            (
+                "rank", "pid", "tid", "size", "phase_waits", "phase_waited_s", "steps", "prefill_steps", "gaps",
+                "late_gaps",
+            ),
+            number,
+        ),
+    }
+)  # fmt: skip
 EVIDENCE_FIELDS: dict[str, Rule] = {
     "mechanism": text, "daemon_pid": number, "servers": listed(listed(number)), "clients": listed(number),
     "attached": PIDS, "other_clients": listed(number), "limits": record({"gen": LIMITS, "embed": LIMITS}),
@@ -111,6 +130,7 @@ EVIDENCE_FIELDS: dict[str, Rule] = {
     "gpus": listed(device), "nvml_lists_them": text, "default_daemon": number,
     "mps_variables": keyed(r"\d{1,10}", keyed(r"CUDA_MPS_[A-Z_]{1,40}", text)),
     "mps_clients_by_nvml": either(listed(number), text), "processes": number,
+    "hosts": listed(HOSTED),
     "instances": record({"gen": INSTANCE, "embed": INSTANCE}), "listed_by_nvml": PIDS,
 }  # fmt: skip
 EVIDENCE = record(EVIDENCE_FIELDS | {"before": record(EVIDENCE_FIELDS), "after": record(EVIDENCE_FIELDS)})

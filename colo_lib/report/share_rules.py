@@ -291,8 +291,9 @@ TEXTS: dict[Text, Callable[[Scrubber, str], str] | None] = {
     "devices": _devices,
     "model": model,
     "interpreter": _only(r"auto|\(removed\)", HIDDEN),
-    "process": _only(r"[\d, @]*"),
+    "process": _only(r"[\d, @:]*"),
     "seconds": _only(r"[\d.:]*"),
+    "counts": _only(r"[\d, ]*"),
     "arguments": arguments,
 }
 

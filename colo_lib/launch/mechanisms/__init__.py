@@ -25,7 +25,7 @@ def start_mechanism(spec: EngineSpec, runtime: Path, logs: Path) -> Mechanism | 
     Raises StepFailed with the remedy when it cannot be started, StepSkipped when the machine does not offer it.
     """
     placement = spec.placement
-    if placement.device == "cpu":
+    if placement.device == "cpu" and not MECHANISMS[placement.mechanism].in_gen:
         if MECHANISMS[placement.mechanism].may_be_absent:
             raise StepSkipped(f"{placement.mechanism}: cores stand in for GPUs here, and a core has no such thing")
         return None

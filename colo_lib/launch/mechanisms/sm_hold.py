@@ -43,6 +43,19 @@ def green_stream(spec: dict[str, Any]) -> Any:
     """A torch stream of a green context over at least `sms` SMs."""
     import torch
 
+    stream, spec["held_sms"] = green_context_stream(spec["sms"])
+    # The new stream waits for nothing: what was begun on others must be done.
+    torch.cuda.synchronize()
+    return torch.cuda.stream(stream)
+
+
+def green_context_stream(sms: int) -> tuple[Any, int]:
+    """A torch stream of a new green context on the current device, through cuda-bindings, and the SMs that it got.
+
+    The context is never destroyed: it lasts as long as the process. Raises CannotHold.
+    """
+    import torch
+
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -60,17 +73,14 @@ def green_stream(spec: dict[str, Any]) -> Any:
     device = call("cuDeviceGet", torch.cuda.current_device())
     kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
     everything = call("cuDeviceGetDevResource", device, kind)
-    if spec["sms"] >= everything.sm.smCount:
-        raise CannotHold(f"sm_partition_embed_sms = {spec['sms']}, and the GPU has {everything.sm.smCount}")
-    groups, _, _ = call("cuDevSmResourceSplitByCount", 1, everything, 0, spec["sms"])
+    if sms >= everything.sm.smCount:
+        raise CannotHold(f"{sms} SMs are asked for, and the GPU has {everything.sm.smCount}")
+    groups, _, _ = call("cuDevSmResourceSplitByCount", 1, everything, 0, sms)
     descriptor = call("cuDevResourceGenerateDesc", groups[:1], 1)
     flags = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
     context = call("cuGreenCtxCreate", descriptor, device, flags)
     stream = call("cuGreenCtxStreamCreate", context, driver.CUstream_flags.CU_STREAM_NON_BLOCKING, 0)
-    spec["held_sms"] = int(groups[0].sm.smCount)
-    # The new stream waits for nothing: what was begun on others must be done.
-    torch.cuda.synchronize()
-    return torch.cuda.stream(torch.cuda.ExternalStream(int(stream)))
+    return torch.cuda.ExternalStream(int(stream)), int(groups[0].sm.smCount)
 
 
 @contextlib.contextmanager
