@@ -63,7 +63,7 @@ class Findings:
 class Decode:
     """Stands in for decode: a step is a chain of matrix-vector products in one CUDA graph, bound by memory."""
 
-    def __init__(self, high: bool, layers: int = 24, side: int = 8192) -> None:
+    def __init__(self, high: bool, layers: int = 80, side: int = 8192) -> None:
         import torch
 
         self.torch = torch
@@ -260,7 +260,7 @@ def beside(
     found.tell(
         "kept", priority=priority, policy=policy, slo_gap_ms=slo_gap_ms, gen=rate / alone,
         embed=counts[1] / counts[0] if counts[0] else None, embed_alone_per_s=counts[0], memory=answer["memory_gib"],
-        lanes=[[lane["wanted"], lane["held_sms"], lane["graphs"]] for lane in hosted["lanes"]], **told,
+        lanes=[[lane["wanted"], lane["held_sms"], lane.get("graphs")] for lane in hosted["lanes"]], **told,
     )  # fmt: skip
 
 
