@@ -223,12 +223,15 @@ class Params(BaseModel):
     # --- measuring -------------------------------------------------------------------------------------
     block: int = _planned(0, "block of trials to record; 0: all blocks of this step", ge=0, le=1000)
     blocks: int = _planned(
-        6, "trials of each step, interleaved in alternating order", ge=1, le=1000, notebooks=RECORDING
+        5, "trials of each step, interleaved in alternating order", ge=1, le=1000, notebooks=RECORDING
     )
     starts: int = _planned(
-        3, "starts of each set of engines, over which the blocks are spread; at most blocks", ge=1, le=1000
+        5, "starts of each set of engines, over which the blocks are spread; at most blocks", ge=1, le=1000
     )
-    warmup_s: float = _timed(1.5, "dropped before each trial's window, seconds", ge=0, le=3600)
+    starts_on_two: int = _planned(
+        0, "starts of engines over two devices, at most starts; 0: one on cores, starts on GPUs", ge=0, le=1000
+    )
+    warmup_s: float = _timed(1.0, "dropped before each trial's window, seconds", ge=0, le=3600)
     window_s: float = _timed(3.0, "timed window of a trial, seconds", gt=0, le=86_400, notebooks=RECORDING)
     telemetry_hz: float = _timed(10.0, "telemetry samples a second", gt=0, le=1000)
     ready_timeout_s: float = parameters("measuring", "engine")(

@@ -252,14 +252,16 @@ MOST_STARTS, MOST_BLOCKS_A_START = 60, 8
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a run takes: a start of every set of engines, and a block of all steps."""
+    """Seconds that a run takes: a start of every set of engines, a block of all steps, and sets that start seldom."""
 
     starts_s: float
     block_s: float
+    seldom_s: float = 0.0
+    """All starts of the sets that do not start anew as often as the others."""
 
     def of(self, starts: int, blocks_a_start: int) -> float:
         """Seconds of a run."""
-        return starts * (self.starts_s + blocks_a_start * self.block_s)
+        return starts * (self.starts_s + blocks_a_start * self.block_s) + self.seldom_s
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,18 @@ def _source(named: str | None, params: Params) -> Run:
 def costs_of(run: Run, params: Params) -> Costs:
     """What a start of all engines and a block of all steps take: a run's time, less its trials, over its starts."""
     from colo_lib.analysis.verdict import Costs
-    from colo_lib.record.plan import plan_run
+    from colo_lib.record.plan import plan_run, starts_over_two
+    from colo_lib.steps import STEPS
 
     steps, plan = len(params.step_names()), plan_run(params)
-    sets = len({trial.placement.engine_key() for trial in plan.trials})
+    of_set = {trial.placement.engine_key(): trial.step for trial in plan.trials}
+    few = starts_over_two(params)
+    seldom = sum(STEPS[step].needs_two for step in of_set.values()) if few < params.starts else 0
     mine = run.trials
     starts = max(1, len(set(zip(mine["gen_start"], mine["embed_start"], strict=True)) - {("", "")}))
     spent_s = float(run.manifest.total_s or 0.0) - len(mine) * plan_run(run.params).trial_s
-    return Costs(sets * max(LEAST_START_S, spent_s / starts), steps * plan.trial_s)
+    start_s = max(LEAST_START_S, spent_s / starts)
+    return Costs((len(of_set) - seldom) * start_s, steps * plan.trial_s, seldom * few * start_s)
 
 
 def _need_in_words(row: Need) -> str:

@@ -27,7 +27,7 @@ from colo_lib.params import PURPOSES, Params
 from colo_lib.paths import PARTIAL, TRIAL, cell_folder, cell_runs, trial_folder
 from colo_lib.placement import Placement, placement_of
 from colo_lib.record.captures import record_captures
-from colo_lib.record.plan import rounds_of
+from colo_lib.record.plan import rounds_of, rounds_of_set
 from colo_lib.record.run import EngineKeeper, note_seconds, trial_line
 from colo_lib.record.run_folder import OpenRun, begin_run, resume, run_lock, seal
 from colo_lib.record.sweep import Order, finished_run, unfinished_run
@@ -58,9 +58,10 @@ class JointTrial:
 def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
     """Every trial of a joint sweep in the order in which it is measured.
 
-    The blocks are spread over `starts` rounds of the first cell, in each of which every set of engines is started once
-    (`record.plan.plan_run`); sets with the same gen stand together, and every second round runs them backwards. Blocks
-    run in alternating order within a set. Raises InputError as `placement_of` does.
+    The blocks are spread over `starts` rounds of the first cell, in each of which every set of engines is started once,
+    or less often where `starts_on_two` says so (`record.plan.plan_run`). Sets with the same gen stand together, and
+    every second round runs them backwards. Blocks run in alternating order within a set. Raises InputError as
+    `placement_of` does.
     """
     trials: dict[tuple[object, ...], JointTrial] = {}
     for name, params in cells:
@@ -74,11 +75,15 @@ def plan_joint(cells: Sequence[tuple[str, Params]]) -> list[JointTrial]:
                 trials[key] = JointTrial(before.specs if before else specs, block, names)
     groups = _by_engines(list(trials.values()))
     blocks = sorted({trial.block for trial in trials.values()})
+    if not cells:
+        return []
+    first = cells[0][1]
+    spread = [(group, rounds_of_set(blocks, first, group[0].placement)) for group in groups]
     return [
         replace(trial, round=number)
-        for number, round_blocks in enumerate(rounds_of(blocks, cells[0][1].starts if cells else 1), 1)
-        for group in (groups if number % 2 else groups[::-1])
-        for block in round_blocks
+        for number in range(1, len(rounds_of(blocks, first.starts)) + 1)
+        for group, rounds in (spread if number % 2 else spread[::-1])
+        for block in rounds.get(number, [])
         for trial in _in_block(group, block)
     ]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from colo_lib.params import Params
 from colo_lib.placement import Placement, placement_of
+from colo_lib.steps import STEPS
 
 BESIDE_THE_WINDOW_S = 4.0  # the clients' start, the first delivery, the end of what is under way
 
@@ -39,6 +40,22 @@ def rounds_of(blocks: Iterable[int], starts: int) -> list[list[int]]:
     count = min(starts, len(every))
     edges = [len(every) * place // count for place in range(count + 1)] if count else [0]
     return [every[edges[place] : edges[place + 1]] for place in range(count)]
+
+
+def starts_over_two(params: Params) -> int:
+    """How often engines over two devices are started: no clause of the verdict speaks of them, and cores take long."""
+    return min(params.starts, params.starts_on_two or (1 if params.device == "cpu" else params.starts))
+
+
+def rounds_of_set(blocks: Iterable[int], params: Params, placement: Placement) -> dict[int, list[int]]:
+    """Round of the run -> the blocks of it that a placement's engines run there; rounds without are absent.
+
+    Fewer starts than rounds lie evenly among these: a single one in the middle.
+    """
+    every = list(blocks)
+    rounds = len(rounds_of(every, params.starts))
+    own = rounds_of(every, starts_over_two(params) if STEPS[placement.step].needs_two else params.starts)
+    return {(2 * place + 1) * rounds // (2 * len(own)) + 1: mine for place, mine in enumerate(own)}
 
 
 @dataclass(frozen=True)
@@ -70,19 +87,21 @@ def plan_run(params: Params) -> RunPlan:
     """The plan of a run; raises InputError when a step does not fit the devices.
 
     The blocks are spread over `starts` rounds. A round starts every set of engines once and runs all of its blocks on
-    it; every second round takes the sets backwards, so that a drift of the machine meets the sets alike. Within a set
+    it, but for sets over two devices: they start in as many rounds as `starts_over_two` says, with more blocks each.
+    Every second round takes the sets backwards, so that a drift of the machine meets the sets alike. Within a set
     every second block runs its steps backwards (1 3 4 | 4 3 1 | …), so that it meets the steps alike.
     """
     sets: dict[tuple[object, ...], list[Placement]] = {}
     for step in params.step_names():
         placement = placement_of(step, params)
         sets.setdefault(placement.engine_key(), []).append(placement)
-    groups = list(sets.values())
+    every = range(1, params.blocks + 1)
+    groups = [(steps, rounds_of_set(every, params, steps[0])) for steps in sets.values()]
     trials = [
         PlannedTrial(placement, block, number)
-        for number, blocks in enumerate(rounds_of(range(1, params.blocks + 1), params.starts), 1)
-        for steps in (groups if number % 2 else groups[::-1])
-        for block in blocks
+        for number in range(1, len(rounds_of(every, params.starts)) + 1)
+        for steps, rounds in (groups if number % 2 else groups[::-1])
+        for block in rounds.get(number, [])
         for placement in (steps if block % 2 else steps[::-1])
     ]
     return RunPlan(trials, params.warmup_s + params.window_s + BESIDE_THE_WINDOW_S)

@@ -32,15 +32,29 @@ def test_every_step_has_every_block_once() -> None:
 
 
 def test_a_round_starts_every_set_of_engines_once() -> None:
-    plan = plan_run(check({"blocks": 6, "starts": 3}, "test")).trials
+    plan = plan_run(check({"blocks": 6, "starts": 3, "starts_on_two": 3}, "test")).trials
     for number in (1, 2, 3):
         mine = [trial for trial in plan if trial.round == number]
         assert sum(a.placement.engine_key() != b.placement.engine_key() for a, b in pairwise(mine)) == 2
         assert {trial.block for trial in mine} == {2 * number - 1, 2 * number}
 
 
+def test_engines_over_two_devices_start_less_often_where_that_is_enough() -> None:
+    plan = plan_run(check({"blocks": 5, "starts": 5}, "test")).trials
+    assert sorted((trial.step, trial.block) for trial in plan) == sorted(order(blocks=5, starts=5))
+    rounds = {step: {trial.round for trial in plan if trial.step == step} for step in ("step1", "configA", "configB")}
+    assert rounds == {"step1": {1, 2, 3, 4, 5}, "configA": {3}, "configB": {3}}
+    keys = [(trial.round, trial.placement.engine_key()) for trial in plan]
+    assert len(list(groupby(keys))) == 5 + 2, "a set that started twice in a round"
+    assert order(blocks=4, starts=2, starts_on_two=9) == order(blocks=4, starts=2, starts_on_two=2), (
+        "more than the others"
+    )
+    on_gpus = plan_run(check({"blocks": 5, "starts": 5, "device": "cuda"}, "test")).trials
+    assert {trial.round for trial in on_gpus if trial.step == "configA"} == {1, 2, 3, 4, 5}
+
+
 def test_every_second_round_takes_the_sets_backwards() -> None:
-    plan = plan_run(check({"blocks": 2, "starts": 2}, "test")).trials
+    plan = plan_run(check({"blocks": 2, "starts": 2, "starts_on_two": 2}, "test")).trials
     sets = [trial.placement.engine_key() for trial in plan]
     assert [key for key, _ in groupby(sets[:6])] == [key for key, _ in groupby(sets[6:])][::-1]
 
@@ -54,7 +68,7 @@ def test_rounds_are_even_and_hold_every_block_in_order(blocks: int, starts: int)
 
 
 def test_time_left_counts_engine_starts() -> None:
-    params = check({"blocks": 2, "starts": 2, "warmup_s": 1.0, "window_s": 3.0}, "test")
+    params = check({"blocks": 2, "starts": 2, "starts_on_two": 2, "warmup_s": 1.0, "window_s": 3.0}, "test")
     plan = plan_run(params)
     assert plan.seconds_left(0, 30.0, None) == 12 * 8.0 + 6 * 30.0
     assert plan.seconds_left(1, 30.0, (1, plan.trials[0].placement.engine_key())) == 11 * 8.0 + 5 * 30.0
