@@ -30,6 +30,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from colo_lib.child_environment import spare_pandas
 from colo_lib.frames import write_frame
 from colo_lib.launch.arrivals import CLOSED, due_times
 from colo_lib.launch.client_orders import cpu_reading, run_ahead, serve_orders, until
@@ -237,6 +238,7 @@ class Load:
 
 def main() -> None:
     """Serve orders."""
+    spare_pandas()
     run_ahead()
     job = ClientJob(**json.loads(sys.argv[1]))
     load = Load(job, os.environ["COLO_GEN_KEY"])

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from colo_lib.child_environment import spare_pandas
 from colo_lib.frames import GEN, REQUESTS, ROWS, write_frame
 from colo_lib.launch.client_orders import cpu_reading, run_ahead, serve_orders
 from colo_lib.launch.rpc import ClientJob, Gaps, Handle, answers, call
@@ -154,6 +155,7 @@ async def serve(job: ClientJob) -> None:
 
 def main() -> None:
     """Serve orders."""
+    spare_pandas()
     run_ahead()
     asyncio.run(serve(ClientJob(**json.loads(sys.argv[1]))))
 

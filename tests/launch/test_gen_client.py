@@ -118,6 +118,15 @@ def test_every_token_has_its_time(server: Server, client: Handle, tmp_path: Path
     assert (spread > 2 * GAP_S).all()
 
 
+def test_the_frames_are_written_without_pandas(server: Server, client: Handle, tmp_path: Path) -> None:
+    call(client, "start")
+    assert wait_until(lambda: call(client, "status")["tokens"] > 2 * TOKENS)
+    call(client, "stop", to=str(tmp_path))
+    assert len(pq.read_table(tmp_path / "gen.parquet"))
+    # Its import would keep every trial for a quarter of a second.
+    assert not [held.path for held in psutil.Process(client.pid).memory_maps() if "/pandas/" in held.path]
+
+
 def test_the_loop_is_closed_at_its_concurrency(server: Server, client: Handle, tmp_path: Path) -> None:
     call(client, "start")
     assert wait_until(lambda: call(client, "status")["tokens"] >= 60)
