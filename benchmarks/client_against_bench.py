@@ -1,6 +1,7 @@
 """Does our load client see what vLLM's own benchmark sees? Both in turn on the same server, as a ratio.
 
     python benchmarks/client_against_bench.py params/cpu.yaml
+    python benchmarks/client_against_bench.py params/cpu-serve.yaml --set gen_concurrency=64 --set window_s=40
     python benchmarks/client_against_bench.py params/h100.yaml --set window_s=20 --rounds 5
 
 The server is the launcher's, but with a tokenizer, which `vllm bench serve` asks for: one made up of as many words as
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from colo_lib.launch.vllm_server import SERVED_NAME  # noqa: E402
 from colo_lib.params import Params, load  # noqa: E402
 from colo_lib.placement import placement_of  # noqa: E402
 from colo_lib.record.plan import Progress  # noqa: E402
+from colo_lib.records import Trial  # noqa: E402
 
 TOKENIZER = """
 import sys
@@ -80,6 +83,12 @@ def bench(params: Params, python: Path, handles: Handles, tokenizer: Path, reque
     return float(told["output_throughput"])
 
 
+def said(trial: Trial) -> str:
+    """How far vLLM's count of the window's tokens was off ours, and what the trial's record says against it."""
+    off = "unknown" if trial.clock_disagreement is None else f"{trial.clock_disagreement:.2%} apart"
+    return "; ".join(filter(None, [off, trial.reason, *(trial.marks or [])]))
+
+
 def rounds(params: Params, count: int) -> list[tuple[float, float]]:
     """(our tokens/s, the benchmark's) of each round."""
     found, placement, models = [], placement_of("step1", params), resolve_models(params)
@@ -90,18 +99,21 @@ def rounds(params: Params, count: int) -> list[tuple[float, float]]:
         )
         own = params.model_copy(update={"gen_extra_args": f"--no-skip-tokenizer-init --tokenizer {tokenizer}"})
         specs = specs_of(own, placement)
+        # The benchmark's requests have one length and begin together: so do ours here.
+        unstaggered = replace(specs.trial, load=replace(specs.trial.load, stagger=False))
         engines = Engines(specs.engines, runtime, folder / "logs")
         try:
             handles = engines.start(True, False, Progress())
             for number in range(1, count + 1):
-                trial = run_trial(specs.trial, handles, folder / f"trial-{number}", number)
+                trial = run_trial(unstaggered, handles, folder / f"trial-{number}", number)
                 ours = float(trial.gen_tokens_per_s or math.nan)
                 requests = max(1, math.ceil(ours * params.window_s / params.gen_output_tokens))
                 # Whole turns of all slots: a last turn of fewer requests would not be the same load.
                 requests = math.ceil(requests / params.gen_concurrency) * params.gen_concurrency
                 theirs = bench(own, models.gen.python, handles, tokenizer, requests, folder)
                 print(
-                    f"round {number}: ours {ours:,.1f}, vllm bench serve {theirs:,.1f} tokens/s, {ours / theirs:.3f}",
+                    f"round {number}: ours {ours:,.1f}, vllm bench serve {theirs:,.1f} tokens/s, {ours / theirs:.3f}; "
+                    f"vLLM's own counter beside ours: {said(trial)}",
                     flush=True,
                 )
                 found.append((ours, theirs))

@@ -259,6 +259,16 @@ def sequence_work(embed: Table) -> Work:
     return Work(*(np.asarray(embed[name].to_numpy()) for name in ("started_ns", "done_ns", "sequences")))
 
 
+def share_met(due_ns: Ints, answered_ns: Ints, due: int, window_ns: tuple[int, int], slo_ms: float) -> float | None:
+    """Part of the requests that were due in [start, end) and answered within `slo_ms` of that; None where none was.
+
+    `due_ns`, `answered_ns`: of those that were answered, (requests,), whenever; `due`: how many were due in the window,
+    those that never were answered among them.
+    """
+    inside = (due_ns >= window_ns[0]) & (due_ns < window_ns[1])
+    return float(((answered_ns - due_ns)[inside] <= slo_ms * 1e6).sum() / due) if due else None
+
+
 def done_inside(began_ns: Ints, done_ns: Ints, weights: NDArray[np.integer], start_ns: int, end_ns: int) -> float:
     """Sum of the weights x the fraction of [began, done) in [start, end), ns; all arrays (pieces,).
 

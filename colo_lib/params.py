@@ -43,6 +43,7 @@ _gen_engine = parameters("gen load", "engine")
 _gen_load = parameters("gen load", "load", at_work="gen")
 _embed_engine = parameters("embed load", "engine")
 _embed_load = parameters("embed load", "engine", "load", at_work="embed")
+_embed_told = parameters("embed load", "load", at_work="embed")
 _mps_gen = parameters("mechanism", "engine", at_work="gen", mechanisms=UNDER_MPS)
 _mps_embed = parameters("mechanism", "engine", at_work="embed", mechanisms=UNDER_MPS)
 _sm_partition = parameters("mechanism", "engine", mechanisms=("sm-partition",))
@@ -76,7 +77,7 @@ class Params(BaseModel):
     )
     sweep: str = _read(
         "",
-        "sweep folder that 31-37 and 55 read; empty: the newest fitting one, or an example",
+        "sweep folder that 31-38 and 55 read; empty: the newest fitting one, or an example",
         text="path",
         notebooks=("3", "55"),
     )
@@ -145,6 +146,10 @@ class Params(BaseModel):
     gen_concurrency: int = parameters("gen load", "engine", "load", at_work="gen")(
         2, "requests in flight, closed loop", ge=1, le=4096, notebooks=RECORDING
     )
+    gen_arrivals: Literal["closed", "poisson", "constant"] = _gen_load(
+        "closed", "closed: always gen_concurrency in flight; poisson, constant: gen_rate, whoever is busy"
+    )
+    gen_rate: float = _gen_load(0.0, "gen_arrivals poisson, constant: requests due a second", ge=0, le=1e6)
     gen_client_processes: int = _gen_load(
         0, "processes of gen's load client; 0: one for every 64 in flight, as cores allow", ge=0, le=64
     )
@@ -172,6 +177,10 @@ class Params(BaseModel):
         "transformers", "transformers: a loop in its own process; vllm: a second vLLM server; url: one that runs"
     )
     embed_concurrency: int = _embed_load(16, "embed_engine vllm, url: requests in flight, closed loop", ge=1, le=4096)
+    embed_arrivals: Literal["closed", "poisson", "constant"] = _embed_told(
+        "closed", "closed: flat out, or embed_concurrency in flight; poisson, constant: embed_rate"
+    )
+    embed_rate: float = _embed_told(0.0, "embed_arrivals poisson, constant: sequences due a second", ge=0, le=1e9)
     embed_url: str = _embed_engine("", "embed_engine url: address of the server, before /v1/embeddings", text="address")
     embed_url_model: str = _embed_engine(
         "", "embed_engine url: what the server calls the model; empty: its name or hub id", text="address"
@@ -252,11 +261,15 @@ class Params(BaseModel):
     capture_graph_trace: Literal["node", "graph"] = _captured("node", "kernels of CUDA graphs, or graphs whole")
     # --- what counts as good ---------------------------------------------------------------------------
     slo_gen_stall_ms: float = _judged(1000.0, "longest time gen may go without a token", gt=0)
-    slo_gen_ttft_ms: float = _judged(2000.0, "time to first token", gt=0)
+    slo_gen_ttft_ms: float = parameters("judging", "judgement", "load", at_work="gen")(
+        2000.0, "time to first token", gt=0
+    )
     slo_gen_gap_ms: float = _paces_too(
         200.0, "p99 time between two tokens of a request; paces embed", gt=0, notebooks=("33", "55")
     )
-    slo_embed_batch_ms: float = _judged(5000.0, "time from an embedding batch's start to its end", gt=0)
+    slo_embed_batch_ms: float = parameters("judging", "judgement", "load", at_work="embed")(
+        5000.0, "time from an embedding batch's start, or when it was due, to its end", gt=0
+    )
     slo_embed_stall_ms: float = _paces_too(5000.0, "longest time embed may go without a finished batch", gt=0)
     min_gen_kept: float = _judged(
         0.95, "verdict: least kept fraction of gen", gt=0, le=2, notebooks=("31", "32", "35", "37", "51")
@@ -265,6 +278,13 @@ class Params(BaseModel):
         0.10, "verdict: most growth of gen's p99 inter-token gap", ge=0, notebooks=("37", "51")
     )
     min_embed_kept: float = _judged(0.20, "verdict: least kept fraction of embed", ge=0, le=2, notebooks=("51",))
+    min_demand_met: float = _judged(
+        0.99,
+        "verdict: least share of demanded requests that are served within their SLO",
+        gt=0,
+        le=1,
+        notebooks=("38",),
+    )
     min_overlap: float = _judged(0.05, "verdict: least overlap of gen's time, no upper bound", ge=0, le=1)
     min_profiled_ratio: float = _judged(
         0.8, "verdict: least rate under the profiler / without", ge=0, le=1, notebooks=("52",)
@@ -295,11 +315,22 @@ class Params(BaseModel):
 
     @model_validator(mode="after")
     def _room_for_every_request(self) -> Params:
-        if 0 < self.gen_max_num_seqs < self.gen_concurrency:
+        if 0 < self.gen_max_num_seqs < self.gen_concurrency and self.gen_arrivals == "closed":
             raise ValueError(
                 f"gen_max_num_seqs = {self.gen_max_num_seqs} is less than gen_concurrency = {self.gen_concurrency}: "
                 "requests would queue; raise it, or leave it at 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_demands(self) -> Params:
+        for name in ("gen", "embed"):
+            rate = getattr(self, f"{name}_rate")
+            if rate > 0 and getattr(self, f"{name}_arrivals") == "closed":
+                raise ValueError(
+                    f"{name}_rate = {rate:g} has no effect on a closed loop: set {name}_arrivals to poisson or "
+                    "constant, or leave the rate at 0"
+                )
         return self
 
     @model_validator(mode="after")
@@ -319,6 +350,11 @@ class Params(BaseModel):
                 "capture_s: nsys records only what it starts, and the server at embed_url runs: set it to 0"
             )
         return self
+
+    @property
+    def has_demand(self) -> bool:
+        """Whether requests of either workload are due at a rate."""
+        return self.gen_arrivals != "closed" or self.embed_arrivals != "closed"
 
     def step_names(self) -> list[str]:
         """The steps of the run, in the order of `STEPS`."""

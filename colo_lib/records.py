@@ -85,6 +85,15 @@ class GenLoad(Record):
     """What vLLM's KV cache holds."""
 
 
+class DemandFacts(Record):
+    """`demand` of a trial, a workload: what was asked of it, and how many of its requests were due in the window."""
+
+    arrivals: str
+    rate: Number
+    """A second: requests of gen, sequences of embed."""
+    due: Count
+
+
 class TrialEvidence(Record):
     """`mechanism_evidence` of a trial: proof of how the GPU was shared, before the window and after it."""
 
@@ -111,6 +120,7 @@ class WindowFacts(Record):
     neighbour: str | None = None
     stranger_cores: Number | None = None
     gen_load: GenLoad | None = None
+    demand: dict[str, DemandFacts] | None = None
     marks: list[str] | None = None
     """What is worth knowing of a trial and makes it no less right."""
 

@@ -98,8 +98,17 @@ class RunAnalysis:
 
     @of_run
     def ratios(self) -> pd.DataFrame:
-        """Kept fractions and aggregates by block (`statistics.block_ratios`)."""
-        return statistics.block_ratios(self.counted)
+        """Kept fractions and aggregates by block (`statistics.block_ratios`); no aggregates where a demand is given.
+
+        Who does what is asked of it keeps all of it, however little that is: such parts are no GPUs' worth of work.
+        """
+        ratios = statistics.block_ratios(self.counted)
+        return ratios[ratios["quantity"].isin(RATES)].reset_index(drop=True) if self.demanded else ratios
+
+    @cached_property
+    def demanded(self) -> list[str]:
+        """The workloads of which a demand was made (`verdict.demanded`)."""
+        return verdict.demanded(self.counted)
 
     @of_run
     def kept(self) -> pd.DataFrame:
@@ -134,7 +143,8 @@ class RunAnalysis:
     @cached_property
     def headline(self) -> str:
         """The verdict and step 2's work per device in a few sentences."""
-        return verdict.headline(self.verdict, self.pays)
+        answer = verdict.demand_answer(self.verdict, self.counted)
+        return " ".join(filter(None, [answer, verdict.headline(self.verdict, self.pays)]))
 
     @cached_property
     def drift(self) -> list[str]:
@@ -163,6 +173,8 @@ class RunAnalysis:
     @cached_property
     def uses_alone(self) -> list[bound.Use]:
         """What each workload takes of one GPU alone (`bound.uses_alone`)."""
+        if self.demanded:
+            return []  # what it takes at a demand is not what it takes at its full rate
         machine = self.run.manifest.machine
         clock = None if machine.gpu is None else machine.gpu.sm_clock_max_mhz
         return bound.uses_alone(self.counted, self.samples, self.telemetry, machine.power_limit_w, clock)

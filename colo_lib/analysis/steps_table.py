@@ -143,6 +143,8 @@ def _load_rows(counted: pd.DataFrame) -> list[dict[str, object]]:
     for column, label, unit in (
         ("gen_age_spread", "Spread of running requests' ages (1: even, 0: in lockstep)", ""),
         ("gen_waiting", "Requests in vLLM's queue, mean", ""),
+        ("gen_demand_met", "LLM: share of requests due whose first token came within its SLO", ""),
+        ("embed_demand_met", "Embedder: share of requests due that were done within its SLO", ""),
         ("gen_client_cores", "Load client: most of a core that a process used", "cores"),
     ):
         for step, values in counted.groupby("step")[column] if column in counted else ():

@@ -18,7 +18,10 @@ from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
 from colo_lib.steps import MECHANISMS, STEPS, mechanism_in_words, with_id
 
-RATES = ("gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms")
+RATES = (
+    "gen_tokens_per_s", "embed_sequences_per_s", "gap_p50_ms", "gap_p99_ms", "batch_p99_ms",
+    "gen_demand_met", "embed_demand_met",
+)  # fmt: skip
 COLUMNS = ["cell", "step", "mechanism", "measure", "mean", "low", "high", "blocks", "starts", "estimate"]
 
 

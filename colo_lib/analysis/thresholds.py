@@ -19,6 +19,7 @@ class Thresholds:
     min_gen_kept: float
     max_gap_growth: float
     min_embed_kept: float
+    min_demand_met: float
     min_overlap: float
     min_profiled_ratio: float
     slo_gen_stall_ms: float

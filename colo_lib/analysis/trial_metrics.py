@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.thresholds import Thresholds
-from colo_lib.frames import NS_PER_S, age_spread, sequence_work, token_work
+from colo_lib.frames import NS_PER_S, age_spread, sequence_work, share_met, token_work
 from colo_lib.steps import mechanisms_in
 
 
@@ -162,6 +162,8 @@ NUMBERS = [
     "requests_failed",
     "batches_within",
     "gen_age_spread",
+    "gen_demand_met",
+    "embed_demand_met",
 ]
 
 
@@ -207,6 +209,7 @@ def _measure_trial(
     if gen is not None:
         measured |= _measure_gen(gen, requests, window, slos)
         kinds["gap"] = inter_token_gaps_ms(gen, *window)
+    measured |= _demand_met(trial, requests, embed, window, slos)
     if requests is not None:
         kinds["ttft"] = first_token_ms(requests, *window)
     if embed is not None:
@@ -219,6 +222,28 @@ def _measure_trial(
         measured |= {f"{kind}_{name}": value for name, value in describe_ms(values).items()}
     place = {name: trial.get(name) for name in ("step", "mechanism", "trial")}
     return measured, [pd.DataFrame({**place, "kind": kind, "ms": values}) for kind, values in kinds.items()]
+
+
+def _demand_met(
+    trial: dict[str, Any],
+    requests: pd.DataFrame | None,
+    embed: pd.DataFrame | None,
+    window: tuple[int, int],
+    slos: Thresholds,
+) -> dict[str, float]:
+    """gen_demand_met, embed_demand_met: part of what was due that was served within its SLO, where there is a demand.
+
+    Of gen: its first token came. Of embed: it was done. Each counts from when it was due, not from when it was sent.
+    """
+    met: dict[str, float | None] = {}
+    if requests is not None and not pd.isna(trial.get("gen_due")):
+        came = requests[requests["first_token_ns"].notna() & requests["error"].isna()]
+        due_ns, first_ns = (came[name].to_numpy(dtype="int64") for name in ("submitted_ns", "first_token_ns"))
+        met["gen_demand_met"] = share_met(due_ns, first_ns, int(trial["gen_due"]), window, slos.slo_gen_ttft_ms)
+    if embed is not None and not pd.isna(trial.get("embed_due")):
+        due_ns, done_ns = (embed[name].to_numpy(dtype="int64") for name in ("started_ns", "done_ns"))
+        met["embed_demand_met"] = share_met(due_ns, done_ns, int(trial["embed_due"]), window, slos.slo_embed_batch_ms)
+    return {name: np.nan if share is None else share for name, share in met.items()}
 
 
 def _measure_gen(

@@ -5,6 +5,11 @@ grows by at most `max_gap_growth`, embed keeps `min_embed_kept`, step 3 is worse
 a capture shows overlap, as a measurement and no upper bound. A bound missed with confidence refutes it; anything else
 is inconclusive.
 
+Where a demand is given the question is another: does the LLM keep its rate and its latency while the embedder's demand
+is met within its SLO? Then a workload's kept fraction says little, for it does what is asked of it, and its clause is
+that `min_demand_met` of the requests that were due are served within their SLO, counted from when they were due; slower
+in turns means a longer p99 of its latency. Work of both cannot be summed, so that nothing is said of it.
+
 The clauses are judged at once: with five of them at their bounds one in nine runs would show a false status, were each
 judged by itself. Holm's procedure keeps it to one in twenty. A clause is settled over starts of the engines only.
 
@@ -37,6 +42,7 @@ from colo_lib.analysis.statistics import (
     RATES,
     Estimate,
     holm,
+    rate,
     ratio,
     sides_of_one,
     within_starts,
@@ -84,11 +90,69 @@ def clauses_asked(counted: pd.DataFrame, bounds: Thresholds) -> list[Clause]:
         Clause(f"the embedder keeps at least {bounds.min_embed_kept:.0%} of its sequences/s", embed,
                bounds.min_embed_kept, True),
     ]  # fmt: skip
+    demands = demanded(counted)
+    if "embed" in demands:
+        asked[2] = _demand_clause("embed", counted, bounds)
+    if "gen" in demands:
+        asked.append(_demand_clause("gen", counted, bounds))
     for workload, column in RATES.items():
+        need = f"{wanted_in_words('step2', 'step3')} in the same block"
         text = f"the {WORKLOADS[workload]} is slower where both take turns than where both run at once"
+        if workload in demands:
+            text = (
+                f"the {WORKLOADS[workload]}'s p99 latency is longer where both take turns than where both run at once"
+            )
+            column = LATENCIES[workload]
         worse = ratio(counted, "step3", "step2", column)
-        asked.append(Clause(text, worse, 1.0, False, need=f"{wanted_in_words('step2', 'step3')} in the same block"))
+        asked.append(Clause(text, worse, 1.0, workload in demands, need=need))
     return asked
+
+
+# workload -> the column of the latency of what it serves, counted from when it was due
+LATENCIES = {"gen": "ttft_p99_ms", "embed": "batch_p99_ms"}
+
+
+def demanded(counted: pd.DataFrame) -> list[str]:
+    """The workloads of which a demand was made."""
+    return [name for name in RATES if f"{name}_demand_met" in counted and counted[f"{name}_demand_met"].notna().any()]
+
+
+def demands_in_words(counted: pd.DataFrame) -> str:
+    """'the embedder's demand of 120 sequences/s': what was asked of each workload of which something was."""
+    units = {"gen": "requests/s", "embed": "sequences/s"}
+    return " and ".join(
+        f"the {WORKLOADS[name]}'s demand of {counted[f'{name}_demanded_per_s'].dropna().iloc[0]:g} {units[name]}"
+        for name in demanded(counted)
+    )
+
+
+def _demand_clause(workload: str, counted: pd.DataFrame, bounds: Thresholds) -> Clause:
+    """That enough of what was due in step 2 was served within its SLO."""
+    what, slo_ms = {
+        "gen": ("first tokens come", bounds.slo_gen_ttft_ms),
+        "embed": ("requests are done", bounds.slo_embed_batch_ms),
+    }[workload]
+    text = (
+        f"the {WORKLOADS[workload]}'s demand is met: {bounds.min_demand_met:.0%} of its {what} within {slo_ms:g} ms "
+        "of the time at which they were due"
+    )
+    need = f"trials of {STEPS['step2'].name} with a demand"
+    return Clause(text, rate(counted, "step2", f"{workload}_demand_met"), bounds.min_demand_met, True, need=need)
+
+
+def demand_answer(verdict: Verdict, counted: pd.DataFrame) -> str:
+    """Does the LLM keep its rate and its latency while the demand is met? In a sentence; empty without a demand."""
+    demands = demanded(counted)
+    if not demands:
+        return ""
+    first = verdict.clauses.iloc[: 3 + ("gen" in demands)]
+    first = first if "embed" in demands else first.drop(index=2)
+    answer = {SUPPORTED: "Yes", REFUTED: "No", OPEN: "Not settled"}[overall(list(first["status"]))]
+    parts = "; ".join(f"{row.clause}: {row.status} ({_figure(row)})" for row in first.itertuples())
+    return (
+        f"Does the LLM keep its rate and its latency while {demands_in_words(counted)} is met within its SLO? "
+        f"{answer}: {parts}."
+    )
 
 
 def overall(statuses: list[str]) -> str:

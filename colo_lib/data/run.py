@@ -39,6 +39,7 @@ MEMORY_PARTS = (
     ("gen", "weights"), ("gen", "kv_cache"), ("gen", "graphs"), ("gen", "rest"),
     ("embed", "weights"), ("embed", "activations"), ("embed", "cached"), ("embed", "rest"),
 )  # fmt: skip
+DEMAND = (("demanded_per_s", "rate"), ("due", "due"))
 # column -> where it stands in trial.json; a dot leads into a nested object
 TRIAL_COLUMNS = {
     "step": "step",
@@ -73,9 +74,10 @@ TRIAL_COLUMNS = {
     "gen_client_cores": "gen_load.client_busiest_cores",
     "gen_waiting": "gen_load.waiting",
     "gen_preemptions": "gen_load.preemptions",
+    **{f"{name}_{what}": f"demand.{name}.{field}" for name in ("gen", "embed") for what, field in DEMAND},
 }
 TRIAL_NUMBERS = [name for name in TRIAL_COLUMNS if name.endswith(("_per_s", "_gib", "_fraction", "_disagreement"))]
-TRIAL_NUMBERS += ["gen_client_cores", "gen_waiting", "gen_preemptions"]
+TRIAL_NUMBERS += ["gen_client_cores", "gen_waiting", "gen_preemptions", "gen_due", "embed_due"]
 
 
 @dataclass(frozen=True)

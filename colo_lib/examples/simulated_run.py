@@ -24,13 +24,14 @@ import pyarrow.parquet as pq
 
 from colo_lib import paths
 from colo_lib.errors import InputError
-from colo_lib.examples.simulated_trial import Plan, telemetry_frame, workload_frames
+from colo_lib.examples.simulated_trial import GAP_SPREAD, Plan, telemetry_frame, workload_frames
 from colo_lib.frames import FRAMES, SCHEMA_VERSION
 from colo_lib.params import Params, check
 from colo_lib.placement import placement_of
 from colo_lib.records import (
     BudgetRow,
     CellRecord,
+    DemandFacts,
     ListedFile,
     ListedTrial,
     Machine,
@@ -141,7 +142,7 @@ def _write_trial(folder: Path, plan: Plan, params: Params, rates: dict[str, Any]
     frames["telemetry"] = telemetry_frame(params, step, rates, now_ns, end_ns, rng)
     for name, frame in frames.items():
         _write_frame(paths.frame_file(target, name), name, frame)
-    record = _record(plan, step, trial, start_ns, end_ns, frames)
+    record = _record(plan, params, step, trial, start_ns, end_ns, frames)
     record.write(target / paths.TRIAL)
     return ListedTrial(
         step=record.step, trial=record.trial, block=record.block, status=record.status, reason=record.reason,
@@ -155,7 +156,15 @@ def _write_frame(file: Path, name: str, frame: pd.DataFrame) -> None:
     pq.write_table(pa.Table.from_pandas(frame, schema=arrow, preserve_index=False), file, write_page_checksum=True)
 
 
-def _record(plan: Plan, step: str, trial: int, start_ns: int, end_ns: int, frames: Mapping[str, pd.DataFrame]) -> Trial:
+def _record(
+    plan: Plan,
+    params: Params,
+    step: str,
+    trial: int,
+    start_ns: int,
+    end_ns: int,
+    frames: Mapping[str, pd.DataFrame],
+) -> Trial:
     gen, embed = frames.get("gen"), frames.get("embed")
     tokens = None if gen is None else int(gen["arrival_ns"].between(start_ns, end_ns, inclusive="left").sum())
     done = None if embed is None else embed["done_ns"].between(start_ns, end_ns, inclusive="left")
@@ -188,7 +197,17 @@ def _record(plan: Plan, step: str, trial: int, start_ns: int, end_ns: int, frame
         memory_gib={"gen": None if gen is None else 2.1, "embed": None if embed is None else 0.4, "free": 18.0},
         telemetry_cost=TelemetryCost(cpu_fraction=0.004, samples=int(frames["telemetry"]["t_ns"].nunique())),
         latency_clock="client",
+        demand=_demand_facts(params, embed, start_ns, end_ns),
     )
+
+
+def _demand_facts(
+    params: Params, embed: pd.DataFrame | None, start_ns: int, end_ns: int
+) -> dict[str, DemandFacts] | None:
+    if embed is None or params.embed_arrivals == "closed":
+        return None
+    due = int(embed["started_ns"].between(start_ns, end_ns, inclusive="left").sum())
+    return {"embed": DemandFacts(arrivals=params.embed_arrivals, rate=params.embed_rate, due=due)}
 
 
 def _manifest(
@@ -235,6 +254,8 @@ class Response:
     embed_sequences_per_s: float
     gen_kept: tuple[float, float]
     embed_kept: tuple[float, float]
+    gap_spread: tuple[float, float] | None = None
+    """Of steps 2 and 3, where it depends on the cell."""
 
 
 def _threads(p: Params) -> Response:
@@ -269,12 +290,22 @@ def _memory(p: Params) -> Response:
     return Response(gen, embed, (0.8, 0.5), (0.7, 0.47))
 
 
+def _demand(p: Params) -> Response:
+    asked = p.embed_rate / 240
+    kept = (1 - 0.35 * asked**2, 1 - 0.75 * asked)
+    served = tuple(min(1.0, most / p.embed_rate) for most in (175.0, 115.0))
+    return Response(120.0, p.embed_rate, kept, (served[0], served[1]), (0.05 + 0.5 * asked**2.5, 0.05 + 0.9 * asked))
+
+
+# What an example sets beside what it varies.
+SET: dict[str, dict[str, Any]] = {"demand": {"embed_arrivals": "poisson", "slo_embed_batch_ms": 400.0}}
 EXAMPLES: dict[str, tuple[tuple[str, ...], Callable[[Params], Response]]] = {
     "threads": (("mps_embed_thread_percentage=10,25,50,75,100",), _threads),
     "concurrency": (("gen_concurrency=1,2,4,8,16",), _concurrency),
     "batch-more": (("gen_concurrency=1,2,4,8,16,32",), _batch_more),
     "eager": (("gen_enforce_eager=true,false",), _eager),
     "prefill": (("gen_prompt_tokens:gen_output_tokens=16:112,48:80,80:48,112:16",), _prefill),
+    "demand": (("embed_rate=20,40,80,120,160,200",), _demand),
     "memory": (("gen_kv_cache_gib=1,2,4,8", "embed_batch_size=8,32,128"), _memory),
 }
 
@@ -290,7 +321,8 @@ def write_sweep(sweeps_dir: Path, name: str, seed: int = 1, blocks: int = 4) -> 
         raise InputError(f"no example sweep {name!r}: {', '.join(EXAMPLES)}")
     words, response = EXAMPLES[name]
     given = {"run_name": "example", "blocks": blocks, "window_s": 1.5, "warmup_s": 0.2}
-    base = check(given | {"gen_output_tokens": 24, "seed": seed}, "the simulated sweep")
+    given |= SET.get(name, {}) | {"gen_output_tokens": 24, "seed": seed}
+    base = check(given, "the simulated sweep")
     axes = [parse_axis(word) for word in words]
     folder = sweeps_dir / f"example-{name}-simulated"
     cells = grid(base, axes)
@@ -318,12 +350,15 @@ def _carry_out(cell_folder: Path, cell: GridCell, params: Params, response: Resp
     steps = ("step2", "step3")
     gen, embed = (dict(zip(steps, kept, strict=True)) for kept in (response.gen_kept, response.embed_kept))
     given = {"gen_output_tokens": 24, "seed": seed, "telemetry_hz": 2.0} | cell.changes
+    if params.embed_arrivals != "closed":
+        given |= SET["demand"]
+    spreads = {} if response.gap_spread is None else dict(zip(steps, response.gap_spread, strict=True))
     plan = Plan(
         run_id=cell.name, blocks=params.blocks, window_s=params.window_s, warmup_s=params.warmup_s,
         gen_tokens_per_s=response.gen_tokens_per_s, embed_sequences_per_s=response.embed_sequences_per_s,
         gen_kept={"step1": 1.0, **gen}, embed_kept={"step4": 1.0, **embed}, noise=0.01,
         seed=seed * 1000 + int(cell.name[-3:]), params=given,
-        device="cuda" if "mps_embed_thread_percentage" in cell.changes else "cpu",
+        device="cuda" if "mps_embed_thread_percentage" in cell.changes else "cpu", gap_spread=GAP_SPREAD | spreads,
     )  # fmt: skip
     write_run(paths.cell_runs(cell_folder), plan)
     return record

@@ -74,7 +74,9 @@ def workload_frames(
         frames["gen"] = pd.concat([gen for gen, _ in streams]).sort_values("arrival_ns", ignore_index=True)
         frames["requests"] = pd.concat([rows for _, rows in streams]).sort_values("submitted_ns", ignore_index=True)
     if rates["embed_sequences_per_s"] > 0:
-        frames["embed"] = _batches(params, rates["embed_sequences_per_s"], now_ns, end_ns, rng)
+        served = rates["embed_sequences_per_s"]
+        draw = _batches if params.embed_arrivals == "closed" else _due_batches
+        frames["embed"] = draw(params, served, now_ns, end_ns, rng)
     if STEPS[step].mechanism_on("cpu") == "cpu-alternating":
         frames["slices"] = _turns(params, now_ns, end_ns)
     return frames
@@ -149,6 +151,26 @@ def _batches(
             "tokens": np.int32(size * params.embed_sequence_tokens),
         }
     )
+
+
+def _due_batches(
+    params: Params, sequences_per_s: float, now_ns: int, end_ns: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Batches that were due at `embed_rate`, at random; where fewer are served than are due, each waits longer."""
+    size, span_s = min(params.embed_batch_size, 2), (end_ns - now_ns) / S
+    due_s = np.sort(rng.uniform(0, span_s, max(1, rng.poisson(params.embed_rate / size * span_s))))
+    behind = max(1.0, params.embed_rate / sequences_per_s * 0.95)  # noise of a few per cent is no queue
+    took_s = np.exp(rng.normal(np.log(0.03), 0.4, len(due_s)))
+    done_s = due_s * behind + took_s
+    frame = pd.DataFrame(
+        {
+            "started_ns": (now_ns + due_s * S).astype(np.int64),
+            "done_ns": (now_ns + done_s * S).astype(np.int64),
+            "sequences": np.int32(size),
+            "tokens": np.int32(size * params.embed_sequence_tokens),
+        }
+    )
+    return frame.sort_values("done_ns", ignore_index=True)
 
 
 def telemetry_frame(

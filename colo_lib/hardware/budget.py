@@ -219,6 +219,7 @@ def demand_of(params: Params) -> Demand:
         embed_kv_cache_gib(embed_model.config, params) if params.embed_engine == "vllm" else 0.0,
     )  # fmt: skip
     _check_lengths(gen, embed)
+    _check_rates(params)
     devices, steps = tuple(split_list(params.devices)), tuple(split_list(params.steps))
     _check_two_devices(devices, steps)
     return Demand(params.device, devices, steps, gen, embed)
@@ -250,6 +251,16 @@ def _check_lengths(gen: GenDemand, embed: EmbedDemand) -> None:
         longest = model.config.get("max_position_embeddings", value)
         if value > longest:
             raise InputError(f"{name} = {value} is more than {model.name} can take, {longest} positions; lower it")
+
+
+def _check_rates(params: Params) -> None:
+    """Raises InputError for requests that are due at no rate."""
+    for name, unit in (("gen", "requests"), ("embed", "sequences")):
+        arrivals = getattr(params, f"{name}_arrivals")
+        if arrivals != "closed" and not getattr(params, f"{name}_rate"):
+            raise InputError(
+                f"{name}_arrivals = {arrivals!r} needs {name}_rate, {unit} a second: give it, or set closed"
+            )
 
 
 def _check_two_devices(devices: Sequence[str], steps: Sequence[str]) -> None:

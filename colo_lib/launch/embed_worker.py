@@ -9,6 +9,8 @@ It loads the model, opens a Unix socket and answers one JSON line with one JSON 
 `{"do": "stop", "to": FILE}` (FILE receives int64 rows of started_ns, done_ns, sequences, tokens), `{"do": "quit"}`.
 Times are CLOCK_MONOTONIC. A batch is embedded in forward passes of `micro_batch_size` sequences (0: in one); after each
 the worker rests so that it works for `duty` of the time, though never so long that no batch is done within `stall_s`.
+Where `start` has `arrivals` (with `module`: the file of arrivals.py, `rate`: batches a second, `draw`: the seed) a
+batch begins when it is due and the one before it is done; its row starts when it was due.
 """
 
 from __future__ import annotations
@@ -101,6 +103,11 @@ class Pacing:
 class Worker:
     """The embedding loop in the main thread, its commands in another."""
 
+    # Where batches are due: the times to come, seconds from `began_ns` on, and that of the next batch.
+    due: Any = None
+    began_ns = 0
+    due_ns: int | None = None
+
     def __init__(self, job: dict[str, Any]) -> None:
         import torch
 
@@ -120,11 +127,14 @@ class Worker:
         self.error: str | None = None
         self.known: dict[str, Any] = {}
 
-    def embed_batch(self, number: int) -> None:
-        """One batch, in forward passes of `micro_batch_size`, a rest after each; a row when its last pass is done."""
+    def embed_batch(self, number: int, due_ns: int | None = None) -> None:
+        """One batch, in forward passes of `micro_batch_size`, a rest after each; a row when its last pass is done.
+
+        `due_ns`: since when it was wanted; None: since now.
+        """
         batch = self.inputs[number % INPUT_VARIANTS]
         parts = batch.split(self.pacing.micro_batch_size or len(batch))
-        started = time.monotonic_ns()
+        started = due_ns or time.monotonic_ns()
         for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
             self.wait_turn()
             began_s = time.monotonic()
@@ -165,27 +175,64 @@ class Worker:
                 self.idle.set()
                 continue
             self.idle.clear()
+            if self.due is not None and not self.wait_due():
+                continue
             try:
-                self.embed_batch(number)
+                self.embed_batch(number, self.due_ns)
+                self.next_due()
             except Exception as error:  # Told to the owner, who ends the trial.
                 self.error = f"{type(error).__name__}: {error}"
                 self.going.clear()
             number += 1
 
+    def begin_arrivals(self, order: dict[str, Any]) -> None:
+        """Take up the times at which batches are due, if the order has them."""
+        self.due, self.due_ns, self.began_ns = None, None, time.monotonic_ns()
+        if order.get("arrivals", "closed") != "closed":
+            self.due = loaded(order["module"]).due_times(order["arrivals"], order["rate"], order["draw"])
+            self.next_due()
+
+    def next_due(self) -> None:
+        """The next batch's time."""
+        if self.due is not None:
+            self.due_ns = self.began_ns + int(next(self.due) * 1e9)
+
+    def wait_due(self) -> bool:
+        """Until the next batch is due; False where the load ends before."""
+        while self.going.is_set():
+            left_s = ((self.due_ns or 0) - time.monotonic_ns()) / 1e9
+            if left_s <= 0:
+                return True
+            if self.rest_over.wait(left_s):
+                self.rest_over.clear()
+        return False
+
+    def undone(self, until_ns: int) -> list[int]:
+        """When the batches were due, ns, that were due by `until_ns` and have not been done."""
+        late = []
+        while self.due_ns is not None and self.due_ns <= until_ns:
+            late.append(self.due_ns)
+            self.next_due()
+        return late
+
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Carry out one order."""
+        late: list[int] = []
         do = order.get("do")
         if do == "start":
             self.rows, self.error = array.array("q"), None
             self.pacing = Pacing(order.get("duty", 1.0), order.get("micro_batch_size", 0), order.get("stall_s", 0.0))
+            self.begin_arrivals(order)
             self.going.set()
         elif do == "pace":
             self.pacing.duty = float(order["duty"])
             self.rest_over.set()
         elif do == "stop":
+            until_ns = time.monotonic_ns()
             self.going.clear()
             self.rest_over.set()
             self.idle.wait(120)
+            late = self.undone(until_ns)
             with open(order["to"], "wb") as file:
                 file.write(self.rows.tobytes())
         elif do == "quit":
@@ -195,7 +242,8 @@ class Worker:
         done = len(self.rows) // 4
         last = self.rows[4 * done - 3] if done else None
         paced = {"duty": self.pacing.worked_share(), "bounded": self.pacing.bounded}
-        state = {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()}
+        state: dict[str, Any] = {"batches": done, "last_done_ns": last, "error": self.error, "pid": os.getpid()}
+        state |= {"oldest_due_ns": self.due_ns} | ({"undone_due_ns": late} if do == "stop" else {})
         return state | paced | {"memory_gib": self.memory_gib()} | self.facts()
 
     def memory_gib(self) -> dict[str, float]:
@@ -250,13 +298,18 @@ def held(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """Where this thread's GPU work stays on its SMs, if the job's `hold` says so (`mechanisms/sm_hold.py`)."""
     if "hold" not in job:
         return contextlib.nullcontext()
-    module_spec = importlib.util.spec_from_file_location("sm_hold", job["hold"]["module"])
+    context: contextlib.AbstractContextManager[Any] = loaded(job["hold"]["module"]).hold(job["hold"])
+    return context
+
+
+def loaded(file: str) -> Any:
+    """A module of this package, which the interpreter here does not have, from its file."""
+    module_spec = importlib.util.spec_from_file_location(os.path.basename(file).removesuffix(".py"), file)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    context: contextlib.AbstractContextManager[Any] = module.hold(job["hold"])
-    return context
+    return module
 
 
 def wait_for_turn(gate: str) -> None:

@@ -3,11 +3,11 @@
     python -m colo_lib.launch.gen_client '{"socket": …, "port": …, "concurrency": …, …}'
 
 A closed loop (`concurrency` slots, each with one request in flight) or requests that are due at a rate, however many
-are in flight then (`arrivals`). Where one process would not keep up, several share the load (`gen_team`): this one has
+are in flight then. Where one process would not keep up, several share the load (`gen_team`): this one has
 every `processes`-th slot or request.
 
-The API key comes in `COLO_GEN_KEY`. Orders, answers and times are those of `embed_worker`:
-start (`began_ns`: from when requests are due), status, stop (`to` is the folder that receives gen.parquet and
+The API key comes in `COLO_GEN_KEY`. Orders, answers and times are those of `embed_worker`: start (`arrivals`, `rate`,
+`draw`: when requests are due, from `began_ns` on), status, stop (`to` is the folder that receives gen.parquet and
 requests.parquet), quit; and `gaps` (`since`: how many the asker has seen): the inter-token gaps that came after those,
 for whoever paces the other workload.
 A request that fails is recorded with its error and never tried again: a retry would hide a failure.
@@ -22,7 +22,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from colo_lib.launch.rpc import ClientJob, Gaps
 PAUSE_AFTER_ERROR_S = 0.2
 RESERVED_TOKEN_IDS = 8
 LEAST_FIRST_TOKENS = 2  # a request of one token has no gap
-PREPARE_S = 0.02  # a request is made ready so long before it is due
 
 
 @dataclass
@@ -73,6 +72,7 @@ class Load:
         self.gaps_ms = array.array("d")
         self.streaming: dict[int, int] = {}  # request -> when its last token came
         self.silent_slots: set[int] = set()
+        self.unanswered: dict[int, int] = {}  # request that was due -> when, until its first token came
         self.most_lag_ns = self.failed = 0
         self.last_error: str | None = None
 
@@ -102,15 +102,13 @@ class Load:
             "temperature": 0.0,
         }
 
-    async def send_request(
-        self, request_id: int, output_tokens: int, slot: int | None = None, due_ns: int | None = None
-    ) -> None:
-        """Send one request, at once or when it is due, and note the arrival of every token; errors go into its row."""
-        body = json.dumps(self.body(request_id, output_tokens)).encode()
-        if due_ns is not None:
-            await until(due_ns)
-            self.most_lag_ns = max(self.most_lag_ns, time.monotonic_ns() - due_ns)
-        row = Request(request_id, self.job.prompt_tokens, submitted_ns=due_ns or time.monotonic_ns())
+    def body_bytes(self, request_id: int, output_tokens: int) -> bytes:
+        """The body as it is sent."""
+        return json.dumps(self.body(request_id, output_tokens)).encode()
+
+    async def send_request(self, row: Request, body: bytes, output_tokens: int, slot: int | None = None) -> None:
+        """Send one request and note the arrival of every token in its row, or the error."""
+        request_id = row.request_id
         self.requests.append(row)
         headers = self.headers | {"Content-Type": "application/json"}
         assert self.session is not None
@@ -127,6 +125,7 @@ class Load:
             self.failed += 1
         finally:
             self.streaming.pop(request_id, None)
+            self.unanswered.pop(request_id, None)
         if row.error:
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
@@ -150,6 +149,7 @@ class Load:
             for _ in choice.get("token_ids") or []:
                 if row.first_token_ns is None:
                     row.first_token_ns = now
+                    self.unanswered.pop(row.request_id, None)
                 else:
                     self.gaps_ms.append((now - self.streaming[row.request_id]) / 1e6)
                 self.streaming[row.request_id] = now
@@ -162,21 +162,26 @@ class Load:
         """One request after the other, for ever."""
         output_tokens = self.first_tokens(number)
         while True:
-            await self.send_request(self.next_id(), output_tokens, number)
+            request_id = self.next_id()
+            body = self.body_bytes(request_id, output_tokens)
+            row = Request(request_id, self.job.prompt_tokens, time.monotonic_ns())
+            await self.send_request(row, body, output_tokens, number)
             output_tokens = self.job.output_tokens
 
     def next_id(self) -> int:
         """A number that no other request of this load has, of any process."""
         return self.job.process + self.job.processes * len(self.requests)
 
-    async def arrive(self, began_ns: int) -> None:
+    async def arrive(self, due: Iterator[float], began_ns: int) -> None:
         """Send this process's share of the requests, each when it is due; none waits for another."""
-        job, send = self.job, self.send_request
-        for number, due_s in enumerate(due_times(job.arrivals, job.rate, job.draw)):
+        job = self.job
+        for number, due_s in enumerate(due):
             if number % job.processes == job.process:
-                due_ns = began_ns + int(due_s * 1e9)
-                await until(due_ns - int(PREPARE_S * 1e9))
-                self.begin(send(number, job.output_tokens, due_ns=due_ns))
+                body, due_ns = self.body_bytes(number, job.output_tokens), began_ns + int(due_s * 1e9)
+                await until(due_ns)
+                self.most_lag_ns = max(self.most_lag_ns, time.monotonic_ns() - due_ns)
+                self.unanswered[number] = due_ns
+                self.begin(self.send_request(Request(number, job.prompt_tokens, due_ns), body, job.output_tokens))
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Let a coroutine run until it ends or the load does."""
@@ -184,13 +189,14 @@ class Load:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def start(self, began_ns: int) -> None:
+    async def start(self, order: dict[str, Any]) -> None:
         """Begin the load with empty records."""
         self.forget()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
-        if self.job.arrivals != CLOSED:
-            self.begin(self.arrive(began_ns))
+        if order.get("arrivals", CLOSED) != CLOSED:
+            due = due_times(order["arrivals"], order["rate"], order["draw"])
+            self.begin(self.arrive(due, order.get("began_ns") or time.monotonic_ns()))
             return
         self.silent_slots = set(range(self.job.process, self.job.concurrency, self.job.processes))
         for number in sorted(self.silent_slots):
@@ -212,11 +218,13 @@ class Load:
         write_frame(Path(folder), "requests", {name: [getattr(row, name) for row in rows] for name in kept})
 
     def status(self) -> dict[str, Any]:
-        """How far the load is. `silent`: slots that have had no token yet; `cpu`: a reading a process."""
+        """How far the load is. `silent`: slots that have had no token yet; `cpu`: a reading a process; `oldest_due_ns`:
+        of the requests that were due and have had no token yet."""
         last = self.arrivals_ns[-1] if self.arrivals_ns else None
         return {
             "tokens": len(self.arrivals_ns), "last_ns": last, "failed_requests": self.failed, "error": self.last_error,
             "silent": len(self.silent_slots), "cpu": [cpu_reading()], "lag_ms": self.most_lag_ns / 1e6,
+            "oldest_due_ns": min(self.unanswered.values(), default=None),
         }  # fmt: skip
 
     def gaps(self, since: int) -> Gaps:
@@ -228,7 +236,7 @@ class Load:
     async def answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Carry out one order."""
         if order["do"] == "start":
-            await self.start(order.get("began_ns") or time.monotonic_ns())
+            await self.start(order)
         elif order["do"] == "stop":
             await self.stop(order["to"])
         elif order["do"] == "gaps":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from colo_lib.launch.arrivals import CLOSED
 from colo_lib.launch.client_cpu import BUSY_CORES
 from colo_lib.launch.specs import LoadSpec
 from colo_lib.launch.vllm_server import ServerCounters
@@ -53,7 +52,7 @@ def look_at_load(
             f"vLLM preempted requests {preempted} times, its KV cache was full: raise gen_kv_cache_gib, or lower "
             "gen_concurrency or the lengths of requests"
         )
-    if load.arrivals != CLOSED:
+    if load.gen_demand is not None:
         return found
     if waiting > most_waiting(load):
         found.reasons.append(

@@ -94,11 +94,12 @@ class Team:
 
     async def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
         do, each = order["do"], len(self.members)
+        own = {name: value for name, value in order.items() if name != "do"}
         if do == "gaps":
             return asdict(await self.gaps(order["since"]))
         if do == "start":
             self.gaps_ms, self.seen = [], [0] * each
-            return merged(await self.ask("start", [{"began_ns": time.monotonic_ns()}] * each))
+            return merged(await self.ask("start", [own | {"began_ns": time.monotonic_ns()}] * each))
         if do == "stop":
             folders = [Path(order["to"]) / f"client-{number}" for number in range(each)]
             for folder in folders:
@@ -127,6 +128,7 @@ def merged(told: list[dict[str, Any]]) -> dict[str, Any]:
         "last_ns": max((one["last_ns"] for one in told if one["last_ns"] is not None), default=None),
         "error": next((one["error"] for one in told if one["error"]), None),
         "cpu": [reading for one in told for reading in one["cpu"]] + [cpu_reading()],
+        "oldest_due_ns": min((one["oldest_due_ns"] for one in told if one["oldest_due_ns"] is not None), default=None),
         "lag_ms": max(one["lag_ms"] for one in told),
     }
 

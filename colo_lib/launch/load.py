@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from colo_lib.child_environment import package_environment
 from colo_lib.errors import StepFailed
@@ -33,8 +33,9 @@ from colo_lib.launch.gen_load import ClientUse
 from colo_lib.launch.gen_team import processes_for
 from colo_lib.launch.pacing import PacerJob, shares, start_order
 from colo_lib.launch.rpc import ClientJob, Handle, answers, call
-from colo_lib.launch.specs import LoadSpec, TrialSpec, WindowSpec
+from colo_lib.launch.specs import DemandSpec, LoadSpec, TrialSpec, WindowSpec
 from colo_lib.launch.vllm_server import SERVED_NAME, ServerCounters, server_counters
+from colo_lib.paths import PARTIAL
 
 POLL_S = 0.05
 WATCH_S = 0.5
@@ -45,6 +46,7 @@ Answer = TypeVar("Answer")
 ALTERNATOR, PACER = "alternator", "pacer"
 BEGIN_TIMEOUT_S = 20.0
 ALTERNATE = Path(__file__).with_name("alternate.py")
+ARRIVALS = Path(__file__).with_name("arrivals.py")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Delivered:
     last_ns: int | None = None
     silent: int = 0
     """Slots of gen's closed loop that have had no token yet."""
+    oldest_due_ns: int | None = None
+    """Of the requests that were due and are not done (of gen: have no token yet)."""
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Loads:
     """One reading a process of gen's load client, each time that it was asked."""
     lag_ms: float = 0.0
     """How late it sent what was due, at the most."""
+    undone_due_ns: list[int] = field(default_factory=list)
+    """When the embedder's requests were due that were never done."""
 
     def client_use(self, start_ns: int, end_ns: int) -> ClientUse:
         """How busy gen's load client was in [start, end)."""
@@ -122,9 +128,12 @@ class Loads:
             stamps = [stamp for stamp in (before.last_ns, last_ns) if stamp is not None]
             if name == "gen":
                 self.client_cpu.append([(int(t_ns), int(cpu_ns)) for t_ns, cpu_ns in status.get("cpu", ())])
-                self.lag_ms = max(self.lag_ms, status.get("lag_ms", 0.0))
+            self.lag_ms = max(self.lag_ms, status.get("lag_ms", 0.0))
             silent = before.silent + status.get("silent", 0)
-            delivered[name] = Delivered(before.events + events, max(stamps, default=None), silent)
+            due = [at for at in (before.oldest_due_ns, status.get("oldest_due_ns")) if at is not None]
+            delivered[name] = Delivered(
+                before.events + events, max(stamps, default=None), silent, min(due, default=None)
+            )
         return delivered
 
 
@@ -216,6 +225,36 @@ def check_progress(window: WindowSpec, loads: Loads, handles: Handles, began_ns:
     return progress
 
 
+def finish_due(spec: TrialSpec, loads: Loads, handles: Handles, end_ns: int) -> None:
+    """Keep up the load until what was due before `end_ns` is done, or nobody would wait for it any longer.
+
+    Without a demand there is nothing to wait for. Raises StepFailed as `check_progress` does.
+    """
+    load, placement = spec.load, spec.placement
+    demands = [load.gen_demand if placement.runs_gen else None, load.embed_demand if placement.runs_embed else None]
+    patience_s = max((demand.patience_s for demand in demands if demand is not None), default=0.0)
+    while time.monotonic_ns() < end_ns + int(patience_s * 1e9):
+        progress = check_progress(spec.window, loads, handles, end_ns)
+        if all(row.oldest_due_ns is None or row.oldest_due_ns >= end_ns for row in progress.values()):
+            return
+        time.sleep(POLL_S)
+
+
+def due_order(demand: DemandSpec | None, load: LoadSpec, name: str, sharing: int, folder: Path) -> dict[str, Any]:
+    """What a load is told of when its requests are due: nothing of a closed loop.
+
+    `sharing`: how many such loads share the demand. The times are those of every step's trial of this number, so that
+    steps differ in nothing but what they are about, and others in other trials.
+    """
+    if demand is None:
+        return {}
+    trial = folder.name.removesuffix(PARTIAL)
+    return {
+        "arrivals": demand.arrivals, "rate": demand.rate / sharing, "draw": f"{load.seed}/{name}/{trial}",
+        "module": str(ARRIVALS),
+    }  # fmt: skip
+
+
 def read_counters(window: WindowSpec, loads: Loads, handles: Handles) -> ServerCounters | None:
     """vLLM's own account of gen, None when gen is not under load; raises StepFailed when it does not answer."""
     if loads.client is None or handles.gen is None:
@@ -235,8 +274,9 @@ def collect_frames(loads: Loads, runtime: Path, folder: Path) -> None:
     with ThreadPoolExecutor(max(1, len(each))) as pool:
         orders = [pool.submit(call, handle, "stop", to=to) for (_, handle), to in zip(each, targets, strict=True)]
     for (name, _), order, target in zip(each, orders, targets, strict=True):
-        order.result()
+        answer = order.result()
         if name == "embed":
+            loads.undone_due_ns += answer.get("undone_due_ns", [])
             parts += read_rows(Path(target)).tolist()
     if loads.embeds:
         columns = zip(*sorted(parts, key=lambda row: row[1]), strict=True) if parts else ((), (), (), ())
@@ -266,8 +306,11 @@ def connect(spec: TrialSpec, handles: Handles, runtime: Path, folder: Path, stac
 def begin_load(spec: TrialSpec, handles: Handles, loads: Loads, runtime: Path, folder: Path, stack: ExitStack) -> None:
     """Give every workload its work; the stack takes it away again."""
     placement = spec.placement
-    for name, handle in loads.each():
+    for number, (name, handle) in enumerate(loads.each()):
         order = asdict(start_order(spec.load.pacing, placement)) if name == "embed" else {}
+        demand = spec.load.gen_demand if name == "gen" else spec.load.embed_demand
+        sharing = 1 if name == "gen" else len(loads.embeds)
+        order |= due_order(demand, spec.load, f"{name}{number}" if sharing > 1 else name, sharing, folder)
         try:
             call(handle, "start", **order)
         except OSError as error:

@@ -96,11 +96,6 @@ class ClientJob:
     processes: int = 1
     process: int = 0
     """This one, of so many that share the load."""
-    arrivals: str = "closed"
-    rate: float = 0.0
-    """Requests a second, where they are not a closed loop."""
-    draw: str = ""
-    """Seed of the times at which requests are due."""
 
 
 @dataclass(frozen=True)

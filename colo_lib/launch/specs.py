@@ -13,6 +13,7 @@ from pathlib import Path
 from colo_lib.errors import InputError
 from colo_lib.hardware.budget import embed_kv_cache_gib
 from colo_lib.hardware.engine_python import EngineModels, resolve_models
+from colo_lib.launch.arrivals import CLOSED
 from colo_lib.params import Params, sm_sizes
 from colo_lib.placement import Placement
 from colo_lib.steps import MECHANISMS, UNDER_MPS
@@ -153,6 +154,19 @@ class EmbedLoadSpec:
 
 
 @dataclass(frozen=True)
+class DemandSpec:
+    """Requests that are due at a rate. `patience_s`: how long what was due in a window is waited for after its end."""
+
+    arrivals: str
+    """A kind of `arrivals.due_times`."""
+    rate: float
+    """Requests a second, of all processes of the workload together."""
+    size: int
+    """Sequences a request; 1 of gen."""
+    patience_s: float
+
+
+@dataclass(frozen=True)
 class LoadSpec:
     """What the workloads are told to do in a trial."""
 
@@ -169,9 +183,10 @@ class LoadSpec:
     """Of gen's load client; 0: as many as the load needs."""
     stagger: bool = True
     """Whether every slot of gen begins with an output of a random length, so that they do not end all at once."""
-    arrivals: str = "closed"
-    rate: float = 0.0
-    """Of gen, requests a second; without effect on a closed loop."""
+    gen_demand: DemandSpec | None = None
+    """None: a closed loop."""
+    embed_demand: DemandSpec | None = None
+    """None: a closed loop, or flat out where a loop embeds."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +248,11 @@ def extra_args(text: str) -> tuple[str, ...]:
         if word.split("=")[0] in REFUSED_ARGS:
             raise InputError(f"parameter 'gen_extra_args' holds {word!r}, which the launcher sets itself: leave it out")
     return tuple(words)
+
+
+def demand(arrivals: str, rate: float, size: int, slo_ms: float) -> DemandSpec | None:
+    """A demand of `rate` a second (requests of gen, sequences of embed), in requests of `size`; None: a closed loop."""
+    return None if arrivals == CLOSED else DemandSpec(arrivals, rate / size, size, slo_ms / 1e3)
 
 
 @dataclass(frozen=True)
@@ -346,4 +366,8 @@ class _Wanted:
             pacing=pacing,
             embed=self.embed_load(),
             processes=params.gen_client_processes,
+            gen_demand=demand(params.gen_arrivals, params.gen_rate, 1, params.slo_gen_ttft_ms),
+            embed_demand=demand(
+                params.embed_arrivals, params.embed_rate, params.embed_batch_size, params.slo_embed_batch_ms
+            ),
         )

@@ -7,6 +7,7 @@ memory is made of: as vLLM tells it in its log, as torch tells it in embed's pro
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -23,6 +25,7 @@ from colo_lib.child_environment import package_environment
 from colo_lib.errors import ColoError, InputError, StepFailed
 from colo_lib.frames import SCHEMA_VERSION, age_spread, sequence_work, token_work
 from colo_lib.json_records import in_words
+from colo_lib.launch.arrivals import POISSON
 from colo_lib.launch.child import Child
 from colo_lib.launch.embed_over_http import EmbedServerHandle
 from colo_lib.launch.embed_proof import refuse_unproved, unproved
@@ -32,6 +35,7 @@ from colo_lib.launch.load import (
     begin_load,
     collect_frames,
     connect,
+    finish_due,
     read_counters,
     settle,
     wait_steady,
@@ -39,11 +43,11 @@ from colo_lib.launch.load import (
 )
 from colo_lib.launch.pacing import pacing_record
 from colo_lib.launch.rpc import call, runtime_folder
-from colo_lib.launch.specs import LoadSpec, TrialSpec
+from colo_lib.launch.specs import DemandSpec, LoadSpec, TrialSpec
 from colo_lib.launch.vllm_server import ServerCounters
 from colo_lib.paths import PARTIAL, TRIAL, frame_file
 from colo_lib.placement import Placement
-from colo_lib.records import GenLoad, MeasuredTrial, MemoryParts, Trial, TrialEvidence, WindowFacts
+from colo_lib.records import DemandFacts, GenLoad, MeasuredTrial, MemoryParts, Trial, TrialEvidence, WindowFacts
 from colo_lib.telemetry.other_processes import OtherProcessesMeter, in_window
 from colo_lib.telemetry.readings import Telemetry, convert
 from colo_lib.telemetry.watchdog import SamplerJob
@@ -185,6 +189,7 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
     stranger_cores = meter.stop(time.monotonic())
     after = handles.evidence()
     memory = memory_gib(handles)
+    finish_due(spec, loads, handles, end_ns)
     settle(loads, runtime, folder)
     collect_frames(loads, runtime, folder)
     sampler.stop()
@@ -193,7 +198,10 @@ def _measured(spec: TrialSpec, handles: Handles, folder: Path, stack: ExitStack)
     if spec.placement.device == "cuda":
         memory = telemetry.memory_gib(start_ns, end_ns)
         parts = device_memory_parts(spec.kv_cache_gib, handles, memory)
-    window = Window(start_ns, end_ns, counters[0], counters[1], stranger_cores, loads.client_use(start_ns, end_ns))
+    window = Window(
+        start_ns, end_ns, counters[0], counters[1], stranger_cores, loads.client_use(start_ns, end_ns),
+        tuple(loads.undone_due_ns),
+    )  # fmt: skip
     facts = measure_window(spec, folder, window)
     if against := device_doubts(telemetry, start_ns, end_ns):
         facts = facts.joined(status="invalid", reason="; ".join(filter(None, [facts.reason, *against])))
@@ -254,6 +262,8 @@ class Window:
     after: ServerCounters | None
     stranger_cores: float
     client: ClientUse = field(default_factory=lambda: ClientUse(1))
+    undone_due_ns: tuple[int, ...] = ()
+    """When the embedder's requests were due that were never done."""
 
     @property
     def seconds(self) -> float:
@@ -289,16 +299,34 @@ def measure_window(spec: TrialSpec, folder: Path, window: Window) -> WindowFacts
         sequences, drift["embed"], embed_per_s = work.ended(*span), work.drift(*span), work.rate(*span)
         if not sequences:
             reasons.append("no embedding batch was done in the window")
+    demand = demand_facts(spec, folder, window)
     facts = WindowFacts(
         window_start_ns=window.start_ns, window_end_ns=window.end_ns, window_s=window.seconds,
         gen_tokens=gen.tokens, gen_tokens_per_s=gen.per_s, gen_server_tokens_per_s=gen.server_per_s,
         gen_server_mean_gap_ms=gen.server_gap_ms, clock_disagreement=gen.disagreement,
         embed_sequences=sequences, embed_sequences_per_s=embed_per_s, drift_fraction=drift,
         neighbour=neighbour(placement), stranger_cores=window.stranger_cores, gen_load=gen.load, marks=gen.marks,
-        status="done", reason=None,
+        demand=demand, status="done", reason=None,
     )  # fmt: skip
     reasons += doubts(spec, facts)
     return facts.joined(status="invalid", reason="; ".join(reasons)) if reasons else facts
+
+
+def demand_facts(spec: TrialSpec, folder: Path, window: Window) -> dict[str, DemandFacts] | None:
+    """What was asked of each workload that has a demand, and how many of its requests were due in the window."""
+    facts, load, placement = {}, spec.load, spec.placement
+    if placement.runs_gen and load.gen_demand is not None:
+        due_ns = np.asarray(pq.read_table(frame_file(folder, "requests"))["submitted_ns"])
+        facts["gen"] = _due_facts(load.gen_demand, due_ns, window)
+    if placement.runs_embed and load.embed_demand is not None:
+        done_ns = np.asarray(pq.read_table(frame_file(folder, "embed"))["started_ns"])
+        facts["embed"] = _due_facts(load.embed_demand, np.concatenate([done_ns, window.undone_due_ns]), window)
+    return facts or None
+
+
+def _due_facts(demand: DemandSpec, due_ns: np.ndarray, window: Window) -> DemandFacts:
+    due = int(((due_ns >= window.start_ns) & (due_ns < window.end_ns)).sum())
+    return DemandFacts(arrivals=demand.arrivals, rate=demand.rate * demand.size, due=due)
 
 
 def _measure_gen(load: LoadSpec, folder: Path, window: Window, reasons: list[str]) -> _Gen:
@@ -338,11 +366,20 @@ def doubts(spec: TrialSpec, facts: WindowFacts) -> list[str]:
     if disagreement is not None and disagreement > max(spec.window.max_clock_disagreement, grain):
         reasons.append(f"our token rate and vLLM's own counter differ by {disagreement:.1%}")
     for name, drift in (facts.drift_fraction or {}).items():
-        if drift is not None and drift > spec.window.max_drift_fraction:
+        if drift is not None and drift > spec.window.max_drift_fraction + chance(facts, name):
             reasons.append(f"{name} still drifted: the window's halves differ by {drift:.0%}")
     if spec.placement.device == "cpu" and (facts.stranger_cores or 0.0) > spec.window.max_stranger_cores:
         reasons.append(f"other processes used {facts.stranger_cores:.2f} cores")
     return reasons
+
+
+def chance(facts: WindowFacts, workload: str) -> float:
+    """By how much a window's halves differ by chance alone, four standard deviations, where requests are due at random.
+
+    Counts of n / 2 in each half: their ratio is off 1 by sqrt(4 / n).
+    """
+    demand = (facts.demand or {}).get(workload)
+    return 4 * math.sqrt(4 / max(1, demand.due)) if demand is not None and demand.arrivals == POISSON else 0.0
 
 
 def neighbour(placement: Placement) -> str:

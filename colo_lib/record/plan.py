@@ -90,10 +90,14 @@ def plan_run(params: Params) -> RunPlan:
     it, but for sets over two devices: they start in as many rounds as `starts_over_two` says, with more blocks each.
     Every second round takes the sets backwards, so that a drift of the machine meets the sets alike. Within a set
     every second block runs its steps backwards (1 3 4 | 4 3 1 | …), so that it meets the steps alike.
+    With a demand the steps alone stand before those together.
     """
     sets: dict[tuple[object, ...], list[Placement]] = {}
-    for step in params.step_names():
-        placement = placement_of(step, params)
+    placements = [placement_of(step, params) for step in params.step_names()]
+    if params.has_demand:
+        # Whether a demand can be met alone is known before it is asked for beside another.
+        placements.sort(key=lambda placement: placement.runs_gen and placement.runs_embed)
+    for placement in placements:
         sets.setdefault(placement.engine_key(), []).append(placement)
     every = range(1, params.blocks + 1)
     groups = [(steps, rounds_of_set(every, params, steps[0])) for steps in sets.values()]

@@ -21,6 +21,7 @@ from colo_lib.launch.trial import skip_trial
 from colo_lib.paths import START, TRIAL, trial_folder
 from colo_lib.placement import Placement
 from colo_lib.record.captures import record_captures
+from colo_lib.record.demand import refuse_unmet_demand
 from colo_lib.record.notebook_host import NotebookHost, notebook_host
 from colo_lib.record.plan import PlannedTrial, Progress, plan_run
 from colo_lib.record.run_folder import OpenRun, run_lock, seal, trial_records
@@ -44,6 +45,7 @@ def carry_out_run(run: OpenRun, say: Say = print) -> Outcome:
     """Record every trial and capture that a run lacks and seal it; on failed trials it stays `.partial`.
 
     A capture that cannot be had does not keep a run open: what it measured is complete.
+    A demand that cannot be met even alone raises InputError before anything shared is measured.
     Ctrl-C and SIGTERM raise KeyboardInterrupt after everything has been ended.
     """
     folder, plan, began = run.folder, plan_run(run.params), time.monotonic()
@@ -62,6 +64,8 @@ def carry_out_run(run: OpenRun, say: Say = print) -> Outcome:
         for number, trial in enumerate(plan.trials, 1):
             if not run.lacks(trial.step, trial.block):
                 continue
+            if run.params.has_demand and trial.placement.runs_gen and trial.placement.runs_embed:
+                refuse_unmet_demand(folder, run.params)
             if up not in (None, trial.round):
                 keeper.stop()  # engines of an earlier round would be no fresh start
             up = trial.round

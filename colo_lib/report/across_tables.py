@@ -260,6 +260,26 @@ def cells(measures: SweepMeasures) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*measures.names, "Status", "Step", *MEASURES.values()])
 
 
+def demands(table: pd.DataFrame) -> pd.DataFrame:
+    """`analysis.demand.demands` for reading: a row a step and demand."""
+    names = names_in(table)
+
+    def shown(row: Any, name: str) -> str:
+        mean, low, high = (getattr(row, f"{name}_{what}") for what in ("mean", "low", "high"))
+        return with_interval(mean, low, high, row.starts) if mean == mean else NONE
+
+    heads = {"gen": "LLM kept", "gap": "p99 gap / alone", "met": "Share within the SLO", "latency": "p99 latency (ms)"}
+    rows = [
+        {
+            "Demand (sequences/s)": number(row.rate), "Step": names[row.step],
+            **{head: shown(row, name) for name, head in heads.items()},
+            "Nearly free": "surely" if row.free else "by the means" if row.holds else "no",
+        }
+        for row in table.itertuples()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Demand (sequences/s)", "Step", *heads.values(), "Nearly free"])
+
+
 def settings(frame: pd.DataFrame) -> pd.DataFrame:
     """`operating_point.settings` for reading: a row a numbered setting."""
     return pd.DataFrame(

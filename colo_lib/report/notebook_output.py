@@ -62,6 +62,7 @@ RUN_PAGE = {
 SWEEP_PAGE = {
     "operating-point": "Where embedding comes nearest to free",
     "two-devices": "Two GPUs: one each, or sharded with embedding beside",
+    "demand": "How much embedding is nearly free",
     "thread-percentage": "How much of the GPU the embedder may take",
     "concurrency": "Sharing when the LLM is busier",
     "batch-more": "Why not just batch more",

@@ -156,6 +156,7 @@ TRIAL_FIELDS: dict[str, Rule] = {
         )
     ),
     "marks": listed(text),
+    "demand": record(dict.fromkeys(("gen", "embed"), record({"arrivals": text, "rate": number, "due": number}))),
     "memory_parts_gib": record({"gen": PARTS, "embed": PARTS}),
     "telemetry_cost": record(dict.fromkeys(("cpu_fraction", "samples", "hz", "longest_sample_ms"), number)),
     "telemetry": record(

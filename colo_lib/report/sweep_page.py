@@ -23,6 +23,7 @@ from colo_lib.report.page import keep_figures, write_index, write_page
 NOTEBOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "37-operating-point": (tuple(LEVERS), STEPS),
     "55-two-devices": (("gen_concurrency",), ("configB",)),
+    "38-demand": (("embed_rate",), ("step2",)),
     "31-thread-percentage": (("mps_embed_thread_percentage", "mps_gen_thread_percentage"), ("step2",)),
     "32-concurrency": (("gen_concurrency",), ("step2",)),
     "33-batch-more": (("gen_concurrency",), ("step2",)),

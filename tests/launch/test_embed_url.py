@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +19,7 @@ from colo_lib.data.run import open_run
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.hardware.nvml import GpuLook, GpuProcess, GpuRow
 from colo_lib.launch import embed_proof
+from colo_lib.launch.arrivals import due_times
 from colo_lib.launch.embed_over_http import KEY_NAME, local_pid, look_at_url
 from colo_lib.launch.embed_proof import refuse_unproved, unproved
 from colo_lib.launch.engines import Engines, Handles, from_plain
@@ -290,3 +292,27 @@ def test_engines_are_shared_by_what_they_are_made_of() -> None:
     assert one.engines.embed != two.engines.embed
     assert [spec.trial.load.embed.concurrency for spec in (one, two) if spec.trial.load.embed] == [1, 2]
     assert all(a != b for a, b in itertools.pairwise([loop, one.engines.embed]))
+
+
+def test_requests_that_are_due_are_sent_however_busy_the_server_is(server: ForeignServer, tmp_path: Path) -> None:
+    demand = {"embed_arrivals": "poisson", "embed_rate": 240.0, "slo_embed_batch_ms": 3000.0}
+    record = record_step(at(server.url, runs_dir=str(tmp_path), window_s=1.5, **demand), "step4")
+    [trial] = record.trials
+    assert trial.status == "done", trial.reason
+    assert trial.demand is not None
+    asked = trial.demand["embed"]
+    assert (asked.arrivals, asked.rate) == ("poisson", pytest.approx(240.0))
+    rows = pq.read_table(record.folder / "steps/step4/trial-1/embed.parquet").to_pandas()
+    inside = rows["started_ns"].between(trial.window_start_ns, trial.window_end_ns, inclusive="left")
+    # Every request that was due in the window was waited for, and counts from then.
+    assert inside.sum() == asked.due == pytest.approx(120, abs=6 * 120**0.5)
+    times = itertools.islice(due_times("poisson", 80.0, "1/embed/trial-1"), len(rows))
+    begun = np.sort(rows["started_ns"].to_numpy())
+    assert np.diff(begun[:60]) / 1e9 == pytest.approx(np.diff(list(times))[:59], abs=1e-6)
+
+
+def test_a_server_that_fails_under_a_demand_fails_the_trial(server: ForeignServer, tmp_path: Path) -> None:
+    params = at(server.url, runs_dir=str(tmp_path), embed_arrivals="constant", embed_rate=300.0, window_s=5.0)
+    threading.Timer(1.0, lambda: setattr(server, "behaviour", "busy")).start()
+    with pytest.raises(StepFailed, match="HTTP 503"):
+        record_step(params, "step4")

@@ -250,10 +250,11 @@ def test_first_outputs_have_random_lengths_the_same_for_the_same_seed(server: Se
 @pytest.mark.parametrize("processes", [1, 2])
 def test_requests_that_are_due_do_not_wait_for_each_other(server: Server, tmp_path: Path, processes: int) -> None:
     server.behaviour = "slow"
-    demand = {"arrivals": "poisson", "rate": 40.0, "draw": "1/gen/trial-1", "processes": processes}
-    with team(server, tmp_path, **demand) as handle:
-        call(handle, "start")
+    with team(server, tmp_path, processes=processes) as handle:
+        call(handle, "start", arrivals="poisson", rate=40.0, draw="1/gen/trial-1")
         assert wait_until(lambda: len(server.asked) >= 40)
+        oldest_ns = call(handle, "status")["oldest_due_ns"]
+        assert oldest_ns is None or oldest_ns <= time.monotonic_ns()
         _, requests = frames(handle, tmp_path)
     due = np.array(list(itertools.islice(due_times("poisson", 40.0, "1/gen/trial-1"), len(requests))))
     # Each request's time is the one at which it was due, whoever sent it and however busy the server was.

@@ -141,6 +141,22 @@ def test_the_busiest_process_is_found_within_the_window() -> None:
     assert busiest([], 0, second) is None
 
 
+def test_halves_may_differ_by_chance_where_requests_are_due_at_random(tmp_path: Path) -> None:
+    late = np.concatenate([np.arange(40) * SECOND // 8, 5 * SECOND + np.arange(60) * SECOND // 12])
+    rows = {"request_id": range(16), "submitted_ns": [at * SECOND // 2 for at in range(16)]}
+    zeros = np.zeros(len(late), dtype=np.int32)
+    write_frame(tmp_path, "gen", {"request_id": zeros, "sequence_number": zeros, "arrival_ns": late})
+    plain = {"prompt_tokens": [1] * 16, "output_tokens": [1] * 16}
+    write_frame(tmp_path, "requests", {name: list(values) for name, values in (rows | plain).items()})
+    for arrivals, status in (("constant", "invalid"), ("poisson", "done")):
+        given = {"gen_arrivals": arrivals, "gen_rate": 2.0, "max_drift_fraction": 0.2}
+        checked = check(given, "test")
+        told = measure_window(specs_of(checked, placement_of("step1", checked)).trial, tmp_path, window())
+        assert told.status == status, told.reason
+        assert told.demand is not None
+        assert told.demand["gen"].due == 16
+
+
 def ages(lengths: list[int], first_ns: list[int], gap_ns: int) -> tuple[pa.Table, pa.Table]:
     """Requests of so many tokens, one each `gap_ns` from its first on."""
     rows = [
