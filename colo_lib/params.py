@@ -328,8 +328,8 @@ class Params(BaseModel):
             rate = getattr(self, f"{name}_rate")
             if rate > 0 and getattr(self, f"{name}_arrivals") == "closed":
                 raise ValueError(
-                    f"{name}_rate = {rate:g} has no effect on a closed loop: set {name}_arrivals to poisson or "
-                    "constant, or leave the rate at 0"
+                    f"parameter '{name}_rate' = {rate:g} has no effect on a closed loop: set {name}_arrivals to "
+                    "poisson or constant, or leave the rate at 0"
                 )
         return self
 
@@ -416,7 +416,9 @@ def check(values: dict[str, Any], source: str) -> Params:
 
 
 def _complaint(item: Any, fields: Any) -> str:
-    name = str(item["loc"][0]) if item["loc"] else "?"
+    if not item["loc"]:  # of several parameters together: the sentence names them
+        return str(item["msg"]).removeprefix("Value error, ")
+    name = str(item["loc"][0])
     help_text = fields[name].description if name in fields else ""
     return f"parameter {name!r} = {item['input']!r}: {item['msg']} ({help_text})"
 

@@ -319,3 +319,29 @@ def test_reading_parameters_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"gen_concurrency": 1024, "gen_max_num_seqs": 512},
+            "gen_max_num_seqs = 512 is less than gen_concurrency",
+        ),
+        (
+            {"embed_rate": 5.0},
+            "parameter 'embed_rate' = 5 has no effect on a closed loop: set embed_arrivals",
+        ),
+        ({"gen_rate": 5.0, "embed_arrivals": "poisson"}, "parameter 'gen_rate' = 5 has no effect on a closed loop"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(given: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check(given, "this file")
+    assert str(refused.value).startswith(f"this file: {told}")
+    assert "{" not in str(refused.value)
+
+
+def test_a_server_takes_more_than_it_runs_where_requests_are_due() -> None:
+    given = {"gen_concurrency": 1024, "gen_max_num_seqs": 512, "gen_arrivals": "poisson", "gen_rate": 3.0}
+    assert check(given, "this file").has_demand

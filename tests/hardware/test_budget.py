@@ -223,3 +223,21 @@ def test_an_embedding_server_of_ours_is_counted_and_one_that_runs_is_not() -> No
     assert running["gen weights"] == loop["gen weights"]
     on_cores = [sum(plan(**changes).groups[0].parts.values()) for changes in ({}, {"embed_engine": "vllm"})]
     assert on_cores[1] > on_cores[0]
+
+
+@pytest.mark.parametrize("arrivals", ["poisson", "constant"])
+def test_requests_that_are_due_need_a_rate(arrivals: str) -> None:
+    with pytest.raises(InputError, match=r"embed_arrivals = .* needs embed_rate, sequences a second"):
+        plan(embed_arrivals=arrivals)
+    with pytest.raises(InputError, match=r"gen_arrivals = .* needs gen_rate, requests a second"):
+        plan(gen_arrivals=arrivals)
+    plan(embed_arrivals=arrivals, embed_rate=2.0)
+
+
+@pytest.mark.parametrize(("name", "free_gib"), [("h200-serve", 139.0), ("h100-serve", 79.0)])
+def test_five_hundred_in_flight_fit_where_the_serving_files_say_so(name: str, free_gib: float) -> None:
+    given = load(REPOSITORY / "params" / f"{name}.yaml", gen_concurrency=512)
+    refuse_if_too_large(plan_budget(demand_of(given), free_gib))
+    more = given.model_copy(update={"gen_concurrency": 1024, "gen_max_num_seqs": 1024})
+    with pytest.raises(InputError, match=r"the KV cache holds \d+ tokens, .* needs 524288: requests would be"):
+        refuse_if_too_large(plan_budget(demand_of(more), free_gib))
