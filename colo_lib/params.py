@@ -93,8 +93,12 @@ class Params(BaseModel):
     trace_step: str = _read(
         "", "step whose capture is read; empty: the first that has one", text="steps", notebooks=CAPTURES
     )
-    trace_gen: str = _read("", "pid or process name of gen in the exports; empty: the likely one", text="process")
-    trace_embed: str = _read("", "pid or process name of embed in the exports; empty: the likely one", text="process")
+    trace_gen: str = _read(
+        "", "pid, pid:thread or process name of gen in the exports; empty: the likely one", text="process"
+    )
+    trace_embed: str = _read(
+        "", "pid, pid:thread or process name of embed in the exports; empty: the likely one", text="process"
+    )
     trace_window: str = _read(
         "",
         "START_S:END_S of the exports to look at; empty: all of it",

@@ -325,6 +325,8 @@ class CaptureFacts(Record):
     clock: Clock | None = None
     devices: dict[str, Devices | None] | None = None
     pids: dict[str, list[int]] | None = None
+    threads: dict[str, list[list[int]]] | None = None
+    """Of a workload that lives in a process of the other's: [pid, thread] of each thread that launches its work."""
     traced: str | None = None
     granularity: str | None = None
     context_switches: bool | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from colo_lib import paths
-from colo_lib.data.capture import StepCapture, captured_steps, read_capture, read_exports, read_files
+from colo_lib.data.capture import StepCapture, captured_steps, read_capture, read_exports, read_files, with_threads
 from colo_lib.data.run import Run, find_runs, newest_run, open_run
 from colo_lib.data.sweep import Sweep, find_sweeps, open_sweep
 from colo_lib.errors import InputError
@@ -190,7 +190,8 @@ def select_trace(params: Params, example: str = SIMULATED, alone: bool = False) 
 def _of_exports(params: Params) -> Trace:
     files = tuple(paths.from_checkout(name) for name in split_list(params.exports))
     source = f"Exports: {', '.join(file.name for file in files)}."
-    return Trace("exports", source, read_files(files), _named(params))
+    captured = with_threads(read_files(files), params.trace_gen, params.trace_embed)
+    return Trace("exports", source, captured, _named(params))
 
 
 def _of_run(params: Params, alone: bool) -> Trace | None:
@@ -210,7 +211,8 @@ def _of_run(params: Params, alone: bool) -> Trace | None:
     trials = run.trials[(run.trials["step"] == wanted) & (run.trials["status"] == "done")]
     rates = {name: float(trials[f"recorded_{name}"].mean()) for name in RATES}
     source = f"Run {run.run_id}, capture of {with_id(wanted)}."
-    return Trace(run.run_id, source, read_capture(folder, wanted), beside or _named(params), rates)
+    captured = with_threads(read_capture(folder, wanted), params.trace_gen, params.trace_embed)
+    return Trace(run.run_id, source, captured, beside or _named(params), rates)
 
 
 def _of_example(params: Params, example: str, alone: bool) -> Trace:

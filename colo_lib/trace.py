@@ -172,12 +172,16 @@ class Device:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that launched work. `label` is its pid, with '@2' where the second session has the same pid."""
+    """A process that launched work. `label` is its pid, with '@2' where the second session has the same pid.
+
+    `thread`: of one thread's work alone, its number, which the label then holds after a colon.
+    """
 
     pid: int
     label: str
     name: str
     session: int = 0
+    thread: int | None = None
 
 
 @dataclass(frozen=True)

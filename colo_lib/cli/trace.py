@@ -9,6 +9,7 @@ embed, how they shared the GPU, and the window of steady state; what you give co
 examples:
   colo trace trace.sqlite                              names the processes and guesses which is which
   colo trace gen.sqlite embed.sqlite --gen 777 --embed 774
+  colo trace one.sqlite --gen 777 --embed 777:801       both in one process: the embedder's thread, by its launches
   colo trace trace.sqlite --window 4.0:4.5 --json      one JSON object, see docs/traces.md
   colo trace trace.sqlite --window 4.0:4.1 --perfetto out.json    open out.json at ui.perfetto.dev, or offline
 """
@@ -22,8 +23,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `colo trace`."""
     parser.add_argument("exports", nargs="+", metavar="EXPORT.sqlite", help="Nsight Systems exports of one run")
-    parser.add_argument("--gen", default="", metavar="PID|NAME", help="the LLM's processes (default: the likely)")
-    parser.add_argument("--embed", default="", metavar="PID|NAME", help="the embedder's (default: the likely)")
+    parser.add_argument(
+        "--gen", default="", metavar="PID|NAME", help="the LLM's processes, or pid:thread (default: the likely)"
+    )
+    parser.add_argument(
+        "--embed", default="", metavar="PID|NAME", help="the embedder's, or pid:thread (default: the likely)"
+    )
     parser.add_argument("--window", default="", metavar="START_S:END_S", help="seconds after the first session's start")
     parser.add_argument(
         "--device", type=int, metavar="GPU", help="GPU number (default: the one with most of the LLM's work)"
@@ -60,13 +65,13 @@ def answer_of(options: argparse.Namespace) -> tuple[str, bool]:
     keep_freed_memory()
     from colo_lib.analysis.trace.summary import summary_of
     from colo_lib.analysis.trace.window import looked_at, window_of
-    from colo_lib.data.capture import read_files
+    from colo_lib.data.capture import read_files, with_threads
     from colo_lib.data.export import worth_keeping
     from colo_lib.report import trace_text
 
     patterns, window = categories_of(options.category), window_of(options.window)
     mechanism = mechanism_of(options.mechanism)
-    captured = read_files(options.exports)
+    captured = with_threads(read_files(options.exports), options.gen, options.embed)
     asked = {"gen": options.gen, "embed": options.embed}
     window = window or captured.window_s
     view, guessed = looked_at(captured.capture, captured.facts, asked, window, options.device, mechanism)

@@ -22,6 +22,7 @@ from colo_lib import paths
 from colo_lib.data.export import NO_TIME, read_cached, read_launches
 from colo_lib.data.nsys_schema import find_table
 from colo_lib.data.sqlite_reader import opened, tables_of
+from colo_lib.data.threads import check_threads, recorded_threads, split_threads, threads_in
 from colo_lib.errors import InputError
 from colo_lib.records import CaptureFacts
 from colo_lib.steps import STEP_IDS
@@ -85,7 +86,8 @@ class StepCapture:
 
 def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
     """The CUDA API calls of the capture's exports, on its clock, `process` being its places."""
-    by_pid = {(process.session, process.pid): place for place, process in enumerate(capture.processes)}
+    whole = [(place, process) for place, process in enumerate(capture.processes) if process.thread is None]
+    by_pid = {(process.session, process.pid): place for place, process in whole}
     starts = sorted(set(capture.alignment.offsets_ns))
     zero = min(export.clock_start_ns for export in capture.exports)
     parts = []
@@ -98,6 +100,11 @@ def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
         parts.append(replace(kept, start_ns=kept.start_ns + shift, end_ns=kept.end_ns + shift,
                              process=places[kept.process]))  # fmt: skip
     joined = concatenated(Launches, parts)
+    for place, process in enumerate(capture.processes):
+        if process.thread is not None:
+            its = np.unique(capture.kernels.correlation[capture.kernels.process == place])
+            own = (joined.process == by_pid[process.session, process.pid]) & np.isin(joined.correlation, its)
+            joined = replace(joined, process=np.where(own, np.int16(place), joined.process))
     return joined.take(np.argsort(joined.start_ns, kind="stable"))
 
 
@@ -113,7 +120,7 @@ def read_capture(run_folder: str | Path, step: str) -> StepCapture:
     if missing:
         raise InputError(f"{step} of {Path(run_folder).name} has no capture: {', '.join(missing)} is not in {folder}")
     capture = on_their_gpus(read_exports(files), facts.visible_devices or {})
-    return StepCapture(step, capture, facts, files)
+    return StepCapture(step, split_threads(capture, files, recorded_threads(facts.threads)), facts, files)
 
 
 def read_files(files: Sequence[str | Path]) -> StepCapture:
@@ -125,7 +132,16 @@ def read_files(files: Sequence[str | Path]) -> StepCapture:
     named = tuple(Path(file) for file in files)
     facts = _facts_beside(named)
     capture = on_their_gpus(read_exports(named), facts.visible_devices or {})
+    capture = split_threads(capture, named, recorded_threads(facts.threads))
     return StepCapture(str(facts.step or ""), capture, facts, named)
+
+
+def with_threads(captured: StepCapture, *words: str) -> StepCapture:
+    """The capture with the threads that words as '777:780' name apart; raises InputError for one without work."""
+    threads = threads_in(*words)
+    capture = split_threads(captured.capture, captured.files, threads)
+    check_threads(capture, threads)
+    return replace(captured, capture=capture)
 
 
 def _facts_beside(files: Sequence[Path]) -> CaptureFacts:

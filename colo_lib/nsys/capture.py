@@ -33,6 +33,7 @@ from colo_lib.nsys.session import JointFailed, Session, recorded_names
 from colo_lib.paths import CAPTURE, PARTIAL
 from colo_lib.placement import Placement
 from colo_lib.records import CaptureFacts, Clock, ProfiledRates
+from colo_lib.steps import MECHANISMS
 
 EXPORT_SUFFIX, REPORT_SUFFIX = ".sqlite", ".nsys-rep"
 # A report of this size or less is kept beside its export, for Nsight's own window.
@@ -49,7 +50,7 @@ def blank(specs: Specs) -> CaptureFacts:
     return CaptureFacts(
         schema_version=SCHEMA_VERSION, step=placement.step, mechanism=placement.mechanism,
         status="failed", reason=None, window_ns=None, clock=None,
-        devices=placement.devices_record(), pids={"gen": [], "embed": []},
+        devices=placement.devices_record(), pids={"gen": [], "embed": []}, threads=None,
         traced="cuda" if placement.device == "cuda" else "osrt",
         granularity=specs.capture.graphs if placement.device == "cuda" else None, context_switches=False,
         profiled=ProfiledRates(gen_tokens_per_s=None, embed_sequences_per_s=None),
@@ -135,7 +136,7 @@ def _recorded(specs: Specs, session: Session, record: CaptureFacts, folder: Path
     session.stop(names)
     facts = measure_window(spec, frames, Window(start_ns, end_ns, None, None, 0.0))
     return record.joined(
-        window_ns=[start_ns, end_ns], clock=clock, pids=pids,
+        window_ns=[start_ns, end_ns], clock=clock, pids=pids, threads=handles.threads() or None,
         visible_devices=devices_seen(placement, handles), context_switches=context_switches,
         mechanism_evidence=evidence,
         profiled=ProfiledRates(
@@ -148,7 +149,7 @@ def devices_seen(placement: Placement, handles: Handles) -> dict[str, list[str]]
     """pid -> the devices that the process sees, in its own order, for every process of every engine's tree."""
     pids = handles.pids()
     roots = [(root, placement.gen_devices) for root in pids["gen"]]
-    roots += list(zip(pids["embed"], placement.embed_devices, strict=False))
+    roots += list(zip(handles.own_pids()["embed"], placement.embed_devices, strict=False))
     return {str(pid): list(devices) for root, devices in roots for pid in engine_tree(root)}
 
 
@@ -194,7 +195,8 @@ def _exported(placement: Placement, session: Session, folder: Path, record: Capt
 
 
 def _is_for(name: str, workload: str, session: Session) -> bool:
-    return not session.separate or name.split("-")[1] == workload
+    in_gen = MECHANISMS[session.specs.trial.placement.mechanism].in_gen
+    return not session.separate or in_gen or name.split("-")[1] == workload
 
 
 def _not_imported(runtime: Path, folder: Path) -> str:

@@ -34,6 +34,7 @@ from colo_lib.launch.specs import EngineSpec, Specs
 from colo_lib.launch.vllm_server import KEY_NAME, run_key
 from colo_lib.nsys import commands
 from colo_lib.placement import Placement
+from colo_lib.steps import MECHANISMS
 
 HOST = "colo_lib.nsys.engine_host"
 # Of our environment, what nsys or we change for its sake.
@@ -117,7 +118,9 @@ def recorded_names(placement: Placement, separate: bool) -> list[str]:
     """What a placement's reports and exports are called, without suffix: one, or one for each engine with work."""
     if not separate:
         return [JOINT]
-    embeds = [embed_name(number) for number in placement.embeds_at_work]
+    # In gen's process embed is in gen's report.
+    in_gen = MECHANISMS[placement.mechanism].in_gen
+    embeds = [] if in_gen else [embed_name(number) for number in placement.embeds_at_work]
     return [f"{JOINT}-{engine}" for engine in [*(["gen"] if placement.runs_gen else []), *embeds]]
 
 

@@ -171,7 +171,8 @@ TRIAL_FIELDS: dict[str, Rule] = {
 CAPTURE_FIELDS: dict[str, Rule] = {
     "schema_version": number, "step": STEP, "mechanism": text, "status": STATUS, "reason": text, "joint_reason": text,
     "window_ns": listed(number), "recorded_window_ns": listed(number),
-    "clock": record({"monotonic_ns": number, "utc_ns": number}), "devices": DEVICES, "pids": PIDS, "traced": text,
+    "clock": record({"monotonic_ns": number, "utc_ns": number}), "devices": DEVICES, "pids": PIDS,
+    "threads": record({"gen": listed(listed(number)), "embed": listed(listed(number))}), "traced": text,
     "granularity": text, "context_switches": number,
     "profiled": record({"gen_tokens_per_s": number, "embed_sequences_per_s": number}), "pacing": PACING,
     "visible_devices": keyed(r"\d{1,10}", listed(device)), "mechanism_evidence": EVIDENCE,

@@ -146,7 +146,8 @@ def _matching(words: str, launched: list[Launcher]) -> list[int]:
         if not word:
             continue
         exact = [item.place for item in launched if word == item.process.label]
-        exact = exact or [item.place for item in launched if word in (item.process.name, str(item.process.pid))]
+        named = [item for item in launched if item.process.thread is None or word == item.process.name]
+        exact = exact or [item.place for item in named if word in (item.process.name, str(item.process.pid))]
         held = [item.place for item in launched if not word.isdigit() and word.lower() in item.process.name.lower()]
         if not exact and not held:
             there = "; ".join(item.words() for item in launched)

@@ -202,12 +202,15 @@ def looked_at(
     What is not asked for is as `facts`, its capture.json, says: the processes of a workload and the mechanism. A
     workload of which no recorded process launched a kernel is idle, whoever else did.
     """
-    asked, recorded, idle = dict(asked), facts.pids or {}, []
-    launched = {item.process.pid for item in launchers(capture)}
+    asked, recorded, idle = dict(asked), dict[str, Sequence[object]](facts.pids or {}), []
+    # Whoever lives in a process of the other's is known by its threads.
+    recorded |= {name: [f"{pid}:{tid}" for pid, tid in pairs] for name, pairs in (facts.threads or {}).items()}
+    there = [item.process for item in launchers(capture)]
+    launched = {str(process.pid) for process in there if process.thread is None} | {process.label for process in there}
     for workload in WORKLOADS:
         if not asked.get(workload, "").strip() and recorded.get(workload):
             # The recorded pids are a whole process tree, of which some launched work.
-            its_pids = [str(pid) for pid in recorded[workload] if pid in launched]
+            its_pids = [str(pid) for pid in recorded[workload] if str(pid) in launched]
             asked[workload] = ",".join(its_pids)
             idle += [] if its_pids else [workload]
     assignment, guessed = assign(capture, asked, idle)
