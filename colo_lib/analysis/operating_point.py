@@ -22,15 +22,21 @@ from colo_lib.analysis.statistics import LEAST_STARTS, holm, number, with_interv
 from colo_lib.analysis.sweep import SweepMeasures, ratio_gain
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import SweepCell
-from colo_lib.params import PURPOSES, Params
+from colo_lib.params import PURPOSES, Params, sm_sizes
 from colo_lib.steps import MECHANISMS, mechanism_in_words
 
 PACED: Mapping[str, str] = {"duty": "a share of the time", "slo": "the LLM's inter-token gap"}
+CHOSEN_BY: Mapping[str, str] = {
+    "fixed": "always", "phase": "not beside prompts", "slo": "on as many SMs as the LLM's gap leaves",
+}  # fmt: skip
 # parameter -> what a value of it does to the embedder, or to the LLM; one that is at its default is not told.
 LEVERS: Mapping[str, Callable[[Any], str]] = {
     "mps_embed_thread_percentage": lambda value: f"capped at {value} % of the SMs",
     "mps_embed_priority": lambda value: f"of {value} priority",
     "sm_partition_embed_sms": lambda value: f"held to {value} SMs",
+    "inproc_embed_sms": lambda value: f"on {' or '.join('all' if n == 0 else str(n) for n in sm_sizes(value))} SMs",
+    "inproc_policy": lambda value: CHOSEN_BY[value],
+    "inproc_gen_priority": lambda value: f"beside an LLM of {value} priority",
     "embed_micro_batch_size": lambda value: f"in passes of {value} sequence{'' if value == 1 else 's'}",
     "embed_pacing": lambda value: f"paced by {PACED[value]}",
     "embed_duty": lambda value: f"working {value:.0%} of the time",
@@ -61,8 +67,8 @@ def settings(
     gen, embed: kept fractions with 95 % intervals; gap_growth: p99 inter-token gap in the step / alone - 1, paired by
     block; starts: of the engines, the least behind any of them; doubt: the larger one-sided p-value of the two bounds,
     null under three starts; meets: which settings keep both bounds, all judged at once; idle_*: what gen keeps in
-    `mps-alone` (null where it was not measured or the step is not MPS); telemetry: means over the step's windows and
-    devices.
+    `mps-alone` or `inproc-alone` (null where it was not measured or the step is of neither kind); telemetry: means
+    over the step's windows and devices.
     """
     rows = []
     for cell in cells:
@@ -104,8 +110,9 @@ def _setting(
         gen = measured[step, "gen_kept"].estimate
         if gen.across_starts and ratio.estimate.across_starts:
             row["doubt"] = max(gen.doubt(bounds[0], True), ratio.estimate.doubt(1 + bounds[1], False))
-    idle = measured.get(("mps-alone", "gen_kept"))
-    if idle is not None and MECHANISMS[mechanism].mps:
+    kind = MECHANISMS[mechanism]
+    idle = measured.get(("mps-alone" if kind.mps else "inproc-alone" if kind.in_gen else "", "gen_kept"))
+    if idle is not None:
         row |= {"idle_neighbour": idle.mean, "idle_low": idle.low, "idle_high": idle.high}
     means = seen[(seen["step"] == step) & (seen["scope"] == "device")].groupby("metric")["mean"].mean()
     return row | {name: means.get(name) for name in TELEMETRY}

@@ -80,6 +80,10 @@ def test_levers_are_told_only_where_they_act() -> None:
     both = check({"mps_gen_thread_percentage": 90, "mps_embed_thread_percentage": 10}, "test")
     words = "capped at 10 % of the SMs, the LLM capped at 90 % of the SMs"
     assert operating_point.levers_in_words(both, "step2") == words
+    one = check({"inproc_embed_sms": "96,0", "inproc_policy": "phase", "inproc_gen_priority": "normal"}, "test")
+    words = "on 96 or all SMs, not beside prompts, beside an LLM of normal priority"
+    assert operating_point.levers_in_words(one, "inproc") == words
+    assert operating_point.levers_in_words(one, "step2") == "flat out"
 
 
 def test_the_recorded_frontier_meets_no_bound_and_mps_alone_says_why() -> None:

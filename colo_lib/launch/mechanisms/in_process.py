@@ -7,6 +7,7 @@ the SMs is a green context's, verified in the worker by a timed product; gen's s
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import colo_lib
+from colo_lib.child_environment import child_environment
 from colo_lib.errors import InputError, StepFailed
 from colo_lib.hardware.nvml import look_at_gpus, mps_clients
 from colo_lib.launch.inproc.names import EXTENSION, JOB_NAME, THREAD_NAME
@@ -70,7 +72,9 @@ class InProcess(Mechanism):
         """Where the extension lies, and what it is told; nothing of MPS."""
         told = {"folder": str(self.runtime), "device": self.spec.placement.device, "gen_priority": self.priority}
         away = {"CUDA_MPS_PIPE_DIRECTORY": str(self.empty)} if self.default_daemon else {}
-        return {"PYTHONPATH": str(self.path), JOB_NAME: json.dumps(told)} | away
+        # The engine's own libraries may be on the shell's path.
+        path = os.pathsep.join(part for part in (str(self.path), os.environ.get("PYTHONPATH", "")) if part)
+        return {"PYTHONPATH": path, JOB_NAME: json.dumps(told)} | away
 
     def adjusted(self, gen: GenSpec) -> GenSpec:
         """With the worker extension."""
@@ -111,8 +115,9 @@ def refuse_without_flag(python: Path) -> None:
     """Raises StepFailed naming the vLLM of an interpreter that has no worker extensions."""
     try:
         done = subprocess.run(
-            [str(python), "-I", "-c", LOOK], capture_output=True, text=True, timeout=LOOK_S, stdin=subprocess.DEVNULL
-        )
+            [str(python), "-c", LOOK], capture_output=True, text=True, timeout=LOOK_S, stdin=subprocess.DEVNULL,
+            env=child_environment({}),
+        )  # fmt: skip
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
         raise StepFailed(f"in-process: {python} cannot be asked for its vLLM ({error})") from None

@@ -32,7 +32,7 @@ from tests.processes import wait_until
 
 pytestmark = pytest.mark.engine
 # Several starts of other tests' engines beside it must not fail this one.
-PATIENT = {"ready_timeout_s": 400.0}
+PATIENT = {"ready_timeout_s": 900.0, "stall_timeout_s": 60.0}
 
 
 def specs(step: str, **changes: Any) -> Any:
