@@ -209,14 +209,17 @@ def high_priority_streams() -> Iterator[None]:
     """Streams that torch makes inside get the highest priority: what is captured on them keeps it in its graphs."""
     import torch
 
-    made, highest = torch.cuda.Stream, torch.cuda.Stream.priority_range()[1]
+    kind, make = torch.cuda.Stream, torch.cuda.Stream.__new__
+    highest = kind.priority_range()[1]
 
-    class HighStream(made):  # type: ignore[misc, valid-type]
-        def __new__(cls, device: Any = None, priority: int = highest, **more: Any) -> Any:
-            return made.__new__(cls, device, priority, **more)
+    def new(cls: Any, device: Any = None, priority: int | None = None, **more: Any) -> Any:
+        # With more it is a stream that there is already, of the priority that it has.
+        given = (0 if more else highest) if priority is None else priority
+        return make(cls, device, given, **more)
 
-    torch.cuda.Stream = HighStream
+    # The class stays the one that it is: others may ask whether something is a stream.
+    kind.__new__ = new
     try:
         yield
     finally:
-        torch.cuda.Stream = made
+        kind.__new__ = make
