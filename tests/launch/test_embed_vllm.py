@@ -68,6 +68,23 @@ def counted(server: EmbedServerHandle, metric: str) -> float:
     return sum(float(row) for row in re.findall(rf"^vllm:{metric}{{.*}} (\S+)$", text.decode(), re.M))
 
 
+def test_a_demand_is_asked_of_both_servers(up: Engines, tmp_path: Path) -> None:
+    demand = {"embed_arrivals": "poisson", "embed_rate": 6.0, "gen_arrivals": "poisson", "gen_rate": 1.5}
+    changes = demand | {"gen_output_tokens": 4, "window_s": 4.0, "slo_embed_batch_ms": 20_000.0}
+    record = run_trial(specs(nano(**changes), "step2").trial, up.handles(), tmp_path / "step2" / "trial-1", 1)
+    assert record.status == "done", record.reason
+    assert record.demand is not None
+    rows = pq.read_table(tmp_path / "step2" / "trial-1" / "embed.parquet").to_pandas()
+    inside = rows["started_ns"].between(record.window_start_ns, record.window_end_ns, inclusive="left")
+    # All that was due in the window was waited for, and each counts from when it was due.
+    assert inside.sum() == record.demand["embed"].due > 0
+    assert record.demand["embed"].rate == pytest.approx(6.0)
+    requests = pq.read_table(tmp_path / "step2" / "trial-1" / "requests.parquet").to_pandas()
+    due = requests["submitted_ns"].between(record.window_start_ns, record.window_end_ns, inclusive="left")
+    assert due.sum() == record.demand["gen"].due
+    assert requests.loc[due, "first_token_ns"].notna().all()
+
+
 def test_both_servers_share_and_the_work_is_counted(up: Engines, tmp_path: Path) -> None:
     server = server_of(up)
     before = counted(server, "prompt_tokens_total")
