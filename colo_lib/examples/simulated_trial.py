@@ -75,8 +75,11 @@ def workload_frames(
         frames["requests"] = pd.concat([rows for _, rows in streams]).sort_values("submitted_ns", ignore_index=True)
     if rates["embed_sequences_per_s"] > 0:
         served = rates["embed_sequences_per_s"]
-        draw = _batches if params.embed_arrivals == "closed" else _due_batches
-        frames["embed"] = draw(params, served, now_ns, end_ns, rng)
+        if params.embed_arrivals == "closed":
+            frames["embed"] = _batches(params, served, now_ns, end_ns, rng)
+        else:  # due at the same moments in every step
+            moments = np.random.default_rng([params.seed, int(rates["block"])])
+            frames["embed"] = _due_batches(params, served, now_ns, end_ns, moments)
     if STEPS[step].mechanism_on("cpu") == "cpu-alternating":
         frames["slices"] = _turns(params, now_ns, end_ns)
     return frames

@@ -41,23 +41,32 @@ def kept_fractions(kept: pd.DataFrame, ratios: pd.DataFrame, bounds: dict[str, f
     """
     apply_style()
     steps = [step for step in KEPT_AGAINST_OTHERS if step in set(kept["step"])]
+    # Where a demand is given there is no sum of work.
+    summed = kept.empty or bool((kept["quantity"] == "aggregate_per_device").any())
     many = len(steps) > BESIDE
-    figure = Figure(figsize=(WIDTH_IN, 7.6 if many else 4.3), layout="constrained")
-    left, right = figure.subplots(2, 1) if many else figure.subplots(1, 2, width_ratios=[1.5, 1])
+    figure = Figure(figsize=(WIDTH_IN, 7.6 if many and summed else 4.3), layout="constrained")
+    if summed:
+        left, right = figure.subplots(2, 1) if many else figure.subplots(1, 2, width_ratios=[1.5, 1])
+        _work_per_device(right, kept, ratios, steps, many)
+    else:
+        left = figure.subplots()
     offsets = {"gen": -BAR_WIDTH / 2, "embed": BAR_WIDTH / 2}
     for workload, offset in offsets.items():
         _bars(left, kept, ratios, steps, workload, offset, WORKLOAD_COLOURS[workload])
     for workload, bound in (bounds or {}).items():
         left.axhline(bound, color=WORKLOAD_COLOURS[workload], linestyle=":", linewidth=1.3)
     left.set(title="Kept of each workload's own rate", ylabel="kept fraction (alone = 1)")
-    both = [step for step in steps if STEPS[step].runs_both]
-    _bars(right, kept, ratios, both, "aggregate_per_device", 0.0, BOTH_COLOUR)
-    right.axhline(1.0, color=BOUND_COLOUR, linestyle="--", linewidth=1.3)
-    right.set(title="Work per device", ylabel="devices' worth (dedicated = 1)")
     _finish(left, kept, steps, LINE_CHARACTERS * (2 if many else 1))
-    _finish(right, kept, both, LINE_CHARACTERS * (2 if many else 1))
-    figure.legend(handles=_legend(kept, steps, bool(bounds)), loc="outside lower center", ncols=4)
+    figure.legend(handles=_legend(kept, steps, bool(bounds), summed), loc="outside lower center", ncols=4)
     return figure
+
+
+def _work_per_device(axes: Axes, kept: pd.DataFrame, ratios: pd.DataFrame, steps: list[str], many: bool) -> None:
+    both = [step for step in steps if STEPS[step].runs_both]
+    _bars(axes, kept, ratios, both, "aggregate_per_device", 0.0, BOTH_COLOUR)
+    axes.axhline(1.0, color=BOUND_COLOUR, linestyle="--", linewidth=1.3)
+    axes.set(title="Work per device", ylabel="devices' worth (dedicated = 1)")
+    _finish(axes, kept, both, LINE_CHARACTERS * (2 if many else 1))
 
 
 def _bars(
@@ -112,12 +121,13 @@ def _finish(axes: Axes, kept: pd.DataFrame, steps: list[str], characters: int) -
         axes.text(0.5, 0.5, "no shared step with a baseline\nin the same block", transform=axes.transAxes, ha="center")
 
 
-def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool) -> list[object]:
+def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool, summed: bool) -> list[object]:
     handles: list[object] = [
         Patch(facecolor=colour, alpha=0.5, edgecolor=colour, label=WORKLOADS[workload])
         for workload, colour in WORKLOAD_COLOURS.items()
     ]
-    handles.append(Patch(facecolor=BOTH_COLOUR, alpha=0.5, edgecolor=BOTH_COLOUR, label="both"))
+    if summed:
+        handles.append(Patch(facecolor=BOTH_COLOUR, alpha=0.5, edgecolor=BOTH_COLOUR, label="both"))
     for name in dict.fromkeys(kept.loc[kept["step"].isin(steps), "mechanism"]):
         handles.append(Patch(facecolor="white", edgecolor="black", hatch=MECHANISM_HATCHES.get(name, ""),
                              label=mechanism_in_words(name)))  # fmt: skip
@@ -125,7 +135,8 @@ def _legend(kept: pd.DataFrame, steps: list[str], with_bounds: bool) -> list[obj
     handles.append(Line2D([], [], color="#777777", marker="o", linestyle="", markersize=5, label="one block"))
     if with_bounds:
         handles.append(Line2D([], [], color="black", linestyle=":", label="least kept (verdict)"))
-    handles.append(Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="dedicated devices"))
+    if summed:
+        handles.append(Line2D([], [], color=BOUND_COLOUR, linestyle="--", label="dedicated devices"))
     return handles
 
 

@@ -144,7 +144,8 @@ def trial_line(folder: Path, failure: str | None) -> str:
     )
     rates = [f"{name} {rate:.1f} {unit}" for name, rate, unit in measured if rate is not None]
     doubt = f" {record.status.upper()}: {record.reason}" if record.status != "done" else ""
-    return f"{', '.join(rates)}{doubt}"
+    marks = "".join(f" (note: {mark})" for mark in record.marks or [])
+    return f"{', '.join(rates)}{doubt}{marks}"
 
 
 @contextmanager

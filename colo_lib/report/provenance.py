@@ -43,9 +43,23 @@ EMBED_ENGINES = {
 }
 
 
+# arrivals -> when requests are due
+DUE = {"poisson": "due at random moments", "constant": "due evenly"}
+
+
 def embed_engine_of(params: Params) -> str:
     """What embeds, and how many requests it has at once, in words."""
+    if params.embed_arrivals != "closed":
+        how = EMBED_ENGINES[params.embed_engine].partition(",")[0]
+        return f"{how}, {params.embed_rate:g} sequences/s {DUE[params.embed_arrivals]}"
     return EMBED_ENGINES[params.embed_engine].format(params.embed_concurrency)
+
+
+def gen_load_of(params: Params) -> str:
+    """How many requests the LLM has at once, or how many come a second."""
+    if params.gen_arrivals != "closed":
+        return f"{params.gen_rate:g} requests/s {DUE[params.gen_arrivals]}"
+    return f"{params.gen_concurrency} request{'' if params.gen_concurrency == 1 else 's'} in flight"
 
 
 def what_was_run(run: Run) -> list[tuple[str, object]]:
@@ -61,8 +75,7 @@ def what_was_run(run: Run) -> list[tuple[str, object]]:
     pairs += [
         (
             "Load of the LLM",
-            f"{params.gen_concurrency} request{'' if params.gen_concurrency == 1 else 's'} in flight, "
-            f"{params.gen_prompt_tokens} tokens in, "
+            f"{gen_load_of(params)}, {params.gen_prompt_tokens} tokens in, "
             f"{params.gen_output_tokens} out{', eager: no CUDA graphs' if params.gen_enforce_eager else ''}",
         ),
         (

@@ -75,7 +75,9 @@ def test_all_of_twenty_run_and_both_counts_agree(up: Engines, tmp_path: Path, pr
 
 
 def test_a_cache_that_is_too_small_voids_the_trial_with_its_cause(up: Engines, tmp_path: Path) -> None:
-    record = trial(up, tmp_path, gen_concurrency=20, gen_output_tokens=180, window_s=6.0)
+    # A second block each, from the 29th token on.
+    shape = {"gen_prompt_tokens": 100, "gen_output_tokens": 100}
+    record = trial(up, tmp_path, gen_concurrency=20, window_s=12.0, **shape)
     assert record.status == "invalid"
     assert "preempted requests" in str(record.reason) or "waited in vLLM's queue" in str(record.reason)
     [mark] = [text for text in record.marks or [] if "KV cache" in text]
