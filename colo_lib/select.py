@@ -14,7 +14,7 @@ from pathlib import Path
 from colo_lib import paths
 from colo_lib.data.capture import StepCapture, captured_steps, read_capture, read_exports, read_files, with_threads
 from colo_lib.data.run import Run, find_runs, newest_run, open_run
-from colo_lib.data.sweep import Sweep, find_sweeps, open_sweep
+from colo_lib.data.sweep import Sweep, find_sweeps, measured_along, open_sweep
 from colo_lib.errors import InputError
 from colo_lib.examples.captures import H100_PAIR, simulated_capture
 from colo_lib.examples.simulated_run import example_folder
@@ -122,22 +122,26 @@ def select_sweep(
         return _sweep_sentence(sweep, names, whole)
     newest = next(_fitting(find_sweeps(paths.from_checkout(params.sweeps_dir)), names, steps), None)
     if newest:
-        return _sweep_sentence(newest, names, whole)
+        return _sweep_sentence(open_sweep(newest[0]), names, whole)
     # Others vary the parameter by the way: the longest line over it tells most.
     of_ours = _fitting(find_sweeps(paths.RECORDED), names, steps)
-    if recorded := max(of_ours, key=lambda sweep: len(sweep.along(names).runs), default=None):
-        device = next(iter(recorded.runs.values())).manifest.machine.device_name
+    if recorded := max(of_ours, key=lambda found: found[1], default=None):
+        sweep = open_sweep(recorded[0])
+        device = next(iter(sweep.runs.values())).manifest.machine.device_name
         print(f"EXAMPLE: no such sweep was found here; this one was recorded on {device}.")
-        return _sweep_sentence(recorded, names, whole)
+        return _sweep_sentence(sweep, names, whole)
     return example_sweep(example)
 
 
-def _fitting(folders: Iterable[Path], names: tuple[str, ...], steps: tuple[str, ...]) -> Iterator[Sweep]:
-    """The sweeps of which two cells or more, a line over `names`, were measured in one of `steps`."""
+def _fitting(folders: Iterable[Path], names: tuple[str, ...], steps: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    """The sweeps of which two cells or more, a line over `names`, were measured in one of `steps`; with how many.
+
+    None of their runs is opened, which is most of the time.
+    """
     for folder in folders:
-        sweep = open_sweep(folder)
-        if set(names) & set(sweep.names) and set(steps) & sweep.steps and len(sweep.along(names).runs) > 1:
-            yield sweep
+        count = measured_along(folder, names, steps)
+        if count > 1:
+            yield folder, count
 
 
 def example_sweep(name: str) -> Sweep:

@@ -13,8 +13,9 @@ import hypothesis
 import pytest
 
 from colo_lib.errors import InputError
-from colo_lib.hardware.engine_python import resolve_python
+from colo_lib.hardware.engine_python import ENGINE_PYTHON, resolve_python
 from tests.processes import MARK, token_carriers, wait_until
+from tests.standins import forked_vllm
 
 # jsonschema, which nbformat imports, compiles grammars of addresses that no notebook has: 1.3 s of a core in every
 # process of the tests. It does without where the package is not there.
@@ -48,3 +49,15 @@ def engine_python() -> Path:
     if not list(python.parents[1].glob("lib/python3*/site-packages/vllm")):
         pytest.skip(f"{python} has no vLLM: make engine")
     return python
+
+
+@pytest.fixture(scope="session")
+def forked_python(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter whose vLLM forks its processes instead of starting interpreters: half the time of a start."""
+    return forked_vllm.make(tmp_path_factory.mktemp("forked"), engine_python)
+
+
+@pytest.fixture
+def quick_engines(forked_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what asks not how engines start. Plain starts have the six configurations, and faults of the server."""
+    monkeypatch.setenv(ENGINE_PYTHON, str(forked_python))

@@ -39,13 +39,28 @@ const panel = window.jupyterapp.shell.currentWidget;
 const cells = [...panel.content.widgets].filter(cell => cell.model.type === 'code' && cell.model.sharedModel.source);
 return cells.map(cell => cell.promptNode.textContent);
 """
+STARTED = "return !!(window.jupyterapp && window.jupyterapp.commands.hasCommand('docmanager:open'))"
 RUN_ALL = """
 const done = arguments[0];
 window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => done(null), error => done(String(error)));
 """
+# A notebook after the other in one page, as a person opens them; what was open is left with its kernel ended.
+OPEN = """
+const [path, done] = arguments, app = window.jupyterapp;
+(async () => {
+    await app.restored;
+    for (const old of [...app.shell.widgets('main')]) {
+        if (old.sessionContext) await old.sessionContext.shutdown();
+        old.dispose();
+    }
+    const opened = await app.commands.execute('docmanager:open', {path, factory: 'Notebook'});
+    app.shell.activateById(opened.id);
+})().then(() => done(null), error => done(String(error)));
+"""
 READY = """
 const widget = window.jupyterapp && window.jupyterapp.shell.currentWidget;
-return !!(widget && widget.content && widget.content.widgets && widget.sessionContext
+return !!(widget && widget.context && widget.context.path === arguments[0]
+          && widget.content && widget.content.widgets && widget.sessionContext
           && widget.sessionContext.session && widget.sessionContext.session.kernel
           && widget.sessionContext.session.kernel.status === 'idle');
 """
@@ -80,7 +95,7 @@ def lab_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(lab_root: Path) -> Iterator[str]:
-    """A JupyterLab over a copy of the notebooks beside the package; gives the address of a notebook with '{}'."""
+    """A JupyterLab over a copy of the notebooks beside the package; gives its address."""
     root = lab_root
     shutil.copytree(NOTEBOOKS, root / "notebooks")
     for name in RECORDING:
@@ -97,7 +112,7 @@ def lab(lab_root: Path) -> Iterator[str]:
         server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         assert wait_until(lambda: _up(port, token), 120), (root / "lab.log").read_text()[-3000:]
-        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}&reset"
+        yield f"http://127.0.0.1:{port}/lab?token={token}&reset"
     finally:
         server.terminate()
         try:
@@ -128,19 +143,18 @@ def _up(port: int, token: str) -> bool:
 
 @pytest.mark.parametrize("name", READING)
 def test_run_all_reaches_the_bottom(browser: Any, lab: str, name: str) -> None:
-    _run_all(browser, lab.format(name), 180)
+    _run_all(browser, lab, name, 180)
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", RUN_HERE)
 def test_a_notebook_that_records_reaches_the_bottom(browser: Any, lab: str, engine_python: Path, name: str) -> None:
-    _run_all(browser, lab.format(name), 300)
+    _run_all(browser, lab, name, 300)
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDING if name not in RUN_HERE])
 def test_the_other_notebooks_that_record_open_and_have_the_same_cells(browser: Any, lab: str, name: str) -> None:
-    browser.get(lab.format(name))
-    assert wait_until(lambda: browser.execute_script(READY), 120), "the notebook did not open with a kernel"
+    _open(browser, lab, name)
     assert _cells(name) == _cells(RUN_HERE[0])
 
 
@@ -157,7 +171,7 @@ def test_a_timeline_takes_its_keys_before_jupyterlab_does_and_a_table_is_sorted(
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    _run_all(browser, lab.format("41-kernel-overlap.ipynb"), 180)
+    _run_all(browser, lab, "41-kernel-overlap.ipynb", 180)
     box = browser.find_element(By.CSS_SELECTOR, ".colo-timeline")
     assert wait_until(lambda: box.get_attribute("data-state") == "ready")
     stage = box.find_element(By.CSS_SELECTOR, ".colo-stage")
@@ -190,7 +204,7 @@ def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
     cell = {"cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1, "outputs": [output]}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (lab_root / "notebooks" / "sent.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    browser.get(lab.format("sent.ipynb"))
+    _open(browser, lab, "sent.ipynb")
     told = "const area = document.querySelector('.jp-OutputArea-output'); return area ? area.innerText : '';"
     assert wait_until(lambda: "It in words." in browser.execute_script(told))
     assert "no script ran: in JupyterLab, trust the notebook" in browser.execute_script(told)
@@ -209,12 +223,21 @@ def _packed() -> dict[str, Any]:
     return timeline.timeline_of(view, sum(view.window) // 2)
 
 
-def _run_all(browser: Any, address: str, allowed_s: float) -> None:
+def _open(browser: Any, address: str, name: str) -> None:
+    """Have the notebook in front, with a kernel that waits for work."""
+    if not browser.execute_script(STARTED):
+        browser.get(address)
+        assert wait_until(lambda: browser.execute_script(STARTED), 120), "JupyterLab did not start"
+    path = f"notebooks/{name}"
+    assert browser.execute_async_script(OPEN, path) is None
+    assert wait_until(lambda: browser.execute_script(READY, path), 120), "the notebook did not open with a kernel"
+
+
+def _run_all(browser: Any, address: str, name: str, allowed_s: float) -> None:
     """Open the notebook, 'Run All', wait until every cell has its number, and look for errors."""
     from selenium.webdriver.common.by import By
 
-    browser.get(address)
-    assert wait_until(lambda: browser.execute_script(READY), 120), "the notebook did not open with a kernel"
+    _open(browser, address, name)
     assert browser.execute_async_script(RUN_ALL) is None
     deadline = time.monotonic() + allowed_s
     prompts: list[str] = []

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from colo_lib import notebooks_sync, params, paths
 from colo_lib.report import notebook_output
+from colo_lib.select import select_run
+from tests.forked_notebooks import executed_in_forks
 
 READING = ("46-telemetry", "47-memory", "51-verdict", "52-gen-loss", "53-published", "54-capacity-plan")
 SWEEPS = (*(file.stem for file in sorted(paths.NOTEBOOKS.glob("3*.ipynb"))), "55-two-devices")
 # What no recorded sweep varies.
-SIMULATED = ("34-", "35-", "36-")
+SIMULATED = ("34-", "35-", "36-", "38-")
 FILES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -71,22 +74,24 @@ def test_a_parameter_stands_in_few_notebooks() -> None:
     assert max(several.values()) < len(FILES) / 2
 
 
-@pytest.mark.parametrize("name", [*READING, *SWEEPS])
-def test_run_all_reaches_the_bottom_where_nothing_was_measured(name: str, tmp_path: Path) -> None:
-    import papermill
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Every notebook as papermill leaves it, where nothing was measured."""
+    folder = tmp_path_factory.mktemp("executed")
+    nothing = {"runs_dir": str(folder / "none"), "sweeps_dir": str(folder / "none")}
+    example = select_run(params.Params(runs_dir=nothing["runs_dir"])).folder
+    return executed_in_forks(folder, example, {name: (name, nothing) for name in (*READING, *SWEEPS)})
 
-    out = tmp_path / "out.ipynb"
-    empty = {"runs_dir": str(tmp_path / "none"), "sweeps_dir": str(tmp_path / "none")}
-    source = str(paths.NOTEBOOKS / f"{name}.ipynb")
-    papermill.execute_notebook(source, str(out), parameters=empty, kernel_name="python3", progress_bar=False)
-    executed = json.loads(out.read_text(encoding="utf-8"))
-    found = notebook_output.lift(executed)
+
+@pytest.mark.parametrize("name", [*READING, *SWEEPS])
+def test_run_all_reaches_the_bottom_where_nothing_was_measured(name: str, executed: dict[str, dict[str, Any]]) -> None:
+    found = notebook_output.lift(executed[name])
     last = found[-1]
     assert (last["kind"], last["notebook"]) == ("done", name)
     recorded = [folder.name for folder in paths.RECORDED.iterdir()]
     simulated = name.startswith(SIMULATED)
     assert last["run_id"].startswith("example-") if simulated else last["run_id"] in recorded
-    assert ("SIMULATED" if simulated else "recorded on NVIDIA") in json.dumps(executed["cells"][3])
+    assert ("SIMULATED" if simulated else "recorded on NVIDIA") in json.dumps(executed[name]["cells"][3])
     if name.startswith("3"):
         kinds = [part["kind"] for part in found]
         assert kinds[-3:] == ["figure", "text", "done"], "a sweep ends in one picture and one sentence"

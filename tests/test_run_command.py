@@ -86,6 +86,7 @@ def test_all_six_configurations_end_in_one_report(tmp_path: Path, engine_python:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("quick_engines")
 def test_a_killed_launcher_leaves_nothing_and_the_run_goes_on(tmp_path: Path, engine_python: Path) -> None:
     file = params_file(tmp_path, steps="step1,step4", blocks=2)
     process = colo("run", str(file), "--no-report", cwd=tmp_path)
@@ -122,6 +123,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path, engine_python: Path
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("quick_engines")
 def test_an_interrupted_trial_leaves_nothing(tmp_path: Path, engine_python: Path) -> None:
     file = params_file(tmp_path, steps="step1", window_s=60.0)
     process = colo("run", str(file), cwd=tmp_path)

@@ -76,6 +76,12 @@ class Sweep:
 
 def open_sweep(folder: str | Path) -> Sweep:
     """Open a sweep, finished or not; raises InputError for a folder that is none or a cell that is damaged."""
+    outline = sweep_outline(folder)
+    return replace(outline, cells=[_opened(outline.folder, cell) for cell in outline.cells])
+
+
+def sweep_outline(folder: str | Path) -> Sweep:
+    """A sweep with what became of its cells, none of whose runs is opened; raises InputError as `open_sweep` does."""
     root = Path(folder)
     loaded = read_object(root / paths.SWEEP, MAX_PLAN_BYTES)
     if loaded.get("schema_version") != SCHEMA_VERSION:
@@ -84,8 +90,21 @@ def open_sweep(folder: str | Path) -> Sweep:
         )
     plan = checked(SweepPlan, loaded, root / paths.SWEEP)
     names = tuple(name for axis in plan.over for name in axis.names)
-    cells = [_open_cell(root, row.cell, row.changes) for row in plan.cells]
+    cells = [_cell_outline(root, row.cell, row.changes) for row in plan.cells]
     return Sweep(root, plan.sweep_id, check_recorded(plan.params, str(root)), names, cells)
+
+
+def measured_along(folder: str | Path, names: Sequence[str], steps: Sequence[str]) -> int:
+    """Measured cells that differ from a sweep's first one in `names` alone, as far as the records of the cells say.
+
+    0 for a sweep that varies none of `names`, or has none of `steps`. Raises InputError as `open_sweep` does.
+    """
+    sweep = sweep_outline(folder)
+    done = [cell for cell in sweep.cells if cell.status == "done"]
+    planned = {step for cell in done for step in sweep.params.model_copy(update=dict(cell.changes)).step_names()}
+    if not set(names) & set(sweep.names) or not set(steps) & planned:
+        return 0
+    return sum(cell.status == "done" for cell in sweep.along(names).cells)
 
 
 def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
@@ -99,13 +118,19 @@ def find_sweeps(sweeps_dir: str | Path) -> list[Path]:
     return [folder for _, folder in sorted(sweeps, reverse=True)]
 
 
-def _open_cell(root: Path, name: str, changes: dict[str, Value]) -> SweepCell:
-    folder = paths.cell_folder(root, name)
-    if not (folder / paths.CELL).is_file():
+def _cell_outline(root: Path, name: str, changes: dict[str, Value]) -> SweepCell:
+    file = paths.cell_folder(root, name) / paths.CELL
+    if not file.is_file():
         return SweepCell(name, changes, NOT_RUN, None, None)
-    record = Cell.read(folder / paths.CELL, MAX_PLAN_BYTES)
-    status, runs = record.status, find_runs(paths.cell_runs(folder))
-    if status == "done" and not runs:
+    record = Cell.read(file, MAX_PLAN_BYTES)
+    return SweepCell(name, changes, record.status, record.reason, None)
+
+
+def _opened(root: Path, cell: SweepCell) -> SweepCell:
+    if cell.status != "done":
+        return cell
+    folder = paths.cell_folder(root, cell.name)
+    runs = find_runs(paths.cell_runs(folder))
+    if not runs:
         raise damaged(folder, "counts as done but holds no finished run")
-    run = open_run(runs[0]) if status == "done" else None
-    return SweepCell(name, changes, status, record.reason, run)
+    return replace(cell, run=open_run(runs[0]))

@@ -77,8 +77,11 @@ def preloaded(folder: Path) -> Iterator[Execute]:
     raises StepFailed for the first notebook that does not reach its end; the rest are ended then.
     """
     with _forking(folder) as process:
+        asked = False
 
         def execute(notebooks: Sequence[Notebook]) -> list[dict[str, Any]]:
+            nonlocal asked
+            asked = True
             orders = {each.name: each.order() for each in notebooks}
             for each in notebooks:
                 each.target.unlink(missing_ok=True)
@@ -91,7 +94,12 @@ def preloaded(folder: Path) -> Iterator[Execute]:
                     each.fresh.unlink(missing_ok=True)
             return [part for each in notebooks for part in parts[each.name]]
 
-        yield execute
+        try:
+            yield execute
+        except BaseException:
+            if process is not None and not asked:
+                process.kill()  # it has forked nobody yet, and nobody is to wait for its imports
+            raise
 
 
 def execute_alone(notebook: Notebook) -> list[dict[str, Any]]:

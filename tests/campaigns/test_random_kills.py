@@ -21,6 +21,7 @@ def test_a_random_kill_leaves_nothing_and_the_run_is_completed(number: int) -> N
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("quick_engines")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["launcher", "core"])
 def test_a_kill_beside_the_true_engines_leaves_nothing_either(engine_python: Path, kind: str) -> None:

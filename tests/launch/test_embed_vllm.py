@@ -45,10 +45,11 @@ def specs(params: Params, step: str) -> Specs:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, engine_python: Path) -> Iterator[Engines]:
+def up(tmp_path_factory: pytest.TempPathFactory, forked_python: Path) -> Iterator[Engines]:
     """Both vLLM servers, once for the module; the test that kills one comes last."""
     with runtime_folder() as runtime:
-        engines = Engines(specs(nano(), "step2").engines, runtime, tmp_path_factory.mktemp("logs"))
+        params = nano(gen_python=str(forked_python))
+        engines = Engines(specs(params, "step2").engines, runtime, tmp_path_factory.mktemp("logs"))
         try:
             engines.start(want_gen=True, want_embed=True)
             yield engines

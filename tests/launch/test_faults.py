@@ -52,9 +52,9 @@ def specs(params: Params, step: str) -> Specs:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, engine_python: Path) -> Iterator[Engines]:
+def up(tmp_path_factory: pytest.TempPathFactory, forked_python: Path) -> Iterator[Engines]:
     """Both engines, once for the module; the faults that they do not outlive come last."""
-    params = nano()
+    params = nano(gen_python=str(forked_python))
     with runtime_folder() as runtime:
         engines = Engines(specs(params, "step2").engines, runtime, tmp_path_factory.mktemp("logs"))
         try:

@@ -54,7 +54,7 @@ def test_peers_share_a_session_and_are_stopped_one_by_one(tmp_path: Path) -> Non
         assert os.getpgid(0) not in {peer.group for peer in peers}, "a signal to them would meet us"
         os.killpg(peers[0].group, signal.SIGSTOP)
         assert wait_until(lambda: stat(peers[0].pid)[0] == "T")
-        assert stat(peers[1].pid)[0] == "S"
+        assert wait_until(lambda: stat(peers[1].pid)[0] == "S")
         alone = Child("alone", ["sleep", "300"], tmp_path / "alone", grace_s=0.5)
         stack.callback(alone.stop)
         assert os.getsid(alone.pid) == alone.pid

@@ -119,7 +119,7 @@ def test_each_process_of_separate_sessions_can_be_killed(run: Any, tmp_path: Pat
 @pytest.mark.engine
 @pytest.mark.parametrize("which", ["stand-in", pytest.param("real", marks=pytest.mark.nsys)])
 def test_both_engines_have_a_session_each(
-    tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch, which: str
+    tmp_path: Path, engine_python: Path, forked_python: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     if which == "real":
         binary = commands.find_nsys()
@@ -134,7 +134,8 @@ def test_both_engines_have_a_session_each(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     before = leftovers()
     steps = ["step1", "step2", "step3"] if which == "real" else ["step2", "step3"]
-    run = OpenRun(tmp_path, nano(capture_s=1.0, steps=",".join(steps)))
+    python = engine_python if which == "real" else forked_python
+    run = OpenRun(tmp_path, nano(capture_s=1.0, steps=",".join(steps), gen_python=str(python)))
     assert record_captures(run, steps, print) == []
     told = {step: json.loads((capture_folder(tmp_path, step) / CAPTURE).read_text()) for step in steps}
     both = ["trace-gen.sqlite", "trace-embed.sqlite"]

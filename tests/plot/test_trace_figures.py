@@ -18,6 +18,7 @@ from colo_lib import params, paths
 from colo_lib.analysis.trace import downsample, kernels, occupancy, summary, window
 from colo_lib.analysis.trace.window import Asked
 from colo_lib.data.run import open_run
+from colo_lib.examples.captures import H100_PAIR
 from colo_lib.notebooks_sync import names_of
 from colo_lib.params import Params
 from colo_lib.plot import trace as plot_trace
@@ -25,6 +26,7 @@ from colo_lib.plot.style import EMBED_COLOUR, GEN_COLOUR
 from colo_lib.report import notebook_output
 from colo_lib.select import select_trace
 from tests.corpus_files import MARKUP
+from tests.forked_notebooks import executed_in_forks
 from tests.run_folders import Plan, add_capture, write_run
 
 NOTEBOOKS = ("41-kernel-overlap", "42-sm-occupancy", "43-idle-gaps", "44-kernel-durations", "45-categories")
@@ -163,7 +165,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def executed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return {name: _executed(name, tmp_path_factory.mktemp(name), run=str(run)) for name in NOTEBOOKS}
+    """Every notebook of captures on a run's; `exports` and `example`: the first on bare exports, and on nothing."""
+    folder = tmp_path_factory.mktemp("executed")
+    empty = {"runs_dir": str(folder / "none")}
+    wanted = {name: (name, {"run": str(run)}) for name in NOTEBOOKS}
+    wanted["exports"] = (NOTEBOOKS[0], empty | {"exports": ",".join(map(str, H100_PAIR))})
+    wanted["example"] = (NOTEBOOKS[0], empty)
+    return {key: notebook_output.lift(made) for key, made in executed_in_forks(folder, run, wanted).items()}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -177,29 +185,18 @@ def test_the_page_of_a_run_with_captures_shows_them(run: Path, executed: dict[st
 
     opened = open_run(run)
     assert page.notebooks_of(opened)[-5:] == NOTEBOOKS == page.TRACE_NOTEBOOKS
-    html = page.run_html(opened, [part for found in executed.values() for part in found])
+    html = page.run_html(opened, [part for name in NOTEBOOKS for part in executed[name]])
     section = html[html.index('<section id="traces"') : html.index('<section id="telemetry"')]
     assert section.count("data:image/png;base64,") == 5
     assert "This part is missing" not in section
     assert escape(page.NO_CAPTURE) in page.run_html(opened, [])
 
 
-def test_a_notebook_reads_bare_exports_and_shows_the_example_where_there_is_nothing(tmp_path: Path) -> None:
-    from colo_lib.examples.captures import H100_PAIR
-
-    empty = str(tmp_path / "none")
-    given = _executed("41-kernel-overlap", tmp_path, runs_dir=empty, exports=",".join(map(str, H100_PAIR)))
+def test_a_notebook_reads_bare_exports_and_shows_the_example_where_there_is_nothing(
+    executed: dict[str, list[dict[str, Any]]],
+) -> None:
+    given, example = executed["exports"], executed["example"]
     assert given[-1]["run_id"] == "exports"
     assert "82.3%" in json.dumps(given)
-    example = _executed("41-kernel-overlap", tmp_path, runs_dir=empty)
     assert example[-1]["run_id"] == "example-h100"
     assert "REAL but short" in json.dumps(example)
-
-
-def _executed(name: str, folder: Path, **given: str) -> list[dict[str, Any]]:
-    import papermill
-
-    out = folder / "out.ipynb"
-    source = str(paths.NOTEBOOKS / f"{name}.ipynb")
-    papermill.execute_notebook(source, str(out), parameters=given, kernel_name="python3", progress_bar=False)
-    return notebook_output.lift(json.loads(out.read_text(encoding="utf-8")))

@@ -59,6 +59,7 @@ def test_wrong_input_starts_nothing(tmp_path: Path, engine_python: Path, words: 
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("quick_engines")
 def test_a_joint_sweep_keeps_engines_up_and_measures_a_common_baseline_once(
     tmp_path: Path, engine_python: Path
 ) -> None:

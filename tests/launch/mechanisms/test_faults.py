@@ -37,11 +37,11 @@ FAULT_AFTER_S = 1.5
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, engine_python: Path) -> Iterator[Nvidia]:
+def host(tmp_path_factory: pytest.TempPathFactory, forked_python: Path) -> Iterator[Nvidia]:
     """A GPU host of stand-ins for the whole module."""
     folder = tmp_path_factory.mktemp("host")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in gpu_host.make(folder, engine_python).items():
+        for name, value in gpu_host.make(folder, forked_python).items():
             patch.setenv(name, value)
         yield Nvidia(folder)
 
