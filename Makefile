@@ -2,7 +2,7 @@
 PARAMS ?= params/cpu.yaml
 BIN := .venv/bin
 export PYTHON
-SIDE_BY_SIDE := -n logical --dist loadfile
+SIDE_BY_SIDE := -n logical --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run figures test test-fast test-gpu lint hooks notebooks doctor env engine clean-env
@@ -22,10 +22,15 @@ figures: env  ## redraw figures/ and the pages in recorded/ from what was record
 doctor: env  ## what this machine can run, with the remedy for what it cannot
 	@$(BIN)/colo doctor $(PARAMS)
 
-# Those that start no engine share the cores; engines want them alone, for how long they take is looked at.
-test: env engine  ## all tests, real engines included
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not gpu"; light=$$?; \
-		$(BIN)/python -m pytest --durations=20 -m "engine or gpu" && exit $$light
+# While those that start no engine run, the engines' environment is made, where it is not there. Last come those that
+# want all cores, or the GPU, for themselves.
+test: env  ## all tests, real engines included
+	@$(MAKE) engine & made=$$!; failed=0; \
+		$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not gpu" || failed=1; \
+		wait $$made || exit 1; \
+		$(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=20 -m "engine and not gpu and not alone" || failed=1; \
+		$(BIN)/python -m pytest --durations=20 -m "gpu or alone" || failed=1; \
+		exit $$failed
 
 test-fast: env  ## the tests that start no engine, browser or GPU
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not engine and not browser and not gpu"

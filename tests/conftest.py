@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import signal
@@ -14,7 +15,8 @@ import pytest
 
 from colo_lib.errors import InputError
 from colo_lib.hardware.engine_python import ENGINE_PYTHON, resolve_python
-from tests.processes import MARK, token_carriers, wait_until
+from colo_lib.paths import REPOSITORY
+from tests.processes import MARK, pids, token_carriers, wait_until
 from tests.standins import forked_vllm
 
 # jsonschema, which nbformat imports, compiles grammars of addresses that no notebook has: 1.3 s of a core in every
@@ -28,20 +30,49 @@ os.environ[MARK] = secrets.token_hex(8)
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 MODELS = Path(__file__).with_name("models")
+# Files beside one another on several cores end together where the longest come first; those of engines by themselves.
+LONGEST = (
+    "test_jupyterlab.py", "analysis/test_planted_truth.py", "report/test_timeline.py", "report/test_page.py",
+    "test_reading_notebooks.py", "report/test_accessible.py", "data/test_run_folder.py", "report/test_execute.py",
+    "report/test_sections.py", "nsys/test_captures.py", "launch/mechanisms/test_mps.py", "record/test_on_ray.py",
+    "data/test_redact.py", "test_contributing.py", "plot/test_trace_figures.py", "launch/test_embed_url.py",
+)  # fmt: skip
+LONGEST_WITH_ENGINES = (
+    "test_run_command.py", "record/test_command.py", "launch/test_faults.py", "campaigns/test_random_kills.py",
+    "test_jupyterlab.py", "launch/test_loopback.py", "record/test_on_ray.py", "launch/mechanisms/test_faults.py",
+    "launch/test_embed_vllm.py", "nsys/test_separate_sessions.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; last those of tests without engines that wait for the engines' environment."""
+    engines = all(item.get_closest_marker("engine") or item.get_closest_marker("gpu") for item in items)
+    longest, here = LONGEST_WITH_ENGINES if engines else LONGEST, Path(__file__).parent
+    waiting = {item.path for item in items if not engines and "engine_python" in getattr(item, "fixturenames", ())}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.relative_to(here).as_posix()
+        return item.path in waiting, longest.index(name) if name in longest else len(longest)
+
+    if len({item.path for item in items}) > 1:
+        items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
     """A test that leaves a guarded process behind fails, whatever else it shows."""
-    before = set(token_carriers())
+    before = pids()
     yield
-    left = lambda: {pid: words for pid, words in token_carriers().items() if pid not in before}  # noqa: E731
-    assert wait_until(lambda: not left()), f"left running: {left()}"
+    assert wait_until(lambda: not token_carriers(before)), f"left running: {token_carriers(before)}"
 
 
 @pytest.fixture(scope="session")
 def engine_python() -> Path:
-    """The interpreter that has vLLM and transformers; `make engine` makes it."""
+    """The interpreter that has vLLM and transformers; `make engine` makes it, and may be at it: it holds the lock."""
+    if (lock := REPOSITORY / ".cache" / "engine.lock").is_file():
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
     try:
         python = resolve_python("auto")
     except InputError as error:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from colo_lib.launch.child import TOKEN_NAME
 
 MARK = "COLO_MARK"
 
 
-def token_carriers() -> dict[int, str]:
+def pids() -> set[int]:
+    """Every process of this machine."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def token_carriers(passed_over: Collection[int] = ()) -> dict[int, str]:
     """Living processes that these tests started under any guardian: pid to command line."""
     mark = f"\0{MARK}={os.environ[MARK]}\0".encode()
     found = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
+    for name in pids() - {os.getpid(), *passed_over}:
         try:
             with open(f"/proc/{name}/environ", "rb") as environ:
                 held = b"\0" + environ.read() + b"\0"
@@ -29,7 +32,7 @@ def token_carriers() -> dict[int, str]:
         except OSError:
             continue
         if carries and not zombie:
-            found[int(name)] = words
+            found[name] = words
     return found
 
 

@@ -23,6 +23,7 @@ NANO = {
     "run_name": "nano", "gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"),
     "blocks": 1, "window_s": 1.5, "warmup_s": 0.2, "max_stranger_cores": 64.0, "max_drift_fraction": 50.0,
     "max_clock_disagreement": 0.2, "embed_sequence_tokens": 64, "gen_prompt_tokens": 8, "gen_output_tokens": 16,
+    "ready_timeout_s": 400.0,
 }  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def clients() -> list[int]:
 
 
 @pytest.mark.engine
+@pytest.mark.alone
 def test_all_six_configurations_end_in_one_report(tmp_path: Path, engine_python: Path) -> None:
     code, output = ended(colo("run", str(params_file(tmp_path, window_s=4.0)), cwd=tmp_path))
     assert code == 0, output

@@ -58,7 +58,7 @@ ENGINE_WORDS = {
 }
 STAGES = ("start-up", "trial", "between", "sealing")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-HANGS_S = 400.0
+HANGS_S, TRACES_S = 400.0, 20.0
 SHARED = ("psm_", "nccl-", "torch_", "vllm_dist_", "sem.mp-")
 RUNTIMES = Path("/tmp")
 
@@ -172,6 +172,8 @@ def carry_out(case: Case, keep: Path | None = None) -> tuple[str, list[str]]:
         if not wait_until(lambda: not token_carriers(), 60.0):
             wrong.append(f"orphans: {token_carriers()}")
         wrong += resumed(run, case, folder, mark, code)
+        # Others beside us end engines too: what is theirs is gone in a moment.
+        wait_until(lambda: not traces_left(segments, began_s), TRACES_S)
         wrong += traces_left(segments, began_s)
         if "Traceback (most recent call last)" in own_words(run.told()):
             wrong.append(f"a traceback: {run.told()[-1500:]}")

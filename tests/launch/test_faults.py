@@ -41,7 +41,7 @@ def nano(**changes: Any) -> Params:
     plain = {
         "gen_model": str(MODELS / "nano-gen"), "embed_model": str(MODELS / "nano-embed"), "window_s": 1.5,
         "warmup_s": 0.2, "stall_timeout_s": 10.0, "max_stranger_cores": 64.0, "max_drift_fraction": 50.0,
-        "max_clock_disagreement": 1.0,
+        "max_clock_disagreement": 1.0, "ready_timeout_s": 400.0,
         "embed_sequence_tokens": 64, "gen_prompt_tokens": 8, "gen_output_tokens": 32,
     }  # fmt: skip
     return check(plain | changes, "test")

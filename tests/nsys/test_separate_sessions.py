@@ -150,7 +150,7 @@ def test_both_engines_have_a_session_each(
     assert not set(in_gen) & set(embed)
     assert not set(in_embed) & set(gen)
     assert not [line for line in token_carriers().values() if "nsys" in line]
-    assert leftovers() == before
+    assert wait_until(lambda: leftovers() == before), "tests beside this one clear away theirs in a moment"
 
 
 def test_a_capture_says_which_gpus_each_process_sees() -> None:
