@@ -13,12 +13,13 @@ import pytest
 
 from colo_lib.cli import main
 from colo_lib.cli import trace as trace_cli
+from colo_lib.data.packed_export import unpacked
 from colo_lib.examples.captures import H100_PAIR, simulated_capture
 from colo_lib.paths import REPOSITORY
 from tests.corpus_files import MARKUP
 from tests.exports import EMBED, GEN, Kernel, write
 
-RECORDED = sorted(REPOSITORY.glob("recorded/*/steps/step3/capture/trace.sqlite"))
+RECORDED = sorted(REPOSITORY.glob("recorded/*/steps/step3/capture/trace.sqlite*"))
 NUMBER, INTEGER, TEXT, OPTIONAL = (int, float), int, str, type(None)
 WORKLOAD = {
     "pid": INTEGER, "kernel_count": INTEGER, "kernel_time_ns": INTEGER, "busy_ns": INTEGER,
@@ -100,7 +101,7 @@ def test_a_real_time_sliced_capture_overlaps_only_until_residency_is_looked_at(
     assert found["basis"] == "residency"
     assert found["overlap_ns"] == 0
     blind = tmp_path / "blind.sqlite"
-    blind.write_bytes(RECORDED[0].read_bytes())
+    blind.write_bytes(unpacked(RECORDED[0]).read_bytes())
     connection = sqlite3.connect(blind)
     connection.execute("DROP TABLE GPU_CONTEXT_SWITCH_EVENTS")
     connection.commit()

@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capture-tokens", type=float, default=20.0, metavar="N",
         help="kept of each capture with the LLM, if that is more: as long as N tokens took (default: 20)",
     )  # fmt: skip
+    parser.add_argument(
+        "--pack",
+        action="store_true",
+        help="captures as .sqlite.xz (an eighth of the size), frames written anew (half)",
+    )
     parser.add_argument("--runs-dir", default="runs", help="folder that holds the runs (default: runs)")
 
 
@@ -47,7 +52,8 @@ def carry_out(options: argparse.Namespace) -> int:
         raise InputError(f"--capture-ms {options.capture_ms:g}: give milliseconds from 0 to 60,000")
     if not 0 <= options.capture_tokens <= 1e6:
         raise InputError(f"--capture-tokens {options.capture_tokens:g}: give a number of tokens from 0 on")
-    keep = {"capture_ms": options.capture_ms, "capture_tokens": options.capture_tokens}
+    keep = {"capture_ms": options.capture_ms, "capture_tokens": options.capture_tokens,
+            "packed": options.pack}  # fmt: skip
     source = Path(options.run)
     if (source / SWEEP).is_file():
         folder, left_out = share_sweep(source, options.parent, **keep)

@@ -21,6 +21,7 @@ import numpy as np
 from colo_lib import paths
 from colo_lib.data.export import NO_TIME, read_cached, read_launches
 from colo_lib.data.nsys_schema import find_table
+from colo_lib.data.packed_export import PACKED, lies_at, unpacked
 from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.data.threads import check_threads, recorded_threads, split_threads, threads_in
 from colo_lib.errors import InputError
@@ -92,7 +93,7 @@ def read_step_launches(files: Sequence[Path], capture: Capture) -> Launches:
     zero = min(export.clock_start_ns for export in capture.exports)
     parts = []
     for file, export, offset in zip(files, capture.exports, capture.alignment.offsets_ns, strict=True):
-        launches, pids = read_launches(file)
+        launches, pids = read_launches(unpacked(file))
         places = np.array([by_pid.get((starts.index(offset), pid), -1) for pid in pids], np.int16)
         known = places[launches.process] >= 0 if len(places) else np.zeros(0, np.bool_)
         kept = launches.take(known)
@@ -116,10 +117,11 @@ def read_capture(run_folder: str | Path, step: str) -> StepCapture:
         raise InputError(f"{folder}: the capture is {facts.status}: {facts.reason or 'no reason recorded'}")
     names = facts.exports or [DEFAULT_EXPORT]
     files = tuple(_inside(folder, str(name)) for name in names)
+    files = tuple(map(lies_at, files))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{step} of {Path(run_folder).name} has no capture: {', '.join(missing)} is not in {folder}")
-    capture = on_their_gpus(read_exports(files), facts.visible_devices or {})
+    capture = on_their_gpus(read_exports([unpacked(file) for file in files]), facts.visible_devices or {})
     return StepCapture(step, split_threads(capture, files, recorded_threads(facts.threads)), facts, files)
 
 
@@ -131,7 +133,7 @@ def read_files(files: Sequence[str | Path]) -> StepCapture:
     """
     named = tuple(Path(file) for file in files)
     facts = _facts_beside(named)
-    capture = on_their_gpus(read_exports(named), facts.visible_devices or {})
+    capture = on_their_gpus(read_exports([unpacked(file) for file in named]), facts.visible_devices or {})
     capture = split_threads(capture, named, recorded_threads(facts.threads))
     return StepCapture(str(facts.step or ""), capture, facts, named)
 
@@ -150,7 +152,7 @@ def _facts_beside(files: Sequence[Path]) -> CaptureFacts:
         return CaptureFacts()
     facts = _capture_facts(folders.pop() / paths.CAPTURE)
     exports = facts.exports or [DEFAULT_EXPORT]
-    return facts if all(file.name in exports for file in files) else CaptureFacts()
+    return facts if all(file.name.removesuffix(PACKED) in exports for file in files) else CaptureFacts()
 
 
 def captured_steps(run_folder: str | Path) -> list[str]:
@@ -163,7 +165,7 @@ def captured_steps(run_folder: str | Path) -> list[str]:
         facts = _capture_facts(folder / paths.CAPTURE)
         names = facts.exports or [DEFAULT_EXPORT]
         good = facts.status == "done" and facts.traced in (None, "cuda")
-        files = [folder / str(name) for name in names]
+        files = [lies_at(folder / str(name)) for name in names]
         if good and all(file.is_file() for file in files) and any(_holds_kernels(file) for file in files):
             captured.append(step)
     return captured
@@ -172,7 +174,7 @@ def captured_steps(run_folder: str | Path) -> list[str]:
 def _holds_kernels(file: Path) -> bool:
     """Whether an export has a table of kernels or of graphs, or is damaged, which its reader tells better."""
     try:
-        with opened(file) as connection:
+        with opened(unpacked(file)) as connection:
             tables = tables_of(connection)
     except InputError:
         return True

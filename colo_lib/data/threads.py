@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from colo_lib.data.nsys_schema import find_table
+from colo_lib.data.packed_export import unpacked
 from colo_lib.data.sqlite_reader import opened, tables_of
 from colo_lib.errors import InputError
 from colo_lib.trace import Capture, Process
@@ -74,7 +75,7 @@ def _split(capture: Capture, files: Sequence[Path], thread: Thread) -> Capture:
             continue
         sessions = [starts.index(offset) for offset in capture.alignment.offsets_ns]
         own = [file for file, session in zip(files, sessions, strict=True) if session == process.session]
-        by_file = [_launched(file, thread) for file in own]
+        by_file = [_launched(unpacked(file), thread) for file in own]
         mine, others = (np.concatenate([ids[side] for ids in by_file]) for side in (0, 1))
         rows = np.flatnonzero(kernels.process == place)
         ids = kernels.correlation[rows]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from colo_lib.analysis.trace.residency import host_pids
 from colo_lib.data.capture import StepCapture, clock_shift, read_capture
+from colo_lib.data.packed_export import PACKED, pack, unpacked
 from colo_lib.data.redact import redact
 from colo_lib.data.run import Run, open_run
 from colo_lib.data.scrub import DEVICE_ALIAS, FIELDS, FILES, KINDS, MACHINE, Scrubber
@@ -250,13 +251,16 @@ class LeftOut:
 
 
 def share(
-    run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = None, capture_tokens: float = 0.0
-) -> tuple[Path, LeftOut]:
+    run: Path, parent: Path, capture_ms: float, scrub: Scrubber | None = None, capture_tokens: float = 0.0,
+    packed: bool = False,
+) -> tuple[Path, LeftOut]:  # fmt: skip
     """Copy a finished run into `parent` under its own name; (the new folder, what was left out).
 
     Every trial stays as it was measured; of every capture the middle `capture_ms` are kept, or as much as shows
     `capture_tokens` of gen if that is more, with the window in its record moved accordingly; where both are 0 captures
-    are left out. `scrub`: what else is shared together with it. Raises InputError for a run that is damaged,
+    are left out. `scrub`: what else is shared together with it. `packed`: exports as .sqlite.xz, frames written
+    anew.
+    Raises InputError for a run that is damaged,
     unfinished, or there already; nothing is left of a copy that failed.
     """
     source = open_run(run)
@@ -279,10 +283,10 @@ def share(
             manifest["captures"] = []
         for step in STEPS:
             for trial in _trials(source, step):
-                _share_trial(source, step, trial, partial, scrub)
+                _share_trial(source, step, trial, partial, scrub, packed)
             capture_file = capture_folder(source.folder, step) / CAPTURE
             if with_captures and capture_file.relative_to(source.folder).as_posix() in source.manifest.files:
-                lines += _share_capture(source, step, partial, (capture_ms, capture_tokens), scrub)
+                lines += _share_capture(source, step, partial, (capture_ms, capture_tokens), scrub, packed)
         copied = {file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()}
         scrub.counts[FILES] += len(set(source.manifest.files) - copied - {START})
         counts = _since(scrub, before)
@@ -297,7 +301,9 @@ def share(
     return target, LeftOut(counts, lines)
 
 
-def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: float = 0.0) -> tuple[Path, LeftOut]:
+def share_sweep(
+    sweep: Path, parent: Path, capture_ms: float, capture_tokens: float = 0.0, packed: bool = False
+) -> tuple[Path, LeftOut]:
     """`share` for a sweep: its plan, and the run of every cell that is done; (the new folder, what was left out).
 
     Raises InputError as `share` does, and for a sweep of which no cell is done.
@@ -313,7 +319,8 @@ def share_sweep(sweep: Path, parent: Path, capture_ms: float, capture_tokens: fl
     try:
         plan = RECORDS[SWEEP](scrub, read_object(sweep / SWEEP))
         for name, run in source.runs.items():
-            _, of_run = share(run.folder, cell_runs(cell_folder(target, name)), capture_ms, scrub, capture_tokens)
+            runs = cell_runs(cell_folder(target, name))
+            _, of_run = share(run.folder, runs, capture_ms, scrub, capture_tokens, packed)
             left_out.lines += [line for line in of_run.lines if line not in left_out.lines]
         for cell in source.cells:
             if cell.status != NOT_RUN:
@@ -344,8 +351,8 @@ def _trials(source: Run, step: str) -> list[int]:
     return sorted({row.trial for row in source.manifest.trials if row.step == step})
 
 
-def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubber) -> None:
-    """The record and the frames of one trial, as far as the manifest lists them."""
+def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubber, packed: bool) -> None:
+    """The record and the frames of one trial, as far as the manifest lists them; `packed`: frames written anew."""
     folder, into = trial_folder(source.folder, step, trial), trial_folder(target, step, trial)
     listed = source.manifest.files
     if (folder / TRIAL).relative_to(source.folder).as_posix() in listed:
@@ -357,7 +364,7 @@ def _share_trial(source: Run, step: str, trial: int, target: Path, scrub: Scrubb
             continue
         source.frame(step, trial, name)  # checked against the schema, so that a wrong one ends in a sentence
         values = pq.read_table(file, columns=list(columns)).to_pydict()
-        plain = _plain(file, name)
+        plain = _plain(file, name) and not packed
         into.mkdir(parents=True, exist_ok=True)
         for column in columns:
             rule = FRAME_TEXTS.get((name, column))
@@ -378,7 +385,9 @@ def _plain(file: Path, frame: str) -> bool:
     return known and schema.equals(arrow_schema(frame), check_metadata=True)
 
 
-def _share_capture(source: Run, step: str, target: Path, keep: tuple[float, float], scrub: Scrubber) -> list[str]:
+def _share_capture(
+    source: Run, step: str, target: Path, keep: tuple[float, float], scrub: Scrubber, packed: bool
+) -> list[str]:
     folder, into = capture_folder(source.folder, step), capture_folder(target, step)
     facts = CaptureFacts.read(folder / CAPTURE)
     shared = RECORDS[CAPTURE](scrub, facts.plain())
@@ -391,8 +400,11 @@ def _share_capture(source: Run, step: str, target: Path, keep: tuple[float, floa
         pids |= host_pids(capture.capture, pids)
         for file, export in zip(capture.files, capture.capture.exports, strict=True):
             part_s = None if window_s is None else _on_export_clock(window_s, export)
-            left_out = redact(file, into / file.relative_to(folder), pids, part_s, scrub)
-            which = f"{step} {file.stem}" if len(capture.files) > 1 else step
+            made = into / file.name.removesuffix(PACKED)
+            left_out = redact(unpacked(file), made, pids, part_s, scrub)
+            if packed:
+                pack(made)
+            which = f"{step} {made.stem}" if len(capture.files) > 1 else step
             lines += [f"{which}: {line}" for line in left_out.lines]
         if window_ns != facts.window_ns:
             shared |= {"window_ns": window_ns, "recorded_window_ns": facts.recorded_window_ns or facts.window_ns}

@@ -12,6 +12,7 @@ from colo_lib.analysis.trace.processes import assign
 from colo_lib.analysis.trace.summary import summary_of
 from colo_lib.analysis.trace.window import look
 from colo_lib.data.capture import read_exports
+from colo_lib.data.packed_export import unpacked
 from colo_lib.paths import RECORDED
 from tests.exports import EMBED, GEN, Kernel, Planted, write
 
@@ -144,7 +145,7 @@ def test_copies_and_other_processes_are_cut_as_kernels_are(tmp_path: Path) -> No
         assert copies["kinds"][0]["time_ns"] == 5
 
 
-RECORDED_SLICES = sorted(RECORDED.glob("h200-*/steps/step3/capture/trace.sqlite"))
+RECORDED_SLICES = sorted(RECORDED.glob("h200-*/steps/step3/capture/trace.sqlite*"))
 
 
 @pytest.mark.skipif(not RECORDED_SLICES, reason="no recorded capture of a time-sliced step in this checkout")
@@ -153,7 +154,7 @@ RECORDED_SLICES = sorted(RECORDED.glob("h200-*/steps/step3/capture/trace.sqlite"
 )
 def test_a_real_capture_whose_switches_name_no_process_is_an_upper_bound(tmp_path: Path, statement: str) -> None:
     file = tmp_path / "e.sqlite"
-    file.write_bytes(RECORDED_SLICES[0].read_bytes())
+    file.write_bytes(unpacked(RECORDED_SLICES[0]).read_bytes())
     connection = sqlite3.connect(file)
     connection.execute(statement.format(TABLE))
     connection.commit()

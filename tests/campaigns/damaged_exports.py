@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 from colo_lib.cli import main as command
 from colo_lib.data import nsys_pages
+from colo_lib.data.packed_export import unpacked
 from colo_lib.examples.captures import EMBED_PID, GEN_PID, simulated_capture
 from colo_lib.paths import RECORDED
 from tests.campaigns.damages import DAMAGES, no_file
@@ -73,16 +74,16 @@ def sources() -> list[Source]:
         for seed in (3, 11, 17, 30)
     ]
     for pattern, gen, embed in (
-        ("h200-big-*/steps/step3/capture/trace.sqlite", {5741, 5828, 5829}, {6030}),
-        ("h100-llama-*/cells/cell-001/runs/*/steps/step2/capture/trace.sqlite", {7691}, {7847}),
-        ("h100-x2-*/cells/cell-001/runs/*/steps/configB/capture/trace.sqlite", {6564, 6565}, {6755, 6836}),
+        ("h200-big-*/steps/step3/capture/trace.sqlite*", {5741, 5828, 5829}, {6030}),
+        ("h100-llama-*/cells/cell-001/runs/*/steps/step2/capture/trace.sqlite*", {7691}, {7847}),
+        ("h100-x2-*/cells/cell-001/runs/*/steps/configB/capture/trace.sqlite*", {6564, 6565}, {6755, 6836}),
     ):
         found += [Source(_copied(file), {"gen": gen, "embed": embed}) for file in sorted(RECORDED.glob(pattern))[:1]]
     return found
 
 
 def _copied(source: Path) -> Callable[[Path], Any]:
-    return lambda file: file.write_bytes(source.read_bytes())
+    return lambda file: file.write_bytes(unpacked(source).read_bytes())
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ class Run:
     """A launcher of a case, its output and its processes."""
 
     def __init__(self, folder: Path, words: list[str], mark: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", MARK: mark}
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", MARK: mark}
         self.log = folder / "output.txt"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

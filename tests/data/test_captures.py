@@ -198,7 +198,7 @@ def test_a_workload_whose_recorded_processes_idled_is_not_guessed_among_stranger
 
 def test_the_recorded_embedder_on_the_second_gpu_is_looked_at_there(capsys: pytest.CaptureFixture[str]) -> None:
     """By each process's own numbers both would be on GPU 0 and overlap for 37 % of gen's time, who never met there."""
-    (file,) = RECORDED.glob("h100-x2-*/cells/cell-001/runs/*/steps/configB-one/capture/trace.sqlite")
+    (file,) = RECORDED.glob("h100-x2-*/cells/cell-001/runs/*/steps/configB-one/capture/trace.sqlite*")
     found = _traced(capsys, str(file))
     assert (found["device"]["id"], found["mechanism"], found["overlap_is_upper_bound"]) == (1, "mps", False)
     assert found["overlap_of_gen"] == pytest.approx(0.303, abs=5e-4)

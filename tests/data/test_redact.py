@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_lib.cli import main
+from colo_lib.data.packed_export import unpacked
 from colo_lib.data.redact import KEPT, NUMBERS, redact
 from colo_lib.data.scrub import HIDDEN, Scrubber
 from colo_lib.errors import InputError
@@ -133,7 +134,7 @@ def test_what_stands_around_a_secret_hides_it_nowhere(secret: str, first: str, b
 
 def test_every_kernel_name_that_was_recorded_survives() -> None:
     names = []
-    for file in [*H100_PAIR, *REPOSITORY.glob("recorded/**/*.sqlite")]:
+    for file in map(unpacked, [*H100_PAIR, *REPOSITORY.glob("recorded/**/*.sqlite*")]):
         with closing(sqlite3.connect(file)) as database:
             names += [name for (name,) in database.execute("SELECT value FROM StringIds")]
     scrub = Scrubber()
@@ -177,8 +178,8 @@ def holds_kernels(file: Path) -> bool:
         return "CUPTI_ACTIVITY_KIND_KERNEL" in {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
 
 
-FOUND = sorted(REPOSITORY.glob("recorded/h*/**/capture/trace.sqlite"))
-RECORDED = [H100_PAIR[0], *(file for file in FOUND if holds_kernels(file))]
+FOUND = sorted(REPOSITORY.glob("recorded/h*/**/capture/trace.sqlite*"))
+RECORDED = [H100_PAIR[0], *(file for file in FOUND if holds_kernels(unpacked(file)))]
 
 
 @pytest.mark.parametrize("file", RECORDED, ids=lambda file: "-".join(file.parts[-8:-2])[-40:])
@@ -190,7 +191,7 @@ def test_a_redacted_capture_tells_the_same_numbers_and_is_the_same_the_second_ti
     if (beside := file.with_name("capture.json")).is_file():
         copied = json.loads(beside.read_text())
         (tmp_path / "capture.json").write_text(json.dumps(copied | {"exports": ["trace.sqlite"]}))
-    for old, new in ((file, once), (once, twice)):
+    for old, new in ((unpacked(file), once), (once, twice)):
         assert main(["redact", str(old), str(new)]) == 0
     capsys.readouterr()
     for one in (file, once):

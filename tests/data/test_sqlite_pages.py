@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from colo_lib.cli import main
 from colo_lib.data import export, nsys_pages, sqlite_pages
+from colo_lib.data.packed_export import unpacked
 from colo_lib.data.sqlite_pages import ANY, INTEGER, TEXT, Column, Unusual, decoded, opened_pages, walk
 from colo_lib.examples.captures import H100_PAIR, global_pid, write_export
 from colo_lib.paths import RECORDED
@@ -270,7 +271,7 @@ def test_unusual_api_calls_are_read_as_sqlite_reads_them(words: str, tmp_path: P
     same_launches(file)
 
 
-CAPTURES = [*sorted(RECORDED.glob("**/*.sqlite")), *H100_PAIR]
+CAPTURES = [*sorted(RECORDED.glob("**/*.sqlite*")), *H100_PAIR]
 
 
 @pytest.mark.parametrize("file", CAPTURES, ids=lambda file: "-".join(file.parts[-6:]))
@@ -278,8 +279,9 @@ def test_real_captures_are_told_the_same_by_pages_and_by_sqlite(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLO_EXPORT_CACHE", "")
-    same(*both(file))
-    assert same_launches(file) == ["RUNTIME"]
+    whole = unpacked(file)
+    same(*both(whole))
+    assert same_launches(whole) == ["RUNTIME"]
     told = []
     for least_leaves in (ALWAYS, NEVER):
         with reader(least_leaves):

@@ -14,7 +14,7 @@ import pytest
 
 from colo_lib import paths
 from colo_lib.analysis.trace import overlap, window
-from colo_lib.data.capture import read_capture
+from colo_lib.data.capture import read_capture, read_files
 from colo_lib.data.run import open_run
 from colo_lib.data.sweep import open_sweep
 from colo_lib.errors import InputError
@@ -53,6 +53,27 @@ def test_a_shared_capture_is_the_middle_of_its_window(tmp_path: Path) -> None:
     kernels = whole.capture.kernels
     inside = (kernels.end_ns > start) & (kernels.start_ns < end)
     assert len(cut.capture.kernels.start_ns) == pytest.approx(inside.sum(), abs=2)
+
+
+def test_packed_captures_are_read_as_they_were_and_an_eighth_as_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLO_EXPORT_CACHE", str(tmp_path / "cache"))
+    plain, _ = share(RECORDED, tmp_path / "plain", capture_ms=10.0)
+    packed, _ = share(RECORDED, tmp_path / "packed", capture_ms=10.0, packed=True)
+    assert not list(packed.rglob("*.sqlite"))
+    assert open_run(packed).captured_steps == open_run(plain).captured_steps != []
+    before, after = (read_capture(folder, "step2") for folder in (plain, packed))
+    assert list(after.capture.kernels.start_ns) == list(before.capture.kernels.start_ns)
+    assert list(after.launches().start_ns) == list(before.launches().start_ns)
+    file = paths.capture_folder(packed, "step2") / "trace.sqlite.xz"
+    assert file.stat().st_size < (paths.capture_folder(plain, "step2") / "trace.sqlite").stat().st_size / 4
+    assert read_files([file]).facts.mechanism == "mps"
+    again, _ = share(packed, tmp_path / "again", capture_ms=10.0)
+    assert read_capture(again, "step2").window_s == after.window_s
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"trace.sqlite.xz is damaged .*: copy it again"):
+        read_files([file])
 
 
 def test_what_names_a_machine_stays_behind(tmp_path: Path) -> None:
