@@ -24,6 +24,7 @@ from colo_lib.models.catalog import (
     kv_bytes_per_token,
     models_of,
     names,
+    token_flops,
     weight_bytes,
 )
 from colo_lib.params import Params
@@ -46,6 +47,23 @@ for folder, role in json.loads(sys.argv[1]).items():
         model = (AutoModelForCausalLM if role == "gen" else AutoModel).from_config(config)
     model.tie_weights()
     out[folder] = sum(p.numel() for p in model.parameters())
+print("\\n" + json.dumps(out))
+"""
+
+TOKENS = 64
+FLOPS_IN_TORCH = """
+import json, sys, torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+out, (folders, tokens) = {}, json.loads(sys.argv[1])
+for folder, role in folders.items():
+    config = AutoConfig.from_pretrained(folder)
+    kind = AutoModelForCausalLM if role == "gen" else AutoModel
+    with torch.device("meta"), torch.no_grad():
+        model = kind.from_config(config, attn_implementation="eager").eval()
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=torch.zeros(1, tokens, dtype=torch.long), attention_mask=torch.ones(1, tokens))
+    out[folder] = counter.get_total_flops()
 print("\\n" + json.dumps(out))
 """
 
@@ -84,6 +102,35 @@ def test_the_formulas_count_what_torch_builds() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     counted = json.loads(done.stdout.splitlines()[-1])
     assert counted == {folder: find_model(Path(folder).name, role).parameters for folder, role in folders.items()}
+
+
+@pytest.mark.engine
+def test_operations_are_those_that_torch_counts() -> None:
+    """Every token attends to all in torch's count; the rotation's angles and BERT's pooler are not in ours."""
+    folders = {str(find_model(name, role).folder): role for name, role in ROLES.items() if "a3b" not in name}
+    done = subprocess.run(
+        [str(resolve_python("auto")), "-c", FLOPS_IN_TORCH, json.dumps([folders, TOKENS])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder, counted in json.loads(done.stdout.splitlines()[-1]).items():
+        token = token_flops(config_of(Path(folder).name), folders[folder])
+        expected = TOKENS * (token.attended(TOKENS, causal=False) + token.head)
+        assert counted == pytest.approx(expected, rel=0.002), folder
+
+
+def test_operations_of_a_token_by_hand() -> None:
+    # Llama 3.1 8B: 32 layers of 4096 x (4096 + 2 x 1024) + 4096 x 4096 + 3 x 4096 x 14336 weights, twice.
+    token = token_flops(config_of("llama-3.1-8b-instruct"), "gen")
+    assert token.linear == 2 * 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336)
+    assert token.head == 2 * 128_256 * 4096
+    assert token.context == 4 * 32 * 4096
+    assert token.attended(3) == token.linear + 2 * token.context, "the mean of 1, 2 and 3"
+    assert token_flops(config_of("qwen3-30b-a3b"), "gen").linear == pytest.approx(2 * 2.7e9, rel=0.01), "its experts"
 
 
 def test_dynamic_fp8_weighs_what_the_published_run_saw() -> None:

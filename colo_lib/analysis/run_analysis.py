@@ -13,7 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from colo_lib.analysis import bound, drift, loss, statistics, telemetry, thresholds, trial_metrics, two_devices, verdict
+from colo_lib.analysis import (
+    bound,
+    drift,
+    loss,
+    statistics,
+    telemetry,
+    thresholds,
+    trial_metrics,
+    two_devices,
+    verdict,
+    work,
+)
 from colo_lib.analysis.capacity import Unit, units
 from colo_lib.analysis.published import (
     LATER_CONDITIONS,
@@ -32,7 +43,9 @@ from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
 from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.trace.token_time import TokenTime
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
+from colo_lib.data.architectures import configs_of
 from colo_lib.data.run import Run
+from colo_lib.gpus import find_gpu
 from colo_lib.params import Params
 
 TOKEN_PARTS = ("window_ns", "busy_ns", "switched_out_ns", "waiting_ns", "host_ns", "unattributed_ns")
@@ -155,7 +168,8 @@ class RunAnalysis:
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that a reader of the verdict must not overlook."""
-        sentences = thresholds.starved(self.against_bounds) + drift.unsteady(self.null)
+        sentences = work.unbacked_sentences(self.work)
+        sentences += thresholds.starved(self.against_bounds) + drift.unsteady(self.null)
         return sentences + self.drift + drift.disagreements(self.trials) + drift.marked(self.trials)
 
     @of_run
@@ -188,6 +202,17 @@ class RunAnalysis:
     def best_sentence(self) -> str:
         """The same in a sentence (`bound.bound_sentence`)."""
         return bound.bound_sentence(self.uses_alone, self.against_best)
+
+    # Whether the rates are backed by work.
+
+    @of_run
+    def work(self) -> pd.DataFrame:
+        """What each trial's rates demand of the tensor cores, and what those did (`work.work_of_trials`)."""
+        facts, configs = self.run.manifest.machine.gpu, configs_of(self.run.params)
+        gpu = None if facts is None else find_gpu(str(facts.name))
+        if configs is None or gpu is None:
+            return pd.DataFrame(columns=work.COLUMNS)
+        return work.work_of_trials(self.counted, self.samples, work.cost_of(self.run.params, configs, gpu), gpu)
 
     # What the devices did.
 

@@ -206,6 +206,46 @@ def _count_bert(config: Config) -> ParameterCount:
     return ParameterCount(rows * hidden, linear, 0, biases + norms, linear)
 
 
+@dataclass(frozen=True)
+class TokenFlops:
+    """Floating-point operations of one token in a forward pass, a multiplication and an addition counting as two."""
+
+    linear: float
+    """Products with the weights of linear layers, which may be quantized."""
+    head: float
+    """The logits of one token; 0 for an embedder."""
+    context: float
+    """For each token that it attends to, itself included."""
+
+    def attended(self, tokens: float, behind: float = 0, causal: bool = True) -> float:
+        """One of `tokens` tokens that follow `behind` others, on average: all it attends to, without the head."""
+        seen = behind + ((tokens + 1) / 2 if causal else tokens)
+        return self.linear + self.context * seen
+
+
+def token_flops(config: Config, role: str) -> TokenFlops:
+    """Counts one token's operations; raises InputError as `count_parameters` does.
+
+    Sources: Kaplan et al. 2020, Scaling Laws for Neural Language Models (arXiv 2001.08361), section 2.1 and table 1:
+    two for each parameter of a linear layer that the token passes through; Chowdhery et al. 2022, PaLM (arXiv
+    2204.02311), appendix B: 12 L H Q T for scores and values forwards and backwards, so 4 L H Q T forwards, with L
+    layers, H Q the width of the queries and T the tokens attended to. In a mixture of experts a token passes through
+    its own experts alone. Norms, activations and rotations are left out, as there; so is BERT's pooler, which sees one
+    token of a sequence.
+    """
+    count = count_parameters(config, role)
+    bert = config["model_type"] == "bert"
+    linear = count.linear_active - (config["hidden_size"] ** 2 if bert else 0)
+    width = config["hidden_size"] if bert else _attention_widths(config)[0]
+    head = 2.0 * config["vocab_size"] * config["hidden_size"] if role == "gen" else 0.0
+    return TokenFlops(2.0 * linear, head, 4.0 * config["num_hidden_layers"] * width)
+
+
+def looks_back_only(config: Config) -> bool:
+    """Whether a token attends to those before it alone, as in decoders; BERT's attend to all."""
+    return config["model_type"] != "bert"
+
+
 def weight_bytes(config: Config, role: str, dtype: str, quantization: str = "", shards: int = 1) -> float:
     """Bytes of weights on each of `shards` devices.
 

@@ -128,6 +128,22 @@ def telemetry(summary: pd.DataFrame) -> pd.DataFrame:
     return step_columns(shown, "row", "text", "Mean (5th–95th percentile)")
 
 
+def work(steps: pd.DataFrame) -> pd.DataFrame:
+    """`work.by_step` as shown: what rates demand of the tensor cores, and what those did."""
+    names = names_in(steps)
+    rows = [
+        (
+            names[row.step], row.device, row.trials, number(row.gen_tflops), number(row.embed_tflops),
+            f"{row.demanded:.2%}", f"{row.measured:.2%}", number(row.ratio),
+            f"{row.said} ({row.unbacked} of {row.judged} trials)" if row.unbacked else row.said,
+        )
+        for row in steps.itertuples()
+    ]  # fmt: skip
+    columns = ["Step", "GPU", "Trials", "LLM (TFLOP/s)", "Embedder (TFLOP/s)", "Demanded of the tensor cores",
+               "Active", "Least active / demanded", "Says"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
 def pacing(summary: pd.DataFrame) -> pd.DataFrame:
     """`pacing_summary` as shown."""
     names = names_in(summary)
