@@ -10,7 +10,7 @@ examples:
   colo sweep params/h100.yaml --over gen_kv_cache_gib=4,16,32 --over embed_batch_size=8,64,256   (all combinations)
   colo sweep --resume sweeps/cpu-gen_concurrency-20261124-101500
   colo sweep params/h100.yaml --jointly --set gen_max_num_seqs=32 --over gen_concurrency=1,8,32
-  colo sweep params/h100.yaml --over gen_concurrency=1,2,4 --ray               (a local Ray, one cell per GPU)
+  colo sweep params/h100.yaml --over gen_concurrency=1,2,4 --ray             (a local Ray)
   colo sweep params/h100.yaml --over gen_concurrency=1,2,4 --ray 10.0.0.5:6379 (your cluster)
 """
 
@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jointly", action="store_true", help="cells in shared blocks on engines that stay up, common trials once"
     )
     parser.add_argument(
-        "--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help="run cells on Ray: a local one, or a cluster's address"
+        "--ray",
+        nargs="?",
+        const=LOCAL,
+        metavar="ADDRESS",
+        help="jointly, on Ray's workers: a local one, or a cluster's address",
     )
 
 
@@ -49,17 +53,14 @@ def carry_out(options: argparse.Namespace) -> int:
 
     if bool(options.params) == bool(options.resume):
         raise InputError("give a params file and --over NAME=V1,V2, or --resume SWEEP")
-    if options.jointly and options.ray:
-        raise InputError("--jointly measures on engines of this machine, --ray sends cells away: leave one of them out")
     if options.resume and (options.over or options.set or options.jointly):
         raise InputError(
             "--over, --set and --jointly cannot change a sweep that has begun: leave them out, or begin a new one"
         )
     folder = find_sweep(options.resume, "sweeps") if options.resume else None
-    if folder is not None and is_joint(folder) and options.ray:
-        raise InputError(f"--ray: {folder} is a joint sweep, measured on this machine's engines: leave it out")
-    execute = _execute(options.ray, options.jointly if folder is None else is_joint(folder))
-    folder = folder or _begin(options)
+    jointly = options.jointly or bool(options.ray) if folder is None else is_joint(folder)
+    execute = _execute(options.ray, jointly)
+    folder = folder or _begin(options, jointly)
     _, cells = read_plan(folder)
     _say(f"sweep folder: {folder} ({len(cells)} cells)")
     try:
@@ -73,7 +74,7 @@ def carry_out(options: argparse.Namespace) -> int:
     return 0 if whole else 1
 
 
-def _begin(options: argparse.Namespace) -> Path:
+def _begin(options: argparse.Namespace, jointly: bool) -> Path:
     from colo_lib.cli.run import changes
     from colo_lib.hardware.engine_python import resolve_models
     from colo_lib.params import load
@@ -87,12 +88,16 @@ def _begin(options: argparse.Namespace) -> Path:
         wanted = cell_params(params, cell, Path(params.sweeps_dir) / "planned")
         plan_run(wanted)
         resolve_models(wanted)
-    return begin_sweep(params, axes, cells, options.jointly)
+    return begin_sweep(params, axes, cells, jointly)
 
 
 def _execute(ray: str | None, jointly: bool) -> Execute:
     from colo_lib.record.sweep import carry_out_here
 
+    if ray is not None:
+        from colo_lib.record.sweep_on_ray import carry_out_on
+
+        return carry_out_on(None if ray == LOCAL else ray)
     if jointly:
         from functools import partial
 
@@ -100,11 +105,7 @@ def _execute(ray: str | None, jointly: bool) -> Execute:
         from colo_lib.record.joint_sweep import carry_out_jointly
 
         return partial(carry_out_jointly, check_unfinished=check_unfinished)
-    if ray is None:
-        return carry_out_here
-    from colo_lib.record.sweep_on_ray import carry_out_on
-
-    return carry_out_on(None if ray == LOCAL else ray)
+    return carry_out_here
 
 
 def _say(text: str) -> None:

@@ -102,6 +102,29 @@ def sharing(plan: Sequence[JointTrial], trial: JointTrial) -> list[Placement]:
     return [other.placement for other in plan if other.specs.engines.gen == trial.specs.engines.gen]
 
 
+def cells_of_one_start(cells: Sequence[tuple[str, Params]], workers: int = 1) -> list[list[str]]:
+    """Names of cells by the LLM's servers that they need, so that what is kept up for one serves the others.
+
+    Cells of equal sets of them stand together, in their own order. Where that makes fewer groups than `workers`, the
+    largest are divided, as evenly as can be, until there is one for each worker or each cell is alone: every worker
+    then starts a set of engines once a round, and none waits for another. Raises InputError as `placement_of` does.
+    """
+    groups: dict[object, list[str]] = {}
+    for name, params in cells:
+        servers = {specs_of(params, placement_of(step, params)).engines.gen for step in params.step_names()}
+        groups.setdefault((params.starts, frozenset(servers)), []).append(name)
+    parts = [1] * len(groups)
+    found = list(groups.values())
+    while sum(parts) < min(workers, len(cells)):
+        largest = max(range(len(found)), key=lambda place: len(found[place]) / parts[place])
+        parts[largest] += 1
+    return [
+        group[len(group) * part // count : len(group) * (part + 1) // count]
+        for group, count in zip(found, parts, strict=True)
+        for part in range(count)
+    ]
+
+
 def _by_engines(trials: list[JointTrial]) -> list[list[JointTrial]]:
     """Trials by the engines they need, in the order of appearance, those with the same gen next to each other.
 

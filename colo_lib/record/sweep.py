@@ -64,7 +64,7 @@ def carry_out_cell(params: Params, folder: Path, cell: str, attempts: int, say: 
     else:
         code = 0
     status = STATUSES.get(code if code is not None else 1, FAILED)
-    reason = None if status == DONE else _reason(log)
+    reason = None if status == DONE else last_words(log)
     if status == DONE and not finished_run(runs):
         status, reason = FAILED, "colo run said it was done but left no finished run"
     return CellRecord(
@@ -96,7 +96,8 @@ def _follow(child: Child, log: Path, say: Say) -> None:
                 time.sleep(POLL_S)
 
 
-def _reason(log: Path) -> str:
+def last_words(log: Path) -> str:
+    """Why a command of ours ended as it did, from its log."""
     lines = tail(log, 40).splitlines()
     named = [line.removeprefix("colo: ") for line in lines if line.startswith("colo: ")]
     return "; ".join(named) or (lines[-1] if lines else "colo run said nothing")

@@ -1,52 +1,49 @@
-"""Cells of a sweep on Ray: one cell per GPU (or pair of GPUs) by Ray's own accounting, run folders brought back here.
+"""Cells of a sweep on Ray: what one set of engines can measure on one worker together, run folders brought back here.
 
 Every node needs this workbook's environment (`pip install 'colo-workbook[ray]'` from the checkout, and the engines').
-On a GPU a cell asks Ray for as many GPUs as its parameters name devices, and runs on those that Ray gave it. On
-cores that stand in for GPUs a cell names cores, which Ray does not hand out: one such cell runs on a host at a time.
-A cell whose worker or node is lost is sent again, and told as lost when that has happened `ATTEMPTS` times.
+A worker asks Ray for as many GPUs as its cells' parameters name devices, and runs on those that Ray gave it. On
+cores that stand in for GPUs cells name cores, which Ray does not hand out: one such worker runs on a host at a time.
+Cells whose worker or node is lost are sent again, together once more and then each alone, and a cell is told as lost
+when that has happened `ATTEMPTS` times. Folders come back piece by piece through a file: no run is held in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import io
 import os
 import secrets
-import shutil
 import socket
 import sys
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
 
 from colo_lib.child_environment import package_environment
 from colo_lib.errors import InputError
 from colo_lib.launch.child import Child, wait_for
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.vllm_server import free_port
-from colo_lib.params import check, split_list
-from colo_lib.paths import cell_folder, cell_runs
+from colo_lib.params import Params, split_list
+from colo_lib.paths import cell_folder
+from colo_lib.record.joint_sweep import cells_of_one_start
+from colo_lib.record.ray_worker import CellsOnWorker, Values, Work, carry_out_on_worker, unpack
 from colo_lib.record.run import terminable
-from colo_lib.record.sweep import Execute, Order, Say, carry_out_cell
+from colo_lib.record.sweep import Execute, Order, Say
 from colo_lib.records import CellRecord
-from colo_lib.sweep_plan import LOST, cell_params, changes_in_words, read_plan
+from colo_lib.sweep_plan import LOST, cell_params, changes_in_words, is_joint, read_plan
 
 ATTEMPTS = 3
-HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")
 POLL_S = 1.0
 START_S = 120.0
 CONNECT_S = 5.0
-# Plain values there and back: driver and worker agree on JSON, whatever pickles.
-Work = Callable[[dict[str, Any], str, int], tuple[bytes, dict[str, Any]]]
 
 
 def carry_out_on(address: str | None, work: Work | None = None) -> Execute:
     """An executor for `carry_out_sweep`: on the cluster at `address`, or on a local Ray of this machine's resources.
 
-    `work`: what a worker does for a cell (tests pretend), by default its run.
+    `work`: what a worker does for its cells (tests pretend), by default their runs.
     Raises InputError, before anything starts, when Ray is not installed or the cluster cannot be reached.
     """
     if address is not None:
@@ -58,7 +55,7 @@ def carry_out_on(address: str | None, work: Work | None = None) -> Execute:
 
     def execute(orders: list[Order], say: Say) -> Iterator[CellRecord]:
         with _connected(ray, address, say):
-            yield from _carry_out(ray, orders, say, work or cell_on_worker)
+            yield from _carry_out(ray, orders, say, work or carry_out_on_worker)
 
     return execute
 
@@ -122,94 +119,132 @@ def _local_ray() -> Iterator[str]:
             child.stop()
 
 
+@dataclass
+class Sent:
+    """Cells that a worker has: what it was asked last, and what came back of the folder that is on its way."""
+
+    orders: list[Order]
+    worker: Any
+    left: list[CellRecord] = field(default_factory=list)  # told, their folders not here yet
+    arriving: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+
+    def take(self, answer: list[Values] | bytes) -> CellRecord | None:
+        """Keep an answer; gives the record of a cell whose folder has come whole."""
+        if isinstance(answer, list):
+            self.left = [CellRecord.model_validate(values) for values in answer]
+        elif answer:
+            self.arriving.write(answer)
+        else:
+            record = self.left.pop(0)
+            order = next(order for order in self.orders if order.cell.name == record.cell)
+            self.arriving.seek(0)
+            unpack(self.arriving, cell_folder(order.folder, record.cell))
+            self.arriving.seek(0)
+            self.arriving.truncate()
+            self.orders.remove(order)
+            return record
+        return None
+
+    def ask(self) -> Any:
+        """What is asked next, as Ray's reference of the answer."""
+        return self.worker.chunk.remote(self.left[0].cell)
+
+
 def _carry_out(ray: Any, orders: list[Order], say: Say, work: Work) -> Iterator[CellRecord]:
-    task = ray.remote(work)
-    under_way: dict[Any, Order] = {}
-
-    def send(order: Order) -> None:
-        base, _ = read_plan(order.folder)
-        params = cell_params(base, order.cell, order.folder)
-        wanted = task.options(
-            max_retries=0, **resources_of(params.device, split_list(params.devices), ray.cluster_resources())
-        )
-        under_way[wanted.remote(params.model_dump(), order.cell.name, order.attempt)] = order
-
+    cluster, losses = _Cluster(ray, work), Counter[str]()
+    under_way: dict[Any, Sent] = {}
     for order in orders:
         say(f"{order.cell.name}: {changes_in_words(order.cell.changes)}")
-        send(order)
-    sent_again: dict[str, int] = {}
+    for group in cluster.groups(orders):
+        under_way |= cluster.send(group)
     while under_way:
         ready, _ = ray.wait(list(under_way), num_returns=1, timeout=POLL_S)
         for reference in ready:
-            order = under_way.pop(reference)
-            name = order.cell.name
+            sent = under_way.pop(reference)
             try:
-                packed, record = ray.get(reference)
+                record = sent.take(ray.get(reference))
             except ray.exceptions.RayError as error:
                 cause = str(error).strip().splitlines()[0][:300]
-                sent_again[name] = sent_again.get(name, 0) + 1
-                if sent_again[name] < ATTEMPTS:
-                    say(f"{name}: its worker was lost ({cause}): sent again")
-                    send(replace(order, attempt=order.attempt + 1))
-                    continue
-                reason = f"its worker was lost {ATTEMPTS} times: {cause}"
-                yield CellRecord(cell=name, status=LOST, reason=reason, attempts=order.attempt, host="", total_s=0.0)
+                again, lost = _after_loss(sent, losses, cause, say)
+                yield from lost
+                for group in again:
+                    under_way |= cluster.send(group)
                 continue
-            unpack(packed, cell_folder(order.folder, name))
-            yield CellRecord.model_validate(record)
+            if record is not None:
+                yield record
+            if sent.orders:
+                under_way[sent.ask()] = sent
+            else:
+                ray.kill(sent.worker)
+
+
+def _after_loss(sent: Sent, losses: Counter[str], cause: str, say: Say) -> tuple[list[list[Order]], list[CellRecord]]:
+    """What of a lost worker's cells is sent again, by worker, and what is given up.
+
+    A cell that kills its worker would take its neighbours along: the last attempt of each is its own.
+    """
+    again, lost = [], []
+    for order in sent.orders:
+        name = order.cell.name
+        losses[name] += 1
+        if losses[name] < ATTEMPTS:
+            say(f"{name}: its worker was lost ({cause}): sent again")
+            again.append(replace(order, attempt=order.attempt + 1))
+        else:
+            reason = f"its worker was lost {ATTEMPTS} times: {cause}"
+            lost.append(CellRecord(cell=name, status=LOST, reason=reason, attempts=order.attempt, host="", total_s=0.0))
+    alone = any(losses[order.cell.name] == ATTEMPTS - 1 for order in again)
+    groups = [[order] for order in again] if alone else [again]
+    return [group for group in groups if group], lost
+
+
+@dataclass
+class _Cluster:
+    """Where cells go, and what they ask for there."""
+
+    ray: Any
+    work: Work
+
+    def groups(self, orders: list[Order]) -> list[list[Order]]:
+        """The cells of each worker: those of one start of the engines, spread over the workers that can be."""
+        if not orders:
+            return []
+        cells = [(order.cell.name, _params_of(order)) for order in orders]
+        if not is_joint(orders[0].folder):
+            return [[order] for order in orders]
+        by_name = {order.cell.name: order for order in orders}
+        names = cells_of_one_start(cells, self._workers([params for _, params in cells]))
+        return [[by_name[name] for name in group] for group in names]
+
+    def _workers(self, cells: Sequence[Params]) -> int:
+        """How many workers there can be at once."""
+        if cells[0].device == "cuda":
+            devices = max(len(split_list(params.devices)) for params in cells)
+            return int(self.ray.cluster_resources().get("GPU", 0) // devices)
+        return sum(1 for node in self.ray.nodes() if node["Alive"])
+
+    def send(self, orders: list[Order]) -> dict[Any, Sent]:
+        """Start a worker for cells; gives Ray's reference of its records."""
+        ray, first = self.ray, _params_of(orders[0])
+        wanted = resources_of(first.device, split_list(first.devices), ray.cluster_resources())
+        worker = ray.remote(CellsOnWorker).options(max_restarts=0, **wanted).remote(self.work)
+        cells = [
+            {"cell": order.cell.name, "values": _params_of(order).model_dump(), "attempt": order.attempt}
+            for order in orders
+        ]
+        return {worker.carry_out.remote(cells, is_joint(orders[0].folder)): Sent(orders, worker)}
+
+
+def _params_of(order: Order) -> Params:
+    base, _ = read_plan(order.folder)
+    return cell_params(base, order.cell, order.folder)
 
 
 def resources_of(device: str, devices: Sequence[str], offered: Mapping[str, float]) -> dict[str, Any]:
-    """What a cell asks of Ray, in Ray's own words; raises InputError when the cluster could never give it."""
+    """What a worker asks of Ray, in Ray's own words; raises InputError when the cluster could never give it."""
     if device == "cuda":
         needed, there = len(devices), offered.get("GPU", 0)
         if there < needed:
             raise InputError(f"--ray: a cell needs {needed} GPUs (parameter 'devices'), the cluster has {there:.0f}")
         return {"num_gpus": needed, "num_cpus": 0}
     return {"num_cpus": min(1.0, offered.get("CPU", 1.0)), "scheduling_strategy": "SPREAD"}
-
-
-def cell_on_worker(values: dict[str, Any], cell: str, attempt: int) -> tuple[bytes, dict[str, Any]]:
-    """On a worker: the cell's run in a folder of its own; gives (packed folder, its record)."""
-    ray = _ray()
-    # The end of this worker ends the run: `carry_out_cell`'s child is tied to this process by a pipe.
-    with contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(runtime_folder())
-        changed = {"runs_dir": str(cell_runs(runtime / cell))}
-        if values["device"] == "cuda":
-            changed["devices"] = ",".join(str(device) for device in ray.get_gpu_ids())
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # the launcher names devices itself
-        else:
-            stack.enter_context(_host_alone())
-        params = check(values | changed, f"{cell} on a Ray worker")
-        record = carry_out_cell(params, runtime / cell, cell, attempt, lambda _: None)
-        host = f"{record.host} (Ray node {ray.get_runtime_context().get_node_id()[:8]})"
-        return pack(runtime / cell), record.joined(host=host).plain()
-
-
-@contextlib.contextmanager
-def _host_alone() -> Iterator[None]:
-    """Wait until no other cell runs on this host's cores; the system lets go when we die."""
-    # Never followed, never emptied: the name is known to every user of this host.
-    lock = os.open(HOST_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def pack(folder: Path) -> bytes:
-    """A folder as one gzip-compressed tar."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as archive:
-        archive.add(folder, arcname=".")
-    return buffer.getvalue()
-
-
-def unpack(packed: bytes, folder: Path) -> None:
-    """Lay a packed folder down at `folder`, in the place of what an earlier attempt left; only plain files below it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
-        archive.extractall(folder, filter="data")

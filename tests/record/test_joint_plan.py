@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colo_lib.params import STEPS, Params, check
+from colo_lib.paths import RECORDED
 from colo_lib.placement import placement_of
-from colo_lib.record.joint_sweep import plan_joint, sharing, what_matters
+from colo_lib.record.joint_sweep import cells_of_one_start, plan_joint, sharing, what_matters
+from colo_lib.sweep_plan import read_plan
 from tests.conftest import MODELS
 from tests.launch.test_identity import identity_of
 
@@ -20,6 +22,8 @@ GPU: dict[str, Any] = {
     "device": "cuda", "devices": "0,1", "steps": "step1,step2,step4,mps-alone", "blocks": 3, "starts": 1,
     "gen_max_num_seqs": 64,
 }  # fmt: skip
+
+VARIED = ("gen_concurrency", "embed_duty", "gen_enforce_eager")
 
 
 def cells(**varied: list[Any]) -> list[tuple[str, Params]]:
@@ -134,3 +138,47 @@ def test_what_a_loaded_workload_is_told_always_matters(step: str, changed: tuple
         assert relevant
     if name in ("window_s", "seed", "gen_enforce_eager", "gen_kv_cache_gib"):
         assert relevant
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([0.2, 0.4, 0.8]), st.booleans()),
+                    min_size=1, max_size=9, unique=True),
+    workers=st.integers(1, 12),
+)  # fmt: skip
+def test_cells_that_need_the_same_servers_go_together_as_far_as_workers_are_kept_busy(
+    values: list[tuple[int, float, bool]], workers: int
+) -> None:
+    grid = [
+        (
+            f"cell-{place}",
+            check(GPU | {"gen_concurrency": many, "embed_duty": duty, "gen_enforce_eager": eager}, "test"),
+        )
+        for place, (many, duty, eager) in enumerate(values)
+    ]
+    groups = cells_of_one_start(grid, workers)
+    by_name = dict(grid)
+    assert sorted(name for group in groups for name in group) == sorted(by_name), "each cell once"
+    assert all(len({by_name[name].gen_enforce_eager for name in group}) == 1 for group in groups), "of one server each"
+    kinds = len({eager for _, _, eager in values})
+    assert len(groups) == max(kinds, min(workers, len(grid))), "no more parts than there are workers"
+    if kinds == 1:
+        assert max(map(len, groups)) - min(map(len, groups)) <= 1, "as evenly as can be"
+    assert len(cells_of_one_start(grid)) == kinds
+
+
+def test_the_recorded_levers_take_two_starts_of_the_server_on_one_worker_instead_of_26() -> None:
+    (folder,) = (item for item in RECORDED.glob("h100-llama-*") if item.is_dir())
+    base, rows = read_plan(folder)
+    local = {"gen_python": "/bin/true", "embed_python": "/bin/true"}
+    grid = [(row.name, check(base.model_dump() | row.changes | local, "test")) for row in rows]
+    assert len(grid) == 13
+    assert len(cells_of_one_start(grid)) == 1
+
+    def starts(plan: list[Any]) -> int:
+        servers = [trial.specs.engines.gen for trial in plan]
+        return sum(1 for _ in itertools.groupby(servers))
+
+    assert starts(plan_joint([(name, params.model_copy(update={"starts": 1})) for name, params in grid])) == 2
+    alone = [plan_joint([(name, params.model_copy(update={"starts": 1}))]) for name, params in grid]
+    assert sum(map(starts, alone)) == 26
