@@ -28,7 +28,7 @@ from colo_lib.launch.child import Child
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.paths import SWEEP, cell_folder
 from colo_lib.record.sweep import GRACE_S, last_words
-from colo_lib.records import CellRecord, SweepPlan, SweepRow
+from colo_lib.records import CellRecord, SweepAxis, SweepPlan, SweepRow
 from colo_lib.sweep_plan import FAILED, SET_BY_SWEEP, recorded
 
 HOST_LOCK = Path(f"/tmp/colo-cores-{os.getuid()}.lock")
@@ -93,13 +93,18 @@ def carry_out_on_worker(folder: Path, cells: list[Values], jointly: bool) -> lis
 def _plan(cells: list[Values], jointly: bool) -> SweepPlan:
     """The worker's own sweep: the first cell's parameters, and what the others have otherwise."""
     base = cells[0]["values"]
-    rows = []
-    for cell in cells:
-        differs = {name: value for name, value in cell["values"].items() if value != base[name]}
-        changes = {name: value for name, value in differs.items() if name not in SET_BY_SWEEP}
-        rows.append(SweepRow(cell=cell["cell"], changes=changes))
-    return SweepPlan(schema_version=SCHEMA_VERSION, sweep_id="on-ray", created_utc=now_utc(), params=base,
-                     jointly=jointly, over=[], cells=rows)  # fmt: skip
+    differing = {name for cell in cells for name, value in cell["values"].items() if value != base[name]}
+    names = sorted(differing - set(SET_BY_SWEEP)) or ["seed"]  # one cell differs from itself in nothing
+    rows = [{name: cell["values"][name] for name in names} for cell in cells]
+    return SweepPlan(
+        schema_version=SCHEMA_VERSION,
+        sweep_id="on-ray",
+        created_utc=now_utc(),
+        params=base,
+        jointly=jointly,
+        over=[SweepAxis(names=names, values=[list(row.values()) for row in rows])],
+        cells=[SweepRow(cell=cell["cell"], changes=row) for cell, row in zip(cells, rows, strict=True)],
+    )
 
 
 def _record(folder: Path, cell: Values, log: Path, node: str) -> CellRecord:

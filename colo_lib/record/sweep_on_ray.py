@@ -164,7 +164,8 @@ def _carry_out(ray: Any, orders: list[Order], say: Say, work: Work) -> Iterator[
             try:
                 record = sent.take(ray.get(reference))
             except ray.exceptions.RayError as error:
-                cause = str(error).strip().splitlines()[0][:300]
+                # What the worker raised, else what became of it.
+                cause = str(getattr(error, "cause", None) or error).strip().splitlines()[0][:300]
                 again, lost = _after_loss(sent, losses, cause, say)
                 yield from lost
                 for group in again:
