@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from colo_lib.child_environment import package_environment
-from colo_lib.errors import InputError
+from colo_lib.errors import InputError, StepFailed
 from colo_lib.launch.child import Child, wait_for
 from colo_lib.launch.rpc import runtime_folder
 from colo_lib.launch.vllm_server import free_port
@@ -105,7 +105,26 @@ def _connected(ray: Any, address: str | None, say: Say) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _local_ray() -> Iterator[str]:
-    """A Ray of this machine's resources under guard: Ray's own agents would outlive a driver that is killed."""
+    """A Ray of this machine's resources under guard: Ray's own agents would outlive a driver that is killed.
+
+    Ray gives its first node 30 s to come up, which a busy machine does not always: it is tried `ATTEMPTS` times.
+    """
+    with contextlib.ExitStack() as stack:
+        for attempt in range(1, ATTEMPTS + 1):
+            started = contextlib.ExitStack()
+            try:
+                address = started.enter_context(_one_local_ray())
+            except StepFailed:
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            stack.push(started)
+            yield address
+            break
+
+
+@contextlib.contextmanager
+def _one_local_ray() -> Iterator[str]:
     with runtime_folder() as runtime:
         port = free_port()
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
