@@ -7,6 +7,7 @@ and records are shared by all who ask: nobody changes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -39,7 +40,9 @@ from colo_lib.analysis.statistics import RATES, rates
 from colo_lib.analysis.steps_table import shown, steps_table
 from colo_lib.analysis.telemetry import Memory
 from colo_lib.analysis.thresholds import Thresholds
+from colo_lib.analysis.trace import mps_price
 from colo_lib.analysis.trace.capture_analysis import CaptureAnalysis
+from colo_lib.analysis.trace.mps_price import Price
 from colo_lib.analysis.trace.overlap import MeasuredOverlap
 from colo_lib.analysis.trace.token_time import TokenTime
 from colo_lib.analysis.trial_metrics import Measured, measure_trials
@@ -292,6 +295,30 @@ class RunAnalysis:
         times = {step: capture.token_time for step, capture in self.captures.items()}
         ratio = self.bounds.min_profiled_ratio
         return loss.gen_loss(self.counted, self.telemetry, self.run.frame, times, ratio)
+
+    @cached_property
+    def mps_price(self) -> Price | None:
+        """What being an MPS client is predicted to cost, beside what it did (`mps_price.price_of`).
+
+        Launches are those of step 1's capture, else of the LLM's as a client, which launches the same. None without
+        either, for other cards than those whose surface was measured, and without CUDA graphs, which the surface has.
+        """
+        facts = self.run.manifest.machine.gpu
+        surface = None if facts is None else mps_price.surface_of(str(facts.name))
+        step = next((step for step in ("step1", "mps-alone") if step in self.run.captured_steps), None)
+        time = None if surface is None or step is None else self.token_time(step)
+        if surface is None or step is None or time is None or self.run.params.gen_enforce_eager:
+            return None
+        views = {name: capture.window for name in (step, "mps-alone") if (capture := self.capture(name)) is not None}
+        kernels = {name: mps_price.durations(view) for name, view in views.items() if "gen" in view.workloads}
+        if kernels[step].empty:
+            return None
+        client = kernels.get("mps-alone") if step == "step1" else None
+        rates = self.counted.groupby("step")["gen_tokens_per_s"].mean()
+        both = float(rates.get("step1", math.nan)), float(rates.get("mps-alone", math.nan))
+        many = self.run.params.gen_concurrency
+        table = mps_price.kernel_table(kernels[step], client, surface)
+        return mps_price.price_of(table, time.pieces / many, many, both, surface.source)
 
     # What follows for whoever has GPUs.
 

@@ -15,6 +15,7 @@ from colo_lib.analysis.published import LATER_METRICS, LATER_STEPS, SHARED_METRI
 from colo_lib.analysis.statistics import Estimate, number, with_interval, within_starts
 from colo_lib.analysis.sweep import SweepMeasures
 from colo_lib.analysis.sweep_analysis import SweepAnalysis
+from colo_lib.analysis.trace.mps_price import NAME_CHARACTERS, Price
 from colo_lib.data.run import Run
 from colo_lib.data.sweep import Sweep
 from colo_lib.params import Params
@@ -355,3 +356,22 @@ def prediction_beside(params: Params, analysis: SweepAnalysis) -> Beside:
     if others := two_devices.other_loads(single.params.model_dump(), pair.params.model_dump()):
         caption += f" The loads differ, so that this compares more than the layout: {'; '.join(others)}."
     return Beside(table, caption)
+
+
+KERNELS_SHOWN = 12
+
+
+def mps_price(price: Price) -> pd.DataFrame:
+    """The kernels at which the price of being an MPS client and its prediction are largest, us a decode step first."""
+    table = price.table.assign(each=price.table["client_us"] - price.table["alone_us"])
+    a_step = table["count"] / price.steps
+    largest = (a_step * table[["each", "predicted_us"]].max(axis=1)).nlargest(KERNELS_SHOWN).index
+    rows = [
+        (str(row["name"])[:NAME_CHARACTERS], row["category"], f"{row['blocks']:,}", number(row["count"] / price.steps),
+         number(row["alone_us"]), number(row["predicted_us"]), number(row["each"]),
+         number(row["count"] / price.steps * row["each"]))
+        for row in table.loc[largest].to_dict("records")
+    ]  # fmt: skip
+    columns = ["Kernel", "Category", "Blocks", "A step", "Alone (us)", "Predicted price of each (us)",
+               "Measured price of each (us)", "Measured (us a step)"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -178,21 +179,26 @@ def test_cells_of_one_start_share_a_worker_and_none_pays_for_the_one_that_kills_
 
 
 @pytest.mark.engine
-def test_real_cells_run_together_on_a_worker_which_starts_their_engines_once(
-    tmp_path: Path, engine_python: Path
+def test_real_cells_run_together_on_workers_which_start_their_engines_once(
+    cluster: Any, tmp_path: Path, engine_python: Path
 ) -> None:
-    """On a Ray of one node: both cells take the embedder's trial from one start of it."""
+    """Four cells on two nodes, two a worker: each pair takes the embedder's trial from one start of it."""
     given = {"steps": "step4", "gen_python": str(engine_python), "starts": 1}
     file = params_file(tmp_path, sweeps_dir=str(tmp_path / "sweeps"), **given)
-    words = ("sweep", str(file), "--over", "gen_prompt_tokens=8,16", "--ray")
-    code, output = ended(colo(*words, cwd=tmp_path))
+    words = ("sweep", str(file), "--over", "gen_prompt_tokens=8,12,16,20", "--ray", cluster.address)
+    code, output = ended(colo(*words, cwd=tmp_path), 400)
     assert code == 0, output
     (folder,) = (tmp_path / "sweeps").iterdir()
-    first, second = open_sweep(folder).runs.values()
-    rates = [run.trials["recorded_embed_sequences_per_s"].iloc[0] for run in (first, second)]
+    runs = open_sweep(folder).runs
+    rates = [run.trials["recorded_embed_sequences_per_s"].iloc[0] for run in runs.values()]
     assert rates[0] == rates[1] > 0
-    assert "measured_in" in next(second.folder.glob("steps/step4/trial-*/trial.json")).read_text()
-    assert len(list(folder.glob("cells/*/runs/*/logs/embed*.log"))) == 1
+    assert rates[2] == rates[3] > 0
+    measured = {
+        name: json.loads((run.folder / "steps/step4/trial-1/trial.json").read_text()).get("measured_in")
+        for name, run in runs.items()
+    }
+    assert measured == {"cell-001": None, "cell-002": "cell-001", "cell-003": None, "cell-004": "cell-003"}
+    assert len(list(folder.glob("cells/*/runs/*/logs/embed*.log"))) == NODES
 
 
 @pytest.mark.engine
