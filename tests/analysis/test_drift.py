@@ -161,3 +161,15 @@ def test_whole_run_folders_with_planted_effects(changes: dict, loses: bool, tmp_
         right += (clause["status"] == REFUTED) == loses
         assert telemetry.telemetry_series(run.trials, run.frame)["in_window"].any()
     assert right == 3
+
+
+def test_marks_are_told_once_a_step_and_kind() -> None:
+    busy = "a process of the load client used {} of its core: tokens may be timed late"
+    trials = pd.DataFrame(
+        {
+            "step": ["step1", "step1", "step1", "step2"], "mechanism": ["none", "none", "none", "mps"],
+            "trial": [1, 2, 3, 1], "status": ["done", "done", "invalid", "done"],
+            "marks": [[busy.format("0.91")], [busy.format("0.85")], ["of no trial that counts"], None],
+        }
+    )  # fmt: skip
+    assert drift.marked(trials) == [f"LLM alone, trial 1: {busy.format('0.91')} (the like in 1 more of its trials)"]
