@@ -152,6 +152,9 @@ TABLE: tuple[Step, ...] = (
     Step("configB-sliced", "sharded and time-sliced", "Bt", "26-sharded-time-sliced", "time-sliced", "configA",
          "configA", "#F0B000", (0, (6, 1, 1, 1)), "sharded", mechanism_on_cores="cpu-alternating",
          name_on_cores="sharded, alternating"),
+    # An embedder in each rank's worker.
+    Step("configB-inproc", "sharded, both in one process a GPU", "Bi", "27-sharded-in-process", "in-process", "configA",
+         "configA", "#8DA0CB", (0, (5, 2, 2, 2)), "sharded", name_on_cores="sharded, both in one process a core"),
     # Cores have neither: skipped there, with the reason.
     Step("mig", "both on MIG instances", "g", "15-mig", "mig", "step1", "step4", "#882255", (0, (7, 2, 1, 2))),
     Step("sm-partition", "both with the embedder held to its SMs", "p", "16-sm-partition", "sm-partition", "step1",

@@ -22,6 +22,8 @@ CHAIN: Mapping[str, tuple[str, str]] = {
     "in all: sharded and co-located against dedicated": ("configB", "configA"),
     "the embedder in time slices on both devices leaves of sharding": ("configB-sliced", "tp2-alone"),
     "in all: sharded and time-sliced against dedicated": ("configB-sliced", "configA"),
+    "the embedder in the process of each rank leaves of sharding": ("configB-inproc", "tp2-alone"),
+    "in all: sharded, both in one process a device, against dedicated": ("configB-inproc", "configA"),
 }
 
 # Both at work over two devices.

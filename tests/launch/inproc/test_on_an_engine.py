@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from colo_lib.errors import StepFailed
+from colo_lib.launch import load
 from colo_lib.launch.embed_thread import ThreadHandle
 from colo_lib.launch.engines import Engines, from_plain
 from colo_lib.launch.inproc.names import THREAD_NAME
 from colo_lib.launch.mechanisms.base import process_tree
+from colo_lib.launch.pacing import StartOrder
 from colo_lib.launch.rpc import call, runtime_folder
 from colo_lib.launch.specs import EngineSpec, specs_of
 from colo_lib.launch.trial import run_trial
@@ -28,7 +30,6 @@ from colo_lib.params import check
 from colo_lib.placement import placement_of
 from colo_lib.records import Trial
 from tests.launch.test_faults import nano
-from tests.processes import wait_until
 
 pytestmark = pytest.mark.engine
 # Several starts of other tests' engines beside it must not fail this one.
@@ -115,18 +116,14 @@ def test_by_slo_it_takes_the_cores_that_gens_steps_leave(up: Engines, tmp_path: 
     assert (host.late_gaps or 0) > 0 if size == 1 else host.late_gaps == 0
 
 
-def test_an_error_of_a_pass_fails_the_trial_alone(up: Engines, tmp_path: Path) -> None:
-    (handle,) = up.handles().embeds
-    call(handle, "start", micro_batch_size=-1)  # type: ignore[arg-type]
-    assert wait_until(lambda: call(handle, "status")["error"])  # type: ignore[arg-type]
-    with pytest.raises(StepFailed, match=r"embed: RuntimeError: split"):
-        run_trial(with_passes_of(-1), up.handles(), tmp_path / "trial-1", 1)
+def test_an_error_of_a_pass_fails_the_trial_alone(up: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as bad:
+        bad.setattr(load, "start_order", lambda *_: StartOrder(duty=1.0, micro_batch_size=-1, stall_s=0.0))
+        with pytest.raises(StepFailed, match=r"embed: RuntimeError: split"):
+            trial(up, "inproc", tmp_path)
+    assert isinstance(up.gen, GenServer)
+    assert up.gen.works()
     assert trial(up, "inproc", tmp_path / "next").status == "done"
-
-
-def with_passes_of(sequences: int) -> Any:
-    spec = specs("inproc").trial
-    return replace(spec, load=replace(spec.load, pacing=replace(spec.load.pacing, micro_batch_size=sequences)))
 
 
 @pytest.mark.parametrize("bad", ["no such model", "more memory than there is"])
@@ -202,20 +199,15 @@ def test_an_order_while_all_ends_hangs_nobody(tmp_path: Path, engine_python: Pat
 
 
 def test_with_two_ranks_each_worker_has_its_embedder(tmp_path: Path, engine_python: Path) -> None:
-    spec = specs("configB").engines
-    alone = specs("inproc").engines
-    placement = replace(spec.placement, mechanism="in-process")
-    sharded = EngineSpec(
-        replace(spec.gen, mechanism=alone.gen.mechanism), replace(spec.embed, sizes=(1,)), placement
-    )  # fmt: skip
+    both = specs("configB-inproc", inproc_embed_sms="1")
     with runtime_folder() as runtime:
-        engines = Engines(sharded, runtime, tmp_path)
+        engines = Engines(both.engines, runtime, tmp_path)
         try:
             handles = engines.start(want_gen=True, want_embed=True)
             evidence = handles.evidence()
             assert isinstance(evidence, InProcessEvidence)
             assert [host.rank for host in evidence.hosts] == [0, 1]
-            record = run_trial(replace(specs("configB").trial, placement=placement), handles, tmp_path / "trial-1", 1)
+            record = run_trial(both.trial, handles, tmp_path / "trial-1", 1)
             assert record.status == "done", record.reason
             assert record.pids == {"gen": handles.pids()["gen"], "embed": [host.pid for host in evidence.hosts]}
             assert isinstance(record.mechanism_evidence.after, InProcessEvidence)  # type: ignore[union-attr]
