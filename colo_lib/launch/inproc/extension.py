@@ -63,11 +63,12 @@ class EmbedBesideGen:
             worker.init_device = with_high_priority(worker.init_device, keep_stream=True)
             worker.compile_or_warm_up_model = with_high_priority(worker.compile_or_warm_up_model)
         host = EmbedHost(told["folder"], rank, seen, worker)
-        shutdown = worker.shutdown
+        shutdown: Callable[[], Any] | None = getattr(worker, "shutdown", None)
 
         def end_both() -> None:
             host.end()
-            shutdown()
+            if shutdown is not None:
+                shutdown()
 
         worker.shutdown = end_both
         host.start()

@@ -68,11 +68,13 @@ class HostedWorker(Worker):
             return pool(states, self.ones[: len(ids)], self.job["pooling"])
 
     def warm(self) -> None:
-        """One pass on every lane: what it captures, and what it needs of memory, is there before the first order."""
+        """One batch on every lane: what it captures, and what it needs of memory, is there before the first order."""
         if self.job["torch_device"] == "cuda":
             self.torch.cuda.reset_peak_memory_stats()
         for lane in self.lanes.values():
-            lane.run(self.inputs[0])
+            for part in self.inputs[0].split(self.job.get("pass_sequences") or len(self.inputs[0])):
+                lane.run(part)
+            lane.may_capture = False
         if self.job["torch_device"] == "cuda":
             self.most = int(self.torch.cuda.max_memory_allocated()) - self.loaded_from
 

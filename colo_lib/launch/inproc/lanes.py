@@ -43,6 +43,7 @@ class CoreLane:
         # vLLM puts a refusal in the place of torch.set_num_threads; the count is each thread's own (OpenMP).
         self.set_threads = torch._C.set_num_threads
         self.facts = {"wanted": wanted, "held_sms": self.given, "all_sms": all_cores, "backend": "threads"}
+        self.may_capture = False
 
     def told(self) -> dict[str, Any]:
         """What it is, for the records."""
@@ -62,6 +63,8 @@ class CudaLane:
         self.context = context  # of the stream, which would end with it
         self.graphs: dict[tuple[int, ...], Any] = {}
         self.why_eager = ""
+        # While the engine works none is captured: its own random numbers, drawn meanwhile, would be refused.
+        self.may_capture = True
 
     def run(self, ids: Any) -> Any:
         """(sequences, tokens) ids of the host to vectors, back on the host; waits without holding the interpreter."""
@@ -69,7 +72,9 @@ class CudaLane:
 
         shape = tuple(ids.shape)
         if shape not in self.graphs:
-            self.graphs[shape] = self.captured(ids)
+            self.graphs[shape] = self.captured(ids) if self.may_capture else None
+            if not self.may_capture:
+                self.why_eager = f"passes of {shape[0]} sequences were not asked for when it was loaded"
         held = self.graphs[shape]
         with torch.inference_mode(), torch.cuda.stream(self.stream):
             if held is None:
