@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from colo_lib.analysis import operating_point
@@ -12,6 +14,8 @@ from colo_lib.examples.simulated_run import write_run
 from colo_lib.examples.simulated_trial import Plan
 from colo_lib.params import Params, check
 from colo_lib.paths import RECORDED
+from colo_lib.plot import decisions
+from colo_lib.plot.style import MECHANISM_MARKERS
 
 # cap -> what step 2 keeps of (gen, embed): 50 is worse than 25 in both
 PLANTED = {100: (0.60, 0.80), 50: (0.70, 0.20), 25: (0.97, 0.30)}
@@ -97,3 +101,23 @@ def test_the_recorded_frontier_meets_no_bound_and_mps_alone_says_why() -> None:
     assert "0.938 [0.927, 0.950, within one start] at 32" in said
     assert "on these engines no lever" in said, "one start rules nothing out"
     assert found["aggregate"].max() == pytest.approx(1.115, abs=0.002)
+
+
+def test_mechanisms_stand_on_one_frontier_each_with_its_mark_and_its_idle_neighbour(tmp_path: Path) -> None:
+    made = []
+    for sizes, kept in (("0", (0.5, 0.6)), ("96", (0.8, 0.4))):
+        plan = Plan(
+            run_id=f"cell-{sizes}", blocks=4, noise=0.002, window_s=1.0, device="cuda",
+            gen_kept={"step1": 1.0, "step2": 0.6, "mps-alone": 0.9, "inproc": kept[0], "inproc-alone": 0.97},
+            embed_kept={"step4": 1.0, "step2": 0.5, "inproc": kept[1]}, params={"inproc_embed_sms": sizes},
+        )  # fmt: skip
+        run = open_run(write_run(tmp_path, plan))
+        made.append(SweepCell(f"cell-{sizes}", {"inproc_embed_sms": sizes}, "done", None, run))
+    found = operating_point.settings(collect(made, ("inproc_embed_sms",)), made, 0.95, 0.10)
+    by_setting = {(row.mechanism, row.setting): row for row in found.itertuples()}
+    assert set(by_setting) == {("mps", "flat out"), ("in-process", "flat out"), ("in-process", "on 96 SMs")}
+    for (mechanism, _), row in by_setting.items():
+        assert row.idle_neighbour == pytest.approx(0.9 if mechanism == "mps" else 0.97, abs=0.02)
+    figure = decisions.operating_points(found, 0.95)
+    marks = {line.get_marker() for line in figure.axes[0].lines}
+    assert {MECHANISM_MARKERS["mps"], MECHANISM_MARKERS["in-process"]} <= marks

@@ -182,3 +182,17 @@ def test_the_recorded_levers_take_two_starts_of_the_server_on_one_worker_instead
     assert starts(plan_joint([(name, params.model_copy(update={"starts": 1})) for name, params in grid])) == 2
     alone = [plan_joint([(name, params.model_copy(update={"starts": 1}))]) for name, params in grid]
     assert sum(map(starts, alone)) == 26
+
+
+def test_sizes_and_policies_of_one_process_share_its_server_and_all_that_they_do_not_touch() -> None:
+    steps = "step1,step4,inproc,inproc-alone"
+    varied = [
+        (f"{sizes}-{policy}", check(GPU | {"steps": steps, "inproc_embed_sms": sizes, "inproc_policy": policy}, "test"))
+        for sizes in ("0", "96", "96,64")
+        for policy in ("fixed", "phase", "slo")
+    ]
+    assert shape(varied) == {("step1", 9): 3, ("step4", 9): 3, ("inproc-alone", 9): 3, ("inproc", 1): 27}
+    order = [trial.specs.engines for trial in plan_joint(varied)]
+    servers = [gen for gen, _ in itertools.groupby(engines.gen for engines in order)]
+    embedders = [embed for embed, _ in itertools.groupby((engines.gen, engines.embed) for engines in order)]
+    assert (len(servers), len(embedders)) == (2, 4)
