@@ -116,8 +116,6 @@ class EmbedSpec:
     limits: Limits | None = None
     sizes: tuple[int, ...] = ()
     """In gen's process: how many SMs it may use, 0 for all; the first unless a policy chooses."""
-    pass_sequences: int = 0
-    """In gen's process: of a forward pass, 0 for a batch; its graphs are made when it is loaded."""
     server: EmbedServerSpec | None = None
     """Where a server embeds; None: the loop of `embed_worker`."""
 
@@ -318,7 +316,6 @@ class _Wanted:
             ready_timeout_s=params.ready_timeout_s,
             limits=self.limits("embed"),
             sizes=sm_sizes(params.inproc_embed_sms) if in_gen else (),
-            pass_sequences=params.embed_micro_batch_size if in_gen else 0,
             server=self.embed_server(),
         )
 

@@ -72,8 +72,7 @@ class HostedWorker(Worker):
         if self.job["torch_device"] == "cuda":
             self.torch.cuda.reset_peak_memory_stats()
         for lane in self.lanes.values():
-            for part in self.inputs[0].split(self.job.get("pass_sequences") or len(self.inputs[0])):
-                lane.run(part)
+            lane.run(self.inputs[0])
             lane.may_capture = False
         if self.job["torch_device"] == "cuda":
             self.most = int(self.torch.cuda.max_memory_allocated()) - self.loaded_from

@@ -74,7 +74,7 @@ class CudaLane:
         if shape not in self.graphs:
             self.graphs[shape] = self.captured(ids) if self.may_capture else None
             if not self.may_capture:
-                self.why_eager = f"passes of {shape[0]} sequences were not asked for when it was loaded"
+                self.why_eager = f"passes of {shape[0]} sequences: captured are whole batches"
         held = self.graphs[shape]
         with torch.inference_mode(), torch.cuda.stream(self.stream):
             if held is None:

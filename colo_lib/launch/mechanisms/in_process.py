@@ -86,8 +86,7 @@ class InProcess(Mechanism):
 
     def embed_job(self) -> dict[str, Any]:
         """The sizes that lanes are made for."""
-        embed = self.spec.embed
-        return {"sizes": list(embed.sizes), "pass_sequences": embed.pass_sequences, "gen_priority": self.priority}
+        return {"sizes": list(self.spec.embed.sizes), "gen_priority": self.priority}
 
     def facts(self) -> InProcessFacts:
         """Sockets of the threads, by rank."""

@@ -66,15 +66,10 @@ def test_a_vllm_on_the_shells_path_is_found_and_stays_on_the_engines(
 
 def test_the_server_is_started_with_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_process, "refuse_without_flag", lambda _: None)
-    spec = engines(
-        gen_extra_args="--block-size 16",
-        inproc_embed_sms="96, 64",
-        inproc_gen_priority="normal",
-        embed_micro_batch_size=8,
-    )
+    spec = engines(gen_extra_args="--block-size 16", inproc_embed_sms="96, 64", inproc_gen_priority="normal")
     mechanism = InProcess(spec, tmp_path)
     assert server_command(mechanism.adjusted(spec.gen), 1)[-4:] == ["--block-size", "16", in_process.FLAG, EXTENSION]
-    assert mechanism.embed_job() == {"sizes": [96, 64], "pass_sequences": 8, "gen_priority": "normal"}
+    assert mechanism.embed_job() == {"sizes": [96, 64], "gen_priority": "normal"}
     assert [Path(socket) for socket in mechanism.facts().sockets] == [files_of(tmp_path, 0)["socket"]]
     mechanism.close()
     assert not list(tmp_path.iterdir())
