@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from colo_lib.analysis.capacity import Unit
@@ -187,12 +188,20 @@ def _work(per_device: Mapping[int, pd.DataFrame]) -> str:
     sides = sides_of_one([row.doubt_more for _, row in asked_rows], [row.doubt_less for _, row in asked_rows])
     by_step: dict[str, list[str]] = {}
     for (concurrency, row), answer in zip(asked_rows, sides, strict=True):
-        span = f"[{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
-        by_step.setdefault(row.step, []).append(f"{row.mean:.2f} {span} at {concurrency} in flight ({answer})")
+        by_step.setdefault(row.step, []).append(
+            f"{_with_interval(row.mean, row)} at {concurrency} in flight ({answer})"
+        )
     names = names_of((row.step, row.mechanism) for _, row in asked_rows)
     words = "; ".join(f"{names[step]} {', '.join(values)}" for step, values in by_step.items())
     return f"{asked} {words or 'Not measured'}."
 
 
 def _told(row: Any) -> str:
-    return f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"
+    return _with_interval(row.ratio, row)
+
+
+def _with_interval(mean: float, row: Any) -> str:
+    """'1.04 [1.03, 1.05]', or that one block has no interval."""
+    if np.isnan(row.low) or np.isnan(row.high):
+        return f"{mean:.2f} (one block: no interval)"
+    return f"{mean:.2f} [{row.low:.2f}, {row.high:.2f}{within_starts(row.starts)}]"

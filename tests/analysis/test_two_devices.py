@@ -65,6 +65,14 @@ def test_outcomes_are_answered_by_their_intervals() -> None:
     assert "? Yes: 1.90" in two_devices.outcomes(two_devices.chain(linear), {1: kept}, met)[1]
 
 
+def test_one_block_has_no_interval_and_says_so() -> None:
+    frame = counted()
+    one = frame[frame["block"] == frame["block"].iloc[0]]
+    said = two_devices.outcomes(two_devices.chain(one), {1: kept_fractions(block_ratios(one))}, {})
+    assert "0.91 (one block: no interval) at 1 in flight (not settled)" in said[0]
+    assert "1.50 (one block: no interval) times one device's rate" in said[1]
+
+
 def test_what_was_not_measured_is_said() -> None:
     frame = counted({"configA": 100.0})
     said = two_devices.outcomes(two_devices.chain(frame), {1: kept_fractions(block_ratios(frame))}, {})

@@ -93,11 +93,13 @@ def other(name: str) -> Any:
 VARIED = [name for name in PURPOSES if name in OTHER or Params.model_fields[name].annotation in (bool, int, float)]
 
 
-# What else has to stand for a parameter to say anything: no room made beforehand; an embedding server.
+# What else has to stand for a parameter to say anything: no room made beforehand; an embedding server; a demand.
 FREE: dict[str, dict[str, Any]] = {
     "gen_concurrency": {"gen_max_num_seqs": 0},
     "embed_concurrency": {"embed_engine": "vllm"},
     "embed_enforce_eager": {"embed_engine": "vllm"},
+    "gen_rate": {"gen_arrivals": "poisson", "gen_rate": 1.0},
+    "embed_rate": {"embed_arrivals": "poisson", "embed_rate": 1.0},
 }
 
 
