@@ -341,9 +341,13 @@ class Params(BaseModel):
     def _what_an_embedding_server_can(self) -> Params:
         if (self.embed_engine == "url") != bool(self.embed_url):
             remedy = "give both, or neither: embed_engine: url drives the server that runs at embed_url"
-            raise ValueError(f"embed_engine = {self.embed_engine!r} and embed_url = {self.embed_url!r}: {remedy}")
+            raise ValueError(
+                f"parameters 'embed_engine' = {self.embed_engine!r} and 'embed_url' = {self.embed_url!r}: {remedy}"
+            )
         if self.embed_url and not self.embed_url.startswith(("http://", "https://")):
-            raise ValueError(f"embed_url = {self.embed_url!r} is no address: it begins with http:// or https://")
+            raise ValueError(
+                f"parameter 'embed_url' = {self.embed_url!r} is no address: it begins with http:// or https://"
+            )
         if self.embed_engine != "transformers" and (self.embed_pacing != "none" or self.embed_micro_batch_size):
             raise ValueError(
                 f"embed_pacing and embed_micro_batch_size hold the loop back, not a server (embed_engine = "

@@ -202,7 +202,8 @@ def test_a_notebook_that_is_not_trusted_has_words_where_the_timeline_would_be(
     notebook_output.show_timeline(_packed(), "kernel-zoom", "A caption.", "It in words.", section="traces")
     output = {"output_type": "display_data", "data": shown[0], "metadata": {}}
     cell = {"cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1, "outputs": [output]}
-    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (lab_root / "notebooks" / "sent.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     _open(browser, lab, "sent.ipynb")
     told = "const area = document.querySelector('.jp-OutputArea-output'); return area ? area.innerText : '';"

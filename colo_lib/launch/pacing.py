@@ -60,8 +60,9 @@ def start_order(pacing: PacingSpec, placement: Placement) -> StartOrder:
         return StartOrder(duty=1.0, micro_batch_size=0, stall_s=0.0)
     duty = pacing.duty if pacing.kind == "duty" else 1.0
     stall_s = pacing.embed_stall_ms / 1e3 if pacing.kind != "none" else 0.0
-    policy = pacing.policy if MECHANISMS[placement.mechanism].in_gen else "fixed"
-    return StartOrder(duty, pacing.micro_batch_size, stall_s, policy, pacing.gen_gap_ms)
+    in_gen = MECHANISMS[placement.mechanism].in_gen
+    policy, gap_ms = (pacing.policy, pacing.gen_gap_ms) if in_gen else ("fixed", 0.0)
+    return StartOrder(duty, pacing.micro_batch_size, stall_s, policy, gap_ms)
 
 
 def shares(placement: Placement) -> bool:

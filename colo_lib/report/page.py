@@ -105,13 +105,16 @@ def keep_figures(run: Run, figures: Path, varied: str = "") -> None:
 
 
 def figures_end(run: Run, varied: str = "") -> str:
-    """`--<gpu>--<pair>--embed-<batch>x<tokens>` of figure files (`-vllm-16`, `-eager`): words for any file system.
+    """`--<gpu>--<pair>--embed-<batch>x<tokens>` of figure files (`-vllm-16`, `-eager-32-cores`): words for any
+    file system.
 
     `varied`: a parameter that a sweep varies; two sweeps of one pair would else take each other's files.
     """
     models = [str(run.manifest.model_of(name).name) for name in ("gen", "embed")]
     words = [run.manifest.machine.device_name, "+".join(models)]
-    eager = "-eager" if run.params.gen_enforce_eager else ""
+    # Without CUDA graphs the host launches every kernel: its cores are part of what was measured.
+    cores = run.manifest.machine.cores
+    eager = (f"-eager-{cores}-cores" if cores else "-eager") if run.params.gen_enforce_eager else ""
     engine = run.params.embed_engine
     served = "" if engine == "transformers" else f"-{engine}-{run.params.embed_concurrency}"
     words.append(f"embed-{run.params.embed_batch_size}x{run.params.embed_sequence_tokens}{served}{eager}")

@@ -154,7 +154,7 @@ def test_no_recorded_run_reached_more(folder: Path) -> None:
     rows = RunAnalysis(open_run(folder)).against_best
     assert len(rows)
     assert rows["reached"].notna().all()
-    assert (rows["reached"] <= rows["best"]).all()
+    assert (rows["reached"] <= 1.01 * rows["best"]).all(), "by more than one trial's rate varies"
     assert (rows["best"] <= rows["sure"]).all()
     assert (rows["guess"] <= rows["best"]).all()
     assert (rows["filled"] <= 1.01).all()

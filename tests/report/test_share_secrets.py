@@ -25,8 +25,9 @@ from colo_lib.cli import main
 from colo_lib.data.run import Run, open_run
 from colo_lib.data.scrub import Scrubber
 from colo_lib.report import share_rules
-from colo_lib.report.share import RECORDS as TABLES
-from colo_lib.report.share import START_FIELDS, share, share_sweep
+from colo_lib.report.share import share, share_sweep
+from colo_lib.report.share_tables import RECORDS as TABLES
+from colo_lib.report.share_tables import START_FIELDS
 from tests.run_folders import Plan, add_capture, change_manifest, reseal, write_run
 
 CANARY = "zqxcanary"
