@@ -32,7 +32,6 @@ MISSING: Final = "missing"
 UNKNOWN: Final = "could not look"
 MIN_DISK_GIB = 2.0
 GIB = 2**30
-AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -118,15 +117,7 @@ def _cores(params: Params) -> list[Row]:
                 True,
             )
         ]
-    return [Row("cores", OK, finding, needed=True), *_autogroups()]
-
-
-def _autogroups() -> list[Row]:
-    """A note where the kernel shares cores between sessions (sched(7), autogroup) before it does between tasks."""
-    if not AUTOGROUP.exists() or AUTOGROUP.read_text().strip() == "0":
-        return []
-    warning = "autogroups are on: beside a sharded gen, embed may get a twentieth of a core that both want (Linux 6.18)"
-    return [Row("cores, note", OK, f"{warning}; as root: sysctl -w kernel.sched_autogroup_enabled=0")]
+    return [Row("cores", OK, finding, needed=True)]
 
 
 def _host() -> list[Row]:

@@ -65,19 +65,6 @@ def test_what_the_device_does_not_tell_is_none(tmp_path: Path) -> None:
     assert gpu.compute_mode is None  # the binding lacks the function
 
 
-@pytest.mark.parametrize(("content", "notes"), [("1\n", 1), ("0\n", 0), (None, 0)], ids=["on", "off", "no such kernel"])
-def test_autogroups_that_would_starve_a_workload_are_told(
-    content: str | None, notes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    switch = tmp_path / "sched_autogroup_enabled"
-    if content is not None:
-        switch.write_text(content)
-    monkeypatch.setattr(doctor, "AUTOGROUP", switch)
-    found = [row for row in doctor.examine(Params(), engine_timeout_s=1) if row.name == "cores, note"]
-    assert len(found) == notes
-    assert all("sysctl" in row.finding for row in found)
-
-
 @pytest.mark.parametrize(
     ("behaviour", "state", "told"),
     [

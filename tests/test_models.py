@@ -62,7 +62,8 @@ for folder, role in folders.items():
     with torch.device("meta"), torch.no_grad():
         model = kind.from_config(config, attn_implementation="eager").eval()
         with FlopCounterMode(display=False) as counter:
-            model(input_ids=torch.zeros(1, tokens, dtype=torch.long), attention_mask=torch.ones(1, tokens))
+            mask = torch.ones(1, 1, tokens, tokens, dtype=model.dtype)  # whole: meta tensors have no values to look at
+            model(input_ids=torch.zeros(1, tokens, dtype=torch.long), attention_mask=mask)
     out[folder] = counter.get_total_flops()
 print("\\n" + json.dumps(out))
 """
