@@ -102,7 +102,27 @@ def test_cells_run_on_both_nodes_and_a_lost_worker_is_sent_again(cluster: Any, t
     assert list(open_sweep(folder).runs) == ["cell-001", "cell-002", "cell-004", "cell-005", "cell-006"]
 
 
+def test_cells_of_one_start_share_a_worker_and_none_pays_for_the_one_that_kills_it(
+    cluster: Any, tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server takes all concurrencies: a half of the cells goes to each node, and 4 kills its worker every time."""
+    del engine_python
+    # A node that was slow to start and was asked for twice may have come up after all.
+    monkeypatch.setattr(sweep_on_ray._Cluster, "_workers", lambda *_: NODES)
+    folder = begun(tmp_path, "1,3,4,5,6,7", jointly=True, gen_max_num_seqs=64, steps="step4")
+    records = carry_out_sweep(folder, lambda _: None, sweep_on_ray.carry_out_on(cluster.address, pretend))
+    status = {found.cell: (found.status, found.attempts) for found in records}
+    assert status == {
+        "cell-001": ("done", 3), "cell-002": ("done", 3), "cell-003": ("lost", 3),
+        "cell-004": ("done", 1), "cell-005": ("done", 1), "cell-006": ("done", 1),
+    }  # fmt: skip
+    assert len({found.host for found in records[3:]}) == 1, "one worker had them all"
+    assert len({found.host for found in records[:2]}) == NODES, "and each of these its own in the end"
+    assert list(open_sweep(folder).runs) == ["cell-001", "cell-002", "cell-004", "cell-005", "cell-006"]
+
+
 def test_a_lost_node_costs_no_cell(cluster: Any, tmp_path: Path) -> None:
+    """After those that count on two nodes: it adds one and takes one away."""
     folder = begun(tmp_path, "8")
     said: list[str] = []
     began = folder / "cells/cell-001/began"
@@ -159,25 +179,6 @@ def test_a_folder_travels_whole_in_pieces_and_escapes_nowhere(tmp_path: Path, mo
     with pytest.raises(tarfile.TarError):
         ray_worker.unpack(buffer, tmp_path / "to")
     assert not (tmp_path / "escaped").exists()
-
-
-def test_cells_of_one_start_share_a_worker_and_none_pays_for_the_one_that_kills_it(
-    cluster: Any, tmp_path: Path, engine_python: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One server takes all concurrencies: a half of the cells goes to each node, and 4 kills its worker every time."""
-    del engine_python
-    # A node that was slow to start and was asked for twice may have come up after all.
-    monkeypatch.setattr(sweep_on_ray._Cluster, "_workers", lambda *_: NODES)
-    folder = begun(tmp_path, "1,3,4,5,6,7", jointly=True, gen_max_num_seqs=64, steps="step4")
-    records = carry_out_sweep(folder, lambda _: None, sweep_on_ray.carry_out_on(cluster.address, pretend))
-    status = {found.cell: (found.status, found.attempts) for found in records}
-    assert status == {
-        "cell-001": ("done", 3), "cell-002": ("done", 3), "cell-003": ("lost", 3),
-        "cell-004": ("done", 1), "cell-005": ("done", 1), "cell-006": ("done", 1),
-    }  # fmt: skip
-    assert len({found.host for found in records[3:]}) == 1, "one worker had them all"
-    assert len({found.host for found in records[:2]}) == NODES, "and each of these its own in the end"
-    assert list(open_sweep(folder).runs) == ["cell-001", "cell-002", "cell-004", "cell-005", "cell-006"]
 
 
 @pytest.mark.engine
