@@ -4,8 +4,8 @@
 
 Each case is a `colo run` of its own with one long window, that of nsys with a capture. The moment is a few seconds into
 the trial; the victim gets SIGKILL. What must hold: the launcher ends by itself within its deadlines and says which
-process died, no process of ours lives, nothing of ours stays in /dev/shm or below /tmp, and the GPU's memory comes
-back. Standard library and the package alone, so that it runs where pytest is not.
+process died, no process of ours lives, nothing of ours stays in /dev/shm or (after what the next start removes) below
+/tmp, and the GPU's memory comes back. Standard library and the package alone, so that it runs where pytest is not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from colo_lib.launch.rpc import remove_stale
 from tests.campaigns.random_kills import Run, traces_left
 from tests.processes import MARK, token_carriers, wait_until
 
@@ -77,6 +78,7 @@ def carry_out(name: str, params: str, sets: list[str], device: str) -> dict[str,
         ended_s = time.monotonic() - struck_s
         wait_until(lambda: not token_carriers(), ORPHANS_S)
         clean_s = time.monotonic() - struck_s
+        remove_stale()  # what the next start does first: a launcher that was killed leaves its folder to it
         left = traces_left(segments, began_s)
         wait_until(lambda: memory_used_mib(device) <= before_mib + 64, MEMORY_S)
         trials = [json.loads(file.read_text()) for file in folder.glob("runs/*/steps/*/*/trial.json")]
