@@ -69,6 +69,21 @@ print("\\n" + json.dumps(out))
 """
 
 
+def in_torch(code: str, argument: object) -> dict[str, int]:
+    """What a program told that ran in the engines' interpreter: model folder -> a count."""
+    done = subprocess.run(
+        [str(resolve_python("auto")), "-c", code, json.dumps(argument)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    counted: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return counted
+
+
 def config_of(name: str) -> dict:
     return find_model(name, ROLES[name]).config
 
@@ -92,33 +107,16 @@ def test_a_mixture_of_experts_passes_a_token_through_few() -> None:
 @pytest.mark.engine
 def test_the_formulas_count_what_torch_builds() -> None:
     folders = {str(find_model(name, role).folder): role for name, role in ROLES.items()}
-    done = subprocess.run(
-        [str(resolve_python("auto")), "-c", COUNT_IN_TORCH, json.dumps(folders)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    counted = json.loads(done.stdout.splitlines()[-1])
-    assert counted == {folder: find_model(Path(folder).name, role).parameters for folder, role in folders.items()}
+    told = in_torch(COUNT_IN_TORCH, folders)
+    assert told == {folder: find_model(Path(folder).name, role).parameters for folder, role in folders.items()}
 
 
 @pytest.mark.engine
 def test_operations_are_those_that_torch_counts() -> None:
     """Every token attends to all in torch's count; the rotation's angles and BERT's pooler are not in ours."""
     folders = {str(find_model(name, role).folder): role for name, role in ROLES.items() if "a3b" not in name}
-    done = subprocess.run(
-        [str(resolve_python("auto")), "-c", FLOPS_IN_TORCH, json.dumps([folders, TOKENS])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for folder, counted in json.loads(done.stdout.splitlines()[-1]).items():
+    told = in_torch(FLOPS_IN_TORCH, [folders, TOKENS])
+    for folder, counted in told.items():
         token = token_flops(config_of(Path(folder).name), folders[folder])
         expected = TOKENS * (token.attended(TOKENS, causal=False) + token.head)
         assert counted == pytest.approx(expected, rel=0.002), folder

@@ -13,9 +13,8 @@ from colo_lib.params import Params
 from colo_lib.paths import frame_file, trial_folder
 from colo_lib.record.run_folder import trial_records
 from colo_lib.records import Trial
-from colo_lib.steps import STEPS, WORKLOADS, with_id
+from colo_lib.steps import ALONE, STEPS, WORKLOADS, with_id
 
-ALONE = {"gen": "step1", "embed": "step4"}
 # workload -> its frame, when a request of it was due, when it was served, its SLO
 SERVED = {
     "gen": ("requests", "submitted_ns", "first_token_ns", "slo_gen_ttft_ms"),
